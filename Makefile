@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+.PHONY: run test setup serve bench lock check
+
+PYTHON ?= python3
+FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
+SOURCE ?=
+
+run: setup
+	.venv/bin/meterwatch run $(SOURCE)
+
+test: setup check
+	.venv/bin/pytest
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet uv==0.13.8
+	.venv/bin/uv pip install --quiet --python .venv/bin/python $(FIND_LINKS) -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+serve: setup
+	.venv/bin/meterwatch serve
+
+bench: setup
+	.venv/bin/python -m pytest tests/benchmarks --benchmark
+
+# Write the lock anew after a change of pyproject.toml; torch without its local version, so that
+# a GPU machine takes the CUDA build.
+lock:
+	.venv/bin/uv pip compile --quiet $(FIND_LINKS) --no-annotate --no-header --group dev pyproject.toml \
+		| sed 's/+cpu$$//' > requirements.lock

@@ -1,0 +1,1 @@
+"""What is computed: frames, arrays and tensors in, the same out."""

@@ -1,0 +1,1 @@
+"""A file a model: its configuration above its `nn.Module`."""

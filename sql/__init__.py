@@ -1,0 +1,1 @@
+"""What is asked: views, named queries and checks, read as package data."""

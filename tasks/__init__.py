@@ -1,0 +1,51 @@
+"""Where data lives and what may fail.
+
+A task loads by key, calls `ml`, writes by key and returns a small receipt: keys cross a Prefect
+boundary, never frames, because Prefect would hash and pickle every argument and result.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Task(Generic[P, R]):
+    """A function that becomes a Prefect task run inside a flow run and a plain call outside."""
+
+    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.options = options
+
+    @functools.cached_property
+    def recorded(self) -> Callable[..., Any]:
+        """The Prefect task; made late, so that verbs without a flow never import Prefect."""
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        declare: Callable[..., Callable[..., Any]] = task
+        return declare(self.function, cache_policy=NO_CACHE, **self.options)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run once."""
+        run: Callable[..., R] = self.recorded if _in_flow_run() else self.function
+        return run(*args, **kwargs)
+
+    def map(self, items: Iterable[Any], **constants: Any) -> list[R]:
+        """Run once an item (the first parameter), with `constants` the same for all."""
+        run: Callable[..., R] = self
+        return [run(item, **constants) for item in items]
+
+
+def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Declare a task with the house's cache policy; options as `prefect.task` takes them."""
+    return lambda function: Task(function, options)
+
+
+def _in_flow_run() -> bool:
+    context = sys.modules.get("prefect.context")
+    return context is not None and context.FlowRunContext.get() is not None

@@ -1,0 +1,144 @@
+"""Every path of the home, and the only code that writes Parquet there.
+
+    HOME/lake/days/month=YYYY-MM/days.parquet       household-days, one file a month
+    HOME/lake/<reference>.parquet                   households, weather, holidays, tariffs
+    HOME/lake/{deliveries,quarantine}/*.parquet     one file a delivery
+    HOME/runs/*.parquet                             one file a run
+    HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
+    HOME/models/<version>/                          local copies of registered detectors
+    HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
+
+A file is replaced whole: written under a name that no reader's glob matches, synced, renamed.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Final, Literal
+
+import dataframely as dy
+import polars as pl
+from filelock import FileLock
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+
+from ml import schemas
+from tasks.settings import settings
+
+Reference = Literal["households", "weather", "holidays", "tariffs"]
+Ledger = Literal["deliveries", "quarantine", "runs"]
+Table = Literal["scores", "anomalies", "episodes"]
+
+SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
+    "days": schemas.Days,
+    "households": schemas.Households,
+    "weather": schemas.Weather,
+    "holidays": schemas.Holidays,
+    "tariffs": schemas.Tariffs,
+    "deliveries": schemas.Deliveries,
+    "quarantine": schemas.Quarantine,
+    "runs": schemas.Runs,
+    "scores": schemas.Scores,
+    "anomalies": schemas.Anomalies,
+    "episodes": schemas.Episodes,
+}
+GLOBS: Final = {
+    "days": "lake/days/month=*/*.parquet",
+    "deliveries": "lake/deliveries/*.parquet",
+    "quarantine": "lake/quarantine/*.parquet",
+    "runs": "runs/*.parquet",
+    "scores": "tables/scores/night=*/*.parquet",
+    "anomalies": "tables/anomalies/night=*/*.parquet",
+    "episodes": "tables/episodes/night=*/*.parquet",
+}
+
+
+def home() -> Path:
+    """The root of all state."""
+    return settings().home
+
+
+def glob(name: str) -> str:
+    """The glob of a table's files, as DuckDB and Polars take it."""
+    return str(home() / GLOBS.get(name, f"lake/{name}.parquet"))
+
+
+def files(name: str) -> list[Path]:
+    """The files of a table, in order."""
+    return sorted(home().glob(str(Path(glob(name)).relative_to(home()))))
+
+
+# A scan can panic while a file under it is replaced (pola-rs/polars #27365): read again.
+@retry(
+    retry=retry_if_exception_type((pl.exceptions.PanicException, FileNotFoundError)),
+    stop=stop_after_attempt(5),
+    wait=wait_random(max=0.2),
+    reraise=True,
+)
+def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Collect a scan of the home, also while a writer replaces a file of it."""
+    return frame.collect()
+
+
+def scan(name: str) -> pl.LazyFrame:
+    """Scan a table; an absent one is empty."""
+    schema, found = SCHEMAS[name], files(name)
+    if not found:
+        return schema.create_empty().lazy()
+    return pl.scan_parquet(found, hive_partitioning=False)
+
+
+def read(name: str) -> pl.DataFrame:
+    """Read a whole small table; an absent one is empty."""
+    return collect(scan(name))
+
+
+def scan_days(first: date, last: date) -> pl.LazyFrame:
+    """Scan the household-days of the nights `first` to `last`, both included."""
+    lowest, highest = f"month={first:%Y-%m}", f"month={last:%Y-%m}"
+    found = [path for path in files("days") if lowest <= path.parent.name <= highest]
+    if not found:
+        return schemas.Days.create_empty().lazy()
+    days = pl.scan_parquet(found, hive_partitioning=False)
+    return days.filter(pl.col("night").is_between(first, last))
+
+
+def replace(path: Path, frame: pl.DataFrame) -> None:
+    """Replace one Parquet file whole; a killed writer leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    frame.write_parquet(partial, compression="zstd", statistics=True, row_group_size=32_768)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def replace_month(month: date, days: pl.DataFrame) -> None:
+    """Replace one month of the lake; rows sorted by night and household."""
+    days = schemas.Days.validate(days.sort("night", "household_id"))
+    replace(home() / f"lake/days/month={month:%Y-%m}/days.parquet", days)
+
+
+def replace_reference(name: Reference, frame: pl.DataFrame) -> None:
+    """Replace a reference table."""
+    replace(home() / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
+
+
+def replace_ledger(name: Ledger, key: str, frame: pl.DataFrame) -> None:
+    """Replace one entry of a ledger."""
+    replace(Path(glob(name)).with_name(f"{key}.parquet"), SCHEMAS[name].validate(frame))
+
+
+def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
+    """Replace one night of a result table."""
+    path = home() / f"tables/{table}/night={night}/{table}.parquet"
+    replace(path, SCHEMAS[table].validate(frame))
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Hold the home's write lock: one writer at a time, readers never wait."""
+    home().mkdir(parents=True, exist_ok=True)
+    with FileLock(home() / ".lock"):
+        yield

@@ -1,0 +1,49 @@
+"""Every setting, each an environment variable `METERWATCH_*`."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml.errors import UserError
+
+
+class Settings(BaseSettings):
+    """What a user may configure; the README's table is made of these fields."""
+
+    model_config = SettingsConfigDict(env_prefix="METERWATCH_", frozen=True, extra="forbid")
+
+    home: Path = Field(Path("data"), description="where all state lives")
+    landing: Path | None = Field(None, description="where deliveries land (default: HOME/landing)")
+    alert_budget: float = Field(
+        3.0, gt=0, le=100, description="false alarms per 1,000 normal household-nights"
+    )
+    min_readings: int = Field(36, ge=1, le=48, description="half-hours a night needs to be scored")
+    supply_limit_kwh: float = Field(
+        12.0, gt=0, description="most that a supply can deliver in a half-hour"
+    )
+    mlflow_uri: str | None = Field(
+        None, description="MLflow tracking server (default: SQLite in HOME)"
+    )
+    prefect_port: int = Field(4200, ge=1, le=65535, description="port of `make serve`'s Prefect")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
+    threads: int = Field(1, ge=1, description="torch threads; small networks are fastest on one")
+
+    @property
+    def landing_dir(self) -> Path:
+        """The directory that `nightly` ingests."""
+        return self.landing or self.home / "landing"
+
+
+def settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        UserError: a variable has a value that its field refuses.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "METERWATCH_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise UserError(f"{name}: {first['msg']} (got {first['input']!r})") from None
