@@ -1,0 +1,23 @@
+"""Fixtures that several test modules share."""
+
+from pathlib import Path
+
+import pytest
+
+LONDON = Path(__file__).parents[2] / "shared" / "lcl"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("METERWATCH_HOME", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def london() -> Path:
+    """The real readings of Low Carbon London."""
+    if not LONDON.is_dir():
+        pytest.skip("the real London readings are not at ../shared/lcl")
+    return LONDON
