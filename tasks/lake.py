@@ -24,6 +24,7 @@ from filelock import FileLock
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from ml import schemas
+from ml.errors import UserError
 from tasks.settings import settings
 
 Reference = Literal["households", "weather", "holidays", "tariffs"]
@@ -102,6 +103,25 @@ def scan_days(first: date, last: date) -> pl.LazyFrame:
         return schemas.Days.create_empty().lazy()
     days = pl.scan_parquet(found, hive_partitioning=False)
     return days.filter(pl.col("night").is_between(first, last))
+
+
+def nights(table: Table) -> list[date]:
+    """The nights that a result table holds, in order."""
+    return [date.fromisoformat(path.parent.name.removeprefix("night=")) for path in files(table)]
+
+
+def extent() -> tuple[date, date]:
+    """The first and the last night of the lake.
+
+    Raises:
+        UserError: nothing has been ingested.
+    """
+    found = files("days")
+    if not found:
+        raise UserError("the lake is empty: run `meterwatch ingest` first")
+    ends = pl.scan_parquet([found[0], found[-1]], hive_partitioning=False)
+    first, last = collect(ends.select(pl.min("night"), last=pl.max("night"))).row(0)
+    return first, last
 
 
 def replace(path: Path, frame: pl.DataFrame) -> None:

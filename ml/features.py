@@ -1,0 +1,209 @@
+"""From household-days to what a model reads: the fleet as one array, its conditions, its scale.
+
+Training and scoring call the same functions, and every value of a night depends on that night
+and on the nights before it alone, so a night computed in bulk equals the night computed by itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+import holidays as calendars
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ml.schemas import HALF_HOURS
+
+Floats = NDArray[np.floating[Any]]
+
+TIME_ZONE: Final = "Europe/London"
+LEVEL_NIGHTS: Final = 28
+MIN_LEVEL_KWH: Final = 0.01
+
+NIGHT_CONDITIONS: Final = (
+    "is_monday",
+    "is_tuesday",
+    "is_wednesday",
+    "is_thursday",
+    "is_friday",
+    "is_saturday",
+    "is_sunday",
+    "is_day_off",  # weekend or bank holiday
+    "is_summer_time",  # people follow the local clock, stamps are UTC
+    "season_sin",  # position in the year, without steps at a season's edge
+    "season_cos",
+    "temperature_c",  # mean of the day's hours
+    "humidity",  # mean of the day's hours, a share
+)
+HOUSEHOLD_CONDITIONS: Final = (
+    "price_signal",  # mean of -1 low, 0 normal, 1 high; 0 on the standard tariff
+    "affluence",  # Acorn group: 1 affluent, 0 comfortable, -1 adversity; unknown otherwise
+)
+CONDITIONS: Final = NIGHT_CONDITIONS + HOUSEHOLD_CONDITIONS
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Every registered household over consecutive nights."""
+
+    household_ids: list[str]
+    nights: list[date]
+    kwh: NDArray[np.float32]
+    """`[H, D, 48]` kWh per half-hour, NaN where missing."""
+    conditions: NDArray[np.float32]
+    """`[H, D, 15]` in the order of `CONDITIONS`, NaN where unknown."""
+
+    @property
+    def n_readings(self) -> NDArray[np.int16]:
+        """Valid half-hours, `[H, D]`."""
+        return np.isfinite(self.kwh).sum(axis=2).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A fleet in units of each household's own level."""
+
+    x: NDArray[np.float32]
+    """`[H, D, 48]` log(1 + kWh / level), NaN where missing."""
+    level_kwh: NDArray[np.float32]
+    """`[H, D]` kWh per half-hour that is usual for the household before this night."""
+
+
+def night_conditions(
+    nights: list[date], weather: pl.DataFrame, holidays: pl.DataFrame
+) -> pl.DataFrame:
+    """The conditions that all households share: `night` and `NIGHT_CONDITIONS`, a row a night."""
+    days_off = set(holidays["day"]) | set(_bank_holidays({night.year for night in nights}))
+    night = pl.col("night")
+    noon = night.cast(pl.Datetime("us")).dt.offset_by("12h").dt.replace_time_zone("UTC")
+    turn = 2 * np.pi * (night.dt.ordinal_day() - 1) / 365.25
+    hours = weather.group_by(night=pl.col("ts_utc").dt.date()).agg(
+        pl.col("temperature_c", "humidity").mean()
+    )
+    frame = pl.DataFrame({"night": nights}, schema={"night": pl.Date})
+    return (
+        frame.with_columns(
+            *(
+                (night.dt.weekday() == day).alias(name)
+                for day, name in enumerate(NIGHT_CONDITIONS[:7], start=1)
+            ),
+            is_day_off=(night.dt.weekday() >= 6) | night.is_in(sorted(days_off)),
+            is_summer_time=noon.dt.convert_time_zone(TIME_ZONE).dt.dst_offset().dt.total_hours(),
+            season_sin=turn.sin(),
+            season_cos=turn.cos(),
+        )
+        .join(hours, on="night", how="left", maintain_order="left")
+        .select("night", pl.col(NIGHT_CONDITIONS).cast(pl.Float32))
+    )
+
+
+def price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[np.float32]:
+    """Mean price signal of each night, `[D]`: -1 always low, 0 normal, 1 always high."""
+    signal = (
+        pl.col("price")
+        .cast(pl.String)
+        .replace_strict({"Low": -1.0, "Normal": 0.0, "High": 1.0}, return_dtype=pl.Float32)
+    )
+    means = tariffs.group_by(night=pl.col("ts_utc").dt.date()).agg(signal=signal.mean())
+    frame = pl.DataFrame({"night": nights}, schema={"night": pl.Date})
+    joined = frame.join(means, on="night", how="left", maintain_order="left")
+    return joined["signal"].fill_null(0.0).to_numpy().astype(np.float32)
+
+
+def conditions(
+    nights: list[date],
+    households: pl.DataFrame,
+    weather: pl.DataFrame,
+    holidays: pl.DataFrame,
+    tariffs: pl.DataFrame,
+) -> NDArray[np.float32]:
+    """The 15 conditions of every household and night, `[H, D, 15]` in the order of `CONDITIONS`."""
+    shared = night_conditions(nights, weather, holidays).select(NIGHT_CONDITIONS).to_numpy()
+    is_time_of_use = (households["tariff"] == "ToU").fill_null(value=False).to_numpy()
+    affluence = households["acorn_group"].replace_strict(
+        {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0},
+        default=None,
+        return_dtype=pl.Float32,
+    )
+    result = np.empty((len(households), len(nights), len(CONDITIONS)), dtype=np.float32)
+    result[:, :, : len(NIGHT_CONDITIONS)] = shared[None]
+    result[:, :, -2] = is_time_of_use[:, None] * price_signals(nights, tariffs)[None]
+    result[:, :, -1] = affluence.to_numpy()[:, None]
+    return result
+
+
+def fleet(
+    days: pl.DataFrame,
+    nights: list[date],
+    households: pl.DataFrame,
+    weather: pl.DataFrame,
+    holidays: pl.DataFrame,
+    tariffs: pl.DataFrame,
+) -> Fleet:
+    """Lay household-days out by household and night; `nights` are consecutive.
+
+    Households keep the order of the register; days of others or of other nights are left out.
+    """
+    register = households.select("household_id").with_row_index("h")
+    placed = days.join(register, on="household_id").filter(
+        pl.col("night").is_between(nights[0], nights[-1])
+    )
+    kwh = np.full((len(households), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
+    d = (placed["night"] - nights[0]).dt.total_days().to_numpy()
+    kwh[placed["h"].to_numpy(), d] = readings(placed["kwh"])
+    known = conditions(nights, households, weather, holidays, tariffs)
+    return Fleet(households["household_id"].to_list(), nights, kwh, known)
+
+
+def readings(kwh: pl.Series) -> NDArray[np.float32]:
+    """A column of 48 readings as `[N, 48]`, NaN where null."""
+    flat = kwh.explode().to_numpy() if len(kwh) else np.empty(0)
+    return flat.astype(np.float32).reshape(-1, HALF_HOURS)
+
+
+def scaled(fleet: Fleet, min_readings: int) -> Scaled:
+    """Express readings in units of the household's level.
+
+    The level is the median of the daily means over the `LEVEL_NIGHTS` before the night that hold
+    at least `min_readings`; a household without any is measured by the night itself.
+    """
+    usable = fleet.n_readings >= min_readings
+    means = np.where(usable, _mean(fleet.kwh), np.nan)
+    own, _ = median_and_mad(trailing(means, LEVEL_NIGHTS))
+    level = np.where(np.isnan(own), _mean(fleet.kwh), own)
+    level = np.fmax(level, MIN_LEVEL_KWH).astype(np.float32)
+    return Scaled(np.log1p(fleet.kwh / level[:, :, None]), level)
+
+
+def trailing(values: Floats, nights: int) -> Floats:
+    """The `nights` values before each night, `[H, D]` to `[H, D, nights]`, NaN before the first."""
+    padded = np.pad(values, ((0, 0), (nights, 0)), constant_values=np.nan)
+    return np.lib.stride_tricks.sliding_window_view(padded, nights, axis=1)[:, :-1]
+
+
+def median_and_mad(windows: Floats) -> tuple[Floats, Floats]:
+    """Median and median absolute deviation over the last axis, NaN left out, NaN where empty."""
+    median = _median(windows)
+    return median, _median(np.abs(windows - median[..., None]))
+
+
+def _median(windows: Floats) -> Floats:
+    """As `numpy.nanmedian` over the last axis, by one sort; NaN sorts last."""
+    ordered = np.sort(windows, axis=-1)
+    count = np.isfinite(windows).sum(axis=-1, keepdims=True)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, windows.shape[-1] - 1), axis=-1)
+    return ((low + high) / 2)[..., 0]
+
+
+def _mean(kwh: Floats) -> Floats:
+    """Mean over the half-hours that are there, NaN where none is."""
+    count = np.isfinite(kwh).sum(axis=-1)
+    total = np.nansum(kwh, axis=-1, dtype=np.float64)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _bank_holidays(years: Iterable[int]) -> list[date]:
+    return list(calendars.country_holidays("GB", subdiv="ENG", years=sorted(years)))

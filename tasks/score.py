@@ -1,0 +1,118 @@
+"""Score nights and keep the result tables."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Final
+
+import polars as pl
+import torch
+
+from ml.episodes import episodes
+from ml.errors import UserError
+from ml.score import lead, score_nights
+from tasks import lake, registry, task
+from tasks.fleet import load_fleet
+from tasks.settings import settings
+
+NIGHTS_AT_ONCE: Final = 31
+
+
+@dataclass(frozen=True)
+class ScoreReceipt:
+    """What scoring a span of nights did."""
+
+    first: date
+    last: date
+    rows: int
+    flagged: int
+    by_status: dict[str, int]
+    model_version: str
+
+
+def spans(first: date, last: date) -> Iterator[tuple[date, date]]:
+    """Cut the nights `first` to `last` into spans that fit in memory."""
+    step = timedelta(days=NIGHTS_AT_ONCE)
+    while first <= last:
+        yield first, min(first + step - timedelta(days=1), last)
+        first += step
+
+
+def wanted(first: date | None, last: date | None = None) -> tuple[date, date]:
+    """The nights to score, by default the last one of the lake.
+
+    Raises:
+        UserError: the lake is empty, or a night lies outside it.
+    """
+    begin, end = lake.extent()
+    first = first or end
+    last = last or first
+    if first > last:
+        raise UserError(f"the first night {first} is after the last night {last}")
+    for night in (first, last):
+        if not begin <= night <= end:
+            raise UserError(f"night {night} is outside the lake, which holds {begin} to {end}")
+    return first, last
+
+
+@task(name="score nights")
+def score_span(span: tuple[date, date]) -> ScoreReceipt:
+    """Score the nights of a span with the champion and replace their tables."""
+    first, last = span
+    torch.set_num_threads(settings().threads)
+    detector, version = registry.champion()
+    with lake.writing():
+        scores, anomalies = score_nights(
+            detector,
+            load_fleet(lead(first), last),
+            first,
+            min_readings=settings().min_readings,
+            alert_budget=settings().alert_budget,
+            model_version=version,
+        )
+        for night in pl.date_range(first, last, eager=True):
+            of_night = pl.col("night") == night
+            lake.replace_night("anomalies", night, anomalies.filter(of_night))
+            lake.replace_night("scores", night, scores.filter(of_night))
+    return _receipt(first, last, scores, version)
+
+
+@task(name="join episodes")
+def join_episodes() -> int:
+    """Join all flagged nights to episodes, replace the nights that changed, count the open."""
+    with lake.writing():
+        flagged = lake.scan("anomalies").select("household_id", "night", "excess_kwh", "reason")
+        nights = lake.nights("scores")
+        joined = episodes(lake.collect(flagged), last_scored=nights[-1])
+        known, kept = lake.read("episodes"), set(lake.nights("episodes"))
+        for night in sorted(kept.union(nights)):
+            begins = pl.col("first_night") == night
+            found = joined.filter(begins).sort("household_id")
+            if night not in kept or not found.equals(known.filter(begins)):
+                lake.replace_night("episodes", night, found)
+    return int(joined["is_open"].sum())
+
+
+def _receipt(first: date, last: date, scores: pl.DataFrame, version: str) -> ScoreReceipt:
+    by_status = scores.group_by(pl.col("status").cast(pl.String)).len().sort("status")
+    return ScoreReceipt(
+        first=first,
+        last=last,
+        rows=len(scores),
+        flagged=int(scores["is_anomaly"].sum()),
+        by_status=dict(by_status.iter_rows()),
+        model_version=version,
+    )
+
+
+def total(receipts: list[ScoreReceipt]) -> ScoreReceipt:
+    """The receipt of consecutive spans together."""
+    statuses = sorted({status for receipt in receipts for status in receipt.by_status})
+    return ScoreReceipt(
+        first=receipts[0].first,
+        last=receipts[-1].last,
+        rows=sum(receipt.rows for receipt in receipts),
+        flagged=sum(receipt.flagged for receipt in receipts),
+        by_status={s: sum(r.by_status.get(s, 0) for r in receipts) for s in statuses},
+        model_version=receipts[-1].model_version,
+    )
