@@ -31,6 +31,15 @@ def run_flow(flow: "Flow[P, R]", *args: P.args, **parameters: P.kwargs) -> R:
     return run(*args, **parameters)
 
 
+def leave_report(key: str, markdown: str) -> None:
+    """Leave a Markdown artifact with the flow run, where there is one."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(markdown, key=key)
+
+
 def server_url() -> str | None:
     """The Prefect server that the environment or the active profile names."""
     from prefect.settings import get_current_settings
