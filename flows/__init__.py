@@ -31,13 +31,15 @@ def run_flow(flow: "Flow[P, R]", *args: P.args, **parameters: P.kwargs) -> R:
     return run(*args, **parameters)
 
 
-def leave_report(key: str, markdown: str) -> None:
-    """Leave a Markdown artifact with the flow run, where there is one."""
-    from prefect.artifacts import create_markdown_artifact
+def name_run(name: str) -> None:
+    """Rename the flow run, where there is one, once it knows its night."""
+    from prefect.client.orchestration import get_client
     from prefect.context import FlowRunContext
 
-    if FlowRunContext.get() is not None:
-        create_markdown_artifact(markdown, key=key)
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(context.flow_run.id, name=name)
 
 
 def server_url() -> str | None:

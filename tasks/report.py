@@ -1,11 +1,32 @@
 """What a run leaves behind for people to read, in Markdown."""
 
 from collections.abc import Iterable, Mapping
-from datetime import date
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-MOST_URGENT = 10
+from tasks import lake
+
+if TYPE_CHECKING:
+    from tasks.score import ScoreReceipt
+
+MOST_URGENT: Final = 10
+
+
+def leave(key: str, markdown: str) -> None:
+    """Leave a Markdown artifact with the flow run, where there is one."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(markdown, key=key)
+
+
+def report_scores(receipt: "ScoreReceipt") -> None:
+    """Report what scoring a span of nights found."""
+    scores = lake.scan("scores").filter(pl.col("night") == receipt.last)
+    markdown = by_status(receipt.by_status) + most_urgent(lake.collect(scores))
+    leave(f"scores-{receipt.last}", markdown)
 
 
 def delivered(rows_in: int, rows_kept: int, set_aside: Mapping[str, int]) -> str:
@@ -18,10 +39,25 @@ def delivered(rows_in: int, rows_kept: int, set_aside: Mapping[str, int]) -> str
     return _section("Rows", lines)
 
 
-def scored(scores: pl.DataFrame) -> str:
-    """Households by status and the most urgent, of the nights in `scores`."""
-    nights = scores.get_column("night").unique().sort().to_list()
-    return "\n".join([_by_status(scores), *(_most_urgent(scores, night) for night in nights[-1:])])
+def by_status(households: Mapping[str, int]) -> str:
+    """Household-nights by status."""
+    rows = ((status, f"{count:,}") for status, count in households.items())
+    return _section("Household-nights by status", _table(("status", "household-nights"), rows))
+
+
+def most_urgent(scores: pl.DataFrame) -> str:
+    """The most urgent households of the last night in `scores`."""
+    night = scores.get_column("night").max()
+    flagged = scores.filter(pl.col("is_anomaly"), pl.col("night") == night)
+    if flagged.is_empty():
+        return _section("Most urgent", [f"No household was flagged on {night}."])
+    columns = ("rank", "household_id", "reason", "score", "p_value", "actual_kwh", "expected_kwh")
+    urgent = flagged.sort("rank").head(MOST_URGENT).select(columns)
+    rows = (
+        (str(rank), household, str(reason), *(_number(value) for value in values))
+        for rank, household, reason, *values in urgent.iter_rows()
+    )
+    return _section(f"Most urgent of {night}", _table(columns, rows))
 
 
 def checked(failures: Mapping[str, int]) -> str:
@@ -33,35 +69,12 @@ def checked(failures: Mapping[str, int]) -> str:
     return _section("Checks", lines)
 
 
-def _by_status(scores: pl.DataFrame) -> str:
-    counts = (
-        scores.group_by("status")
-        .agg(rows=pl.len(), flagged=pl.col("is_anomaly").sum())
-        .sort("rows", descending=True)
-    )
-    rows = ((str(s), f"{n:,}", f"{flagged:,}") for s, n, flagged in counts.iter_rows())
-    return _section("Households by status", _table(("status", "households", "flagged"), rows))
-
-
-def _most_urgent(scores: pl.DataFrame, night: date) -> str:
-    flagged = scores.filter(pl.col("is_anomaly"), pl.col("night") == night)
-    if flagged.is_empty():
-        return _section(f"Most urgent of {night}", ["No household is within the alert budget."])
-    columns = ("rank", "household_id", "reason", "score", "p_value", "actual_kwh", "expected_kwh")
-    urgent = flagged.sort("rank").head(MOST_URGENT).select(columns)
-    rows = (
-        (str(rank), household, str(reason), *(_number(value) for value in values))
-        for rank, household, reason, *values in urgent.iter_rows()
-    )
-    return _section(f"Most urgent of {night}", _table(columns, rows))
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
 def _section(title: str, lines: Iterable[str]) -> str:
-    return "\n".join([f"## {title}", "", *lines, ""])
+    return "\n".join([f"## {title}", "", *lines, "", ""])
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
