@@ -16,8 +16,7 @@ def episodes(anomalies: pl.DataFrame, last_scored: date) -> pl.DataFrame:
     `anomalies` has `household_id, night, excess_kwh, reason`. An episode is open until as many
     nights have passed without a flag; its reason is the most frequent one, the first of equals.
     """
-    by_household = {"partition_by": "household_id", "order_by": "night"}
-    gap = pl.col("night").diff().over(**by_household).dt.total_days()
+    gap = pl.col("night").diff().over("household_id", order_by="night").dt.total_days()
     joined = (
         anomalies.sort("household_id", "night")
         .with_columns(begins=(gap > SILENCE_NIGHTS).fill_null(value=True))

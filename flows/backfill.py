@@ -1,0 +1,25 @@
+"""Score a range of nights."""
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import Field
+
+from flows import flow
+from tasks.report import report_scores
+from tasks.runs import recorded
+from tasks.score import ScoreReceipt, join_episodes, score_span, spans, total, wanted
+
+First = Annotated[date, Field(description="first night to score (UTC calendar day)")]
+Last = Annotated[date, Field(description="last night to score, included")]
+
+
+@flow(name="backfill", flow_run_name="backfill {first} to {last}")
+def backfill(first: First, last: Last) -> ScoreReceipt:
+    """Score the nights `first` to `last`, a month at a time; the result is that of single nights."""
+    with recorded("backfill", first, last) as record:
+        receipt = total(score_span.map(spans(*wanted(first, last))))
+        join_episodes()
+        record.model_version = receipt.model_version
+        report_scores(receipt)
+    return receipt

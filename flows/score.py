@@ -1,0 +1,39 @@
+"""Score one night."""
+
+from datetime import date
+from typing import Annotated
+
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows import flow
+from ml.errors import UserError
+from tasks.report import report_scores
+from tasks.runs import recorded
+from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
+
+Night = Annotated[
+    date | None,
+    Field(description="calendar day (UTC) whose 48 half-hours are scored; empty: the lake's last"),
+]
+
+
+def name_of_night() -> str:
+    """The run's name, which says the night also where the lake's last one is meant."""
+    try:
+        night, _ = wanted(flow_run.parameters.get("night"))
+    except UserError:
+        return f"{flow_run.flow_name} {flow_run.parameters.get('night')}"
+    return f"{flow_run.flow_name} {night}"
+
+
+@flow(name="score", flow_run_name=name_of_night)
+def score(night: Night = None) -> ScoreReceipt:
+    """Score a night for every registered household."""
+    with recorded("score") as record:
+        record.first_night, record.last_night = wanted(night)
+        receipt = score_span((record.first_night, record.last_night))
+        join_episodes()
+        record.model_version = receipt.model_version
+        report_scores(receipt)
+    return receipt

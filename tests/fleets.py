@@ -1,0 +1,62 @@
+"""Small fleets that tests build by hand."""
+
+from datetime import date, timedelta
+
+import numpy as np
+import polars as pl
+
+from ml.features import CONDITIONS, Fleet
+from ml.schemas import Days, Holidays, Households, Tariffs, Weather
+
+START = date(2013, 6, 3)
+
+
+def households(n: int) -> pl.DataFrame:
+    return Households.validate(
+        pl.DataFrame(
+            {
+                "household_id": [f"MAC{i:06d}" for i in range(n)],
+                "tariff": ["Std", "ToU"] * (n // 2) + ["Std"] * (n % 2),
+                "acorn": ["ACORN-A"] * n,
+                "acorn_group": ["Affluent"] * n,
+            }
+        )
+    )
+
+
+def kwh(n: int, nights: int, seed: int = 0) -> np.ndarray:
+    """Readings `[n, nights, 48]`: a level a household, an evening peak, noise."""
+    rng = np.random.default_rng(seed)
+    level = rng.lognormal(-1.8, 0.5, (n, 1, 1))
+    shape = 1 + np.exp(-(((np.arange(48) - 38) / 5) ** 2)) * 2
+    noise = rng.lognormal(0, 0.4, (n, nights, 48))
+    return (level * shape * noise).round(3).astype(np.float32)
+
+
+def days(readings: np.ndarray, start: date = START) -> pl.DataFrame:
+    """The lake's rows of readings `[H, D, 48]`, NaN as null, empty days left out."""
+    n, nights, _ = readings.shape
+    h, d = np.divmod(np.arange(n * nights), nights)
+    flat = pl.Series(readings.reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
+    as_null = flat.cast(pl.List(pl.Float32)).list.eval(pl.element().fill_nan(None))
+    frame = pl.DataFrame(
+        {
+            "night": pl.Series([start + timedelta(days=int(i)) for i in d]),
+            "household_id": pl.Series([f"MAC{i:06d}" for i in h]),
+            "kwh": as_null.cast(pl.Array(pl.Float32, 48)),
+        }
+    )
+    kept = frame.filter(np.isfinite(readings).any(axis=2).ravel())
+    return Days.validate(kept.sort("night", "household_id"))
+
+
+def references() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """No weather, holidays or tariffs."""
+    return Weather.create_empty(), Holidays.create_empty(), Tariffs.create_empty()
+
+
+def fleet(readings: np.ndarray, start: date = START) -> Fleet:
+    n, nights, _ = readings.shape
+    unknown = np.full((n, nights, len(CONDITIONS)), np.nan, dtype=np.float32)
+    ids = [f"MAC{i:06d}" for i in range(n)]
+    return Fleet(ids, [start + timedelta(days=i) for i in range(nights)], readings, unknown)

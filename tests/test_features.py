@@ -1,0 +1,132 @@
+"""What a model reads depends on the night and its past alone, and knows the calendar."""
+
+from datetime import date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml import features
+from ml.schemas import Holidays, Tariffs, Weather
+from tests import fleets
+
+
+def calendar(*nights: date) -> pl.DataFrame:
+    return features.night_conditions(list(nights), Weather.create_empty(), Holidays.create_empty())
+
+
+def test_there_are_fifteen_conditions() -> None:
+    assert len(features.CONDITIONS) == len(set(features.CONDITIONS)) == 15
+
+
+def test_friday_is_no_weekend() -> None:
+    friday = calendar(date(2013, 6, 7), date(2013, 6, 8))
+    assert friday["is_friday"].to_list() == [1.0, 0.0]
+    assert friday["is_day_off"].to_list() == [0.0, 1.0]
+
+
+def test_bank_holidays_are_days_off_also_where_none_were_delivered() -> None:
+    assert calendar(date(2013, 8, 26))["is_day_off"].to_list() == [1.0]
+
+
+def test_delivered_holidays_are_days_off() -> None:
+    royal = Holidays.validate(pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Royal visit"]}))
+    frame = features.night_conditions([date(2013, 6, 5)], Weather.create_empty(), royal)
+    assert frame["is_day_off"].to_list() == [1.0]
+
+
+def test_the_local_clock_is_known() -> None:
+    # The clocks of 2013 went forward on 31 March at 01:00 UTC and back on 27 October.
+    changes = calendar(date(2013, 3, 30), date(2013, 3, 31), date(2013, 10, 26), date(2013, 10, 27))
+    assert changes["is_summer_time"].to_list() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_temperature_is_the_mean_of_the_hours_not_of_daily_maxima() -> None:
+    night = date(2013, 6, 5)
+    hours = [datetime(2013, 6, 5) + timedelta(hours=h) for h in range(4)]
+    weather = pl.DataFrame(
+        {"ts_utc": hours, "temperature_c": [0.0, 0.0, 0.0, 20.0], "humidity": [0.5] * 4}
+    )
+    weather = Weather.validate(weather, cast=True)
+    frame = features.night_conditions([night], weather, Holidays.create_empty())
+    assert frame["temperature_c"].to_list() == [5.0]
+
+
+def test_the_price_signal_reaches_time_of_use_homes_alone() -> None:
+    stamps = [datetime(2013, 6, 3) + timedelta(minutes=30 * i) for i in range(48)]
+    prices = ["High"] * 12 + ["Normal"] * 36
+    tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
+    weather, holidays, _ = fleets.references()
+    known = features.conditions([fleets.START], fleets.households(2), weather, holidays, tariffs)
+    signal = known[:, 0, features.CONDITIONS.index("price_signal")]
+    assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
+
+
+def test_a_missing_half_hour_leaves_the_others_in_their_place() -> None:
+    readings = fleets.kwh(1, 1)
+    readings[0, 0, 7] = np.nan
+    laid = features.fleet(
+        fleets.days(readings), [fleets.START], fleets.households(1), *fleets.references()
+    )
+    np.testing.assert_array_equal(laid.kwh, readings)
+
+
+def test_a_day_that_was_not_delivered_is_missing() -> None:
+    readings = fleets.kwh(2, 3)
+    readings[1, 1] = np.nan
+    nights = [fleets.START + timedelta(days=i) for i in range(3)]
+    laid = features.fleet(fleets.days(readings), nights, fleets.households(2), *fleets.references())
+    assert laid.n_readings.tolist() == [[48, 48, 48], [48, 0, 48]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(night=st.integers(30, 44), seed=st.integers(0, 99))
+def test_bulk_features_equal_one_night_features_row_for_row(night: int, seed: int) -> None:
+    readings = fleets.kwh(4, 45, seed)
+    readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
+    bulk = features.scaled(fleets.fleet(readings), min_readings=36)
+    start = night - features.LEVEL_NIGHTS
+    past = fleets.fleet(readings[:, start : night + 1], fleets.START + timedelta(days=start))
+    one = features.scaled(past, min_readings=36)
+    np.testing.assert_array_equal(one.x[:, -1], bulk.x[:, night])
+    np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
+
+
+def test_bulk_conditions_equal_one_night_conditions() -> None:
+    nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
+    register = fleets.households(3)
+    bulk = features.conditions(nights, register, *fleets.references())
+    for i, night in enumerate(nights):
+        one = features.conditions([night], register, *fleets.references())
+        np.testing.assert_array_equal(one[:, 0], bulk[:, i])
+
+
+def test_the_level_does_not_see_the_night_itself() -> None:
+    readings = fleets.kwh(2, 40)
+    loud = readings.copy()
+    loud[:, 39] *= 50
+    quiet_level = features.scaled(fleets.fleet(readings), min_readings=36).level_kwh[:, 39]
+    loud_level = features.scaled(fleets.fleet(loud), min_readings=36).level_kwh[:, 39]
+    np.testing.assert_array_equal(quiet_level, loud_level)
+
+
+def test_scaled_readings_do_not_know_how_large_a_home_is() -> None:
+    readings = fleets.kwh(2, 40)
+    units = features.scaled(fleets.fleet(readings), min_readings=36)
+    tenfold = features.scaled(fleets.fleet(readings * 10), min_readings=36)
+    np.testing.assert_allclose(units.x, tenfold.x, rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(st.just(np.nan), st.floats(-5, 5)), min_size=5, max_size=5)).filter(
+        bool
+    )
+)
+def test_the_median_is_numpys(rows: list[list[float]]) -> None:
+    windows = np.array(rows)
+    median, _ = features.median_and_mad(windows)
+    for row, found in zip(windows, median, strict=True):
+        expected = np.nanmedian(row) if np.isfinite(row).any() else np.nan
+        np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,198 @@
+"""Scores are the household's own, honest, and the same however a night is reached."""
+
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from ml import score as scoring
+from ml.detector import Detector, DetectorConfig
+from ml.features import Fleet, scaled
+from ml.score import LEAD_NIGHTS, calibrate, score_nights
+from tests import fleets
+
+NIGHTS = LEAD_NIGHTS + 30
+HOUSEHOLDS = 40
+BUDGET = {"min_readings": 36, "alert_budget": 20.0, "model_version": "1"}
+
+
+@pytest.fixture(scope="module")
+def readings() -> np.ndarray:
+    return fleets.kwh(HOUSEHOLDS, NIGHTS)
+
+
+@pytest.fixture(scope="module")
+def detector(readings: np.ndarray) -> Detector:
+    torch.manual_seed(0)
+    built = Detector(DetectorConfig())
+    known = fleets.fleet(readings)
+    x = torch.from_numpy(scaled(known, 36).x.reshape(-1, 48))
+    built.fit_scales(x, torch.from_numpy(known.conditions.reshape(-1, 15)))
+    calibrate(built, known, nights=28, min_readings=36)
+    return built
+
+
+def window(readings: np.ndarray, first: int, last: int) -> Fleet:
+    start = first - LEAD_NIGHTS
+    return fleets.fleet(readings[:, start : last + 1], fleets.START + timedelta(days=start))
+
+
+def scores_of(detector: Detector, readings: np.ndarray, first: int, last: int) -> pl.DataFrame:
+    known = window(readings, first, last)
+    table, _ = score_nights(detector, known, known.nights[LEAD_NIGHTS], **BUDGET)
+    return table
+
+
+def test_every_household_has_its_row_with_a_status(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    dirty = readings.copy()
+    dirty[0, -1] = np.nan
+    dirty[1, -1, :20] = np.nan
+    dirty[2, :-3] = np.nan
+    table = scores_of(detector, dirty, NIGHTS - 1, NIGHTS - 1)
+    assert table["household_id"].to_list() == sorted(fleets.households(HOUSEHOLDS)["household_id"])
+    assert table["status"].head(4).to_list() == ["missing", "incomplete", "cold_start", "scored"]
+    assert table["n_readings"].head(4).to_list() == [0, 28, 48, 48]
+    assert table["score"].is_null().head(4).to_list() == [True, True, False, False]
+    assert table["is_anomaly"].null_count() == 0
+
+
+def test_bulk_scores_equal_one_night_scores(detector: Detector, readings: np.ndarray) -> None:
+    bulk = scores_of(detector, readings, LEAD_NIGHTS, NIGHTS - 1)
+    for night in range(LEAD_NIGHTS, NIGHTS, 7):
+        one = scores_of(detector, readings, night, night)
+        assert one.equals(bulk.filter(night=fleets.START + timedelta(days=night)))
+
+
+def test_a_batch_in_another_order_gives_the_same_scores(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    known = window(readings, LEAD_NIGHTS, NIGHTS - 1)
+    order = np.random.default_rng(1).permutation(HOUSEHOLDS)
+    shuffled = Fleet(
+        [known.household_ids[i] for i in order],
+        known.nights,
+        known.kwh[order],
+        known.conditions[order],
+    )
+    first = known.nights[LEAD_NIGHTS]
+    table, _ = score_nights(detector, known, first, **BUDGET)
+    other, _ = score_nights(detector, shuffled, first, **BUDGET)
+    assert table.equals(other)
+
+
+def test_a_household_is_scored_alike_alone_and_among_others(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    # The seed standardised by the batch being scored, so a batch of one became zeros.
+    among = scores_of(detector, readings, NIGHTS - 1, NIGHTS - 1).head(1)
+    alone = scores_of(detector, readings[:1], NIGHTS - 1, NIGHTS - 1)
+    assert alone.drop("rank").equals(among.drop("rank"))
+
+
+def test_no_threshold_is_in_kwh(detector: Detector, readings: np.ndarray) -> None:
+    small = scores_of(detector, readings, NIGHTS - 1, NIGHTS - 1)
+    large = scores_of(detector, readings * 20, NIGHTS - 1, NIGHTS - 1)
+    np.testing.assert_allclose(large["score"], small["score"], rtol=0.02, atol=0.02)
+
+
+def test_an_error_far_below_the_usual_is_as_suspicious_as_one_far_above(
+    detector: Detector,
+) -> None:
+    # A reconstruction error grows with energy, so one side alone ranks every reduction as normal.
+    errors = np.random.default_rng(0).normal(size=(2, 41))
+    errors[:, -1] = np.median(errors[:, -29:-1], axis=1) + [-5.0, 5.0]
+    errors[1, :-1] = errors[0, :-1]
+    errors[1, -1] = 2 * np.median(errors[0, -29:-1]) - errors[0, -1]
+    low, high = scoring.two_sided(detector, errors)[:, -1]
+    assert low > 3
+    assert low == pytest.approx(high, rel=0.2)
+
+
+def test_missing_half_hours_are_not_read_as_zeros(detector: Detector, readings: np.ndarray) -> None:
+    gappy, zeros = readings.copy(), readings.copy()
+    gappy[:, -1, 30:42] = np.nan
+    zeros[:, -1, 30:42] = 0
+    masked = scores_of(detector, gappy, NIGHTS - 1, NIGHTS - 1)
+    zeroed = scores_of(detector, zeros, NIGHTS - 1, NIGHTS - 1)
+    assert masked["score"].median() < zeroed["score"].median() / 2
+
+
+def test_p_values_are_honest_on_ordinary_nights(detector: Detector, readings: np.ndarray) -> None:
+    fresh = fleets.kwh(HOUSEHOLDS, NIGHTS, seed=0) * 1.0
+    fresh[:, LEAD_NIGHTS:] = (
+        fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, LEAD_NIGHTS:]
+        * (readings.mean(axis=(1, 2)) / fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7).mean(axis=(1, 2)))[
+            :, None, None
+        ]
+    )
+    p = scores_of(detector, fresh, LEAD_NIGHTS, NIGHTS - 1)["p_value"]
+    # 1,200 household-nights: 0.05 has a standard error of 0.006, 0.5 one of 0.014.
+    assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.02)
+    assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_evidence_adds_up_over_the_nights_of_a_lasting_anomaly(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    lasting = readings.copy()
+    lasting[0, -5:] *= 3
+    table = scores_of(detector, lasting, NIGHTS - 5, NIGHTS - 1)
+    own = table.filter(household_id="MAC000000")["evidence"].to_list()
+    assert own == sorted(own)
+    assert own[-1] > own[0] > 0
+
+
+def test_evidence_forgets_what_lies_further_back_than_its_window() -> None:
+    p = np.full((1, 40), 0.5)
+    p[0, 5] = 1e-6
+    evidence = scoring.accumulate(p)
+    assert evidence[0, 5] > 0
+    assert evidence[0, 5 + scoring.EVIDENCE_NIGHTS + 1] == 0
+
+
+def test_ranks_of_a_night_count_from_the_most_urgent(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    dirty = readings.copy()
+    dirty[5, -1] = np.nan
+    table = scores_of(detector, dirty, NIGHTS - 2, NIGHTS - 1)
+    for _, night in table.group_by("night"):
+        ranked = night.drop_nulls("rank").sort("rank")
+        assert ranked["rank"].to_list() == list(range(1, len(ranked) + 1))
+        assert ranked["p_value"].is_sorted()
+    assert table.filter(pl.col("rank").is_null())["status"].to_list() == ["missing"]
+
+
+def test_flags_stay_within_the_budget_and_each_has_its_profile(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    odd = readings.copy()
+    odd[3, -1] *= 8
+    known = window(odd, NIGHTS - 1, NIGHTS - 1)
+    table, anomalies = score_nights(detector, known, known.nights[-1], **BUDGET)
+    flagged = table.filter("is_anomaly")
+    assert flagged["p_value"].max() <= 0.02
+    assert flagged["household_id"].to_list() == anomalies["household_id"].to_list()
+    assert "MAC000003" in anomalies["household_id"]
+    row = anomalies.row(by_predicate=pl.col("household_id") == "MAC000003", named=True)
+    np.testing.assert_allclose(row["actual_kwh"], odd[3, -1])
+    assert row["excess_kwh"] > 0
+    assert known.nights[-1] <= row["start_utc"].date() < row["end_utc"].date() + timedelta(days=1)
+
+
+def test_the_network_is_the_seeds(detector: Detector) -> None:
+    # 63 x 8 + 8 + 8 x 2 + 2 + 17 x 8 + 8 + 8 x 48 + 48 = 1,106
+    assert sum(weight.numel() for weight in detector.network.parameters()) == 1106
+    x, known = torch.zeros(3, 48), torch.zeros(3, 15)
+    assert detector.network.encode(x, known).shape == (3, 2)
+
+
+def test_calibration_is_kept_within_its_size() -> None:
+    built = Detector(DetectorConfig())
+    built.fit_calibration(torch.linspace(0, 1, 600_000))
+    assert len(built.calibration) == built.config.calibration_size == 1 << 18
+    assert built.calibration[[0, -1]].tolist() == [0.0, 1.0]
