@@ -1,6 +1,7 @@
 """What a run leaves behind for people to read, in Markdown."""
 
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
@@ -25,7 +26,7 @@ def leave(key: str, markdown: str) -> None:
 def report_scores(receipt: "ScoreReceipt") -> None:
     """Report what scoring a span of nights found."""
     scores = lake.scan("scores").filter(pl.col("night") == receipt.last)
-    markdown = by_status(receipt.by_status) + most_urgent(lake.collect(scores))
+    markdown = by_status(receipt.by_status) + most_urgent(lake.collect(scores), receipt.last)
     leave(f"scores-{receipt.last}", markdown)
 
 
@@ -45,9 +46,8 @@ def by_status(households: Mapping[str, int]) -> str:
     return _section("Household-nights by status", _table(("status", "household-nights"), rows))
 
 
-def most_urgent(scores: pl.DataFrame) -> str:
-    """The most urgent households of the last night in `scores`."""
-    night = scores.get_column("night").max()
+def most_urgent(scores: pl.DataFrame, night: date) -> str:
+    """The most urgent households of a night."""
     flagged = scores.filter(pl.col("is_anomaly"), pl.col("night") == night)
     if flagged.is_empty():
         return _section("Most urgent", [f"No household was flagged on {night}."])
