@@ -149,6 +149,14 @@ class Deliveries(dy.Schema):
     last_ts_utc = dy.Datetime(time_unit="us", nullable=True)
 
 
+class Spans(dy.Schema):
+    """From when to when a delivered file has readings of each household it holds."""
+
+    household_id = dy.String(primary_key=True, min_length=1)
+    first_ts_utc = dy.Datetime(time_unit="us")
+    last_ts_utc = dy.Datetime(time_unit="us")
+
+
 class Runs(dy.Schema):
     """What ran, when, and what it did; `rows_*` are delivered readings and null for other verbs."""
 

@@ -2,16 +2,20 @@
 
     HOME/lake/days/month=YYYY-MM/days.parquet       household-days, one file a month
     HOME/lake/<reference>.parquet                   households, weather, holidays, tariffs
-    HOME/lake/{deliveries,quarantine}/*.parquet     one file a delivery
+    HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
+    HOME/staging/                                   an ingest at work; gone when none is
     HOME/runs/*.parquet                             one file a run
     HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
     HOME/models/<version>/                          local copies of registered detectors
     HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
 
 A file is replaced whole: written under a name that no reader's glob matches, synced, renamed.
+Files that belong together are prepared under another root and published in one step, which the
+next writer finishes if this one is killed in it.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -28,7 +32,7 @@ from ml.errors import UserError
 from tasks.settings import settings
 
 Reference = Literal["households", "weather", "holidays", "tariffs"]
-Ledger = Literal["deliveries", "quarantine", "runs"]
+Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
 Table = Literal["scores", "anomalies", "episodes"]
 
 SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
@@ -39,6 +43,7 @@ SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "tariffs": schemas.Tariffs,
     "deliveries": schemas.Deliveries,
     "quarantine": schemas.Quarantine,
+    "spans": schemas.Spans,
     "runs": schemas.Runs,
     "scores": schemas.Scores,
     "anomalies": schemas.Anomalies,
@@ -48,6 +53,7 @@ GLOBS: Final = {
     "days": "lake/days/month=*/*.parquet",
     "deliveries": "lake/deliveries/*.parquet",
     "quarantine": "lake/quarantine/*.parquet",
+    "spans": "lake/spans/*.parquet",
     "runs": "runs/*.parquet",
     "scores": "tables/scores/night=*/*.parquet",
     "anomalies": "tables/anomalies/night=*/*.parquet",
@@ -134,20 +140,21 @@ def replace(path: Path, frame: pl.DataFrame) -> None:
     partial.replace(path)
 
 
-def replace_month(month: date, days: pl.DataFrame) -> None:
+def replace_month(month: date, days: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one month of the lake; rows sorted by night and household."""
     days = schemas.Days.validate(days.sort("night", "household_id"))
-    replace(home() / f"lake/days/month={month:%Y-%m}/days.parquet", days)
+    replace((root or home()) / f"lake/days/month={month:%Y-%m}/days.parquet", days)
 
 
-def replace_reference(name: Reference, frame: pl.DataFrame) -> None:
+def replace_reference(name: Reference, frame: pl.DataFrame, root: Path | None = None) -> None:
     """Replace a reference table."""
-    replace(home() / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
+    replace((root or home()) / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
 
 
-def replace_ledger(name: Ledger, key: str, frame: pl.DataFrame) -> None:
+def replace_ledger(name: Ledger, key: str, frame: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one entry of a ledger."""
-    replace(Path(glob(name)).with_name(f"{key}.parquet"), SCHEMAS[name].validate(frame))
+    path = (root or home()) / Path(GLOBS[name]).with_name(f"{key}.parquet")
+    replace(path, SCHEMAS[name].validate(frame))
 
 
 def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
@@ -161,4 +168,38 @@ def writing() -> Iterator[None]:
     """Hold the home's write lock: one writer at a time, readers never wait."""
     home().mkdir(parents=True, exist_ok=True)
     with FileLock(home() / ".lock"):
-        yield
+        _finish()
+        try:
+            yield
+        finally:
+            _finish()
+
+
+def staging() -> Path:
+    """Where a writer that holds the lock works."""
+    return home() / "staging"
+
+
+def prepared() -> Path:
+    """The root under which files wait to be published together."""
+    return staging() / "prepared"
+
+
+def publish() -> None:
+    """Put everything that was prepared in its place, all of it or, if killed before, nothing."""
+    if prepared().exists():
+        prepared().rename(_decided())
+    _finish()
+
+
+def _decided() -> Path:
+    return staging() / "decided"
+
+
+def _finish() -> None:
+    """Finish what a writer decided to publish, and clear away what it left."""
+    for path in sorted(_decided().rglob("*.parquet")):
+        target = home() / path.relative_to(_decided())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(staging(), ignore_errors=True)

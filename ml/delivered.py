@@ -1,0 +1,149 @@
+"""The tables that people deliver, told apart by their columns alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import polars as pl
+
+from ml.errors import UserError
+from ml.stamps import text, utc
+
+Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
+READING: Final = ("household_id", "ts_utc", "kwh")
+ABOUT: Final = ("tariff", "acorn", "acorn_group")
+HOUSEHOLD_COLUMNS: Final = frozenset({"LCLid", "household_id"})
+PRICES: Final = ("Low", "Normal", "High")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A delivered table: our names of its columns against theirs."""
+
+    kind: Kind
+    title: str
+    required: dict[str, str]
+    optional: dict[str, str] = field(default_factory=dict)
+    takes_others: bool = False
+
+    def fits(self, columns: frozenset[str]) -> bool:
+        """Whether a table with these columns has this shape."""
+        required = frozenset(self.required.values())
+        known = required | frozenset(self.optional.values())
+        return required <= columns and (self.takes_others or columns <= known)
+
+    @property
+    def expected(self) -> str:
+        """The columns, for a message."""
+        optional = "".join(f" [{name}]" for name in self.optional.values())
+        return ", ".join(self.required.values()) + optional
+
+
+_ABOUT: Final = dict(zip(ABOUT, ("stdorToU", "Acorn", "Acorn_grouped"), strict=True))
+READINGS: Final = (
+    Shape(
+        "readings", "Kaggle", dict(zip(READING, ("LCLid", "tstp", "energy(kWh/hh)"), strict=True))
+    ),
+    *(
+        Shape(
+            "readings",
+            "Datastore",
+            dict(zip(READING, ("LCLid", "DateTime", kwh), strict=True)),
+            _ABOUT,
+        )
+        for kwh in ("KWH/hh (per half hour)", "KWH/hh")
+    ),
+    Shape("readings", "Meterwatch", {name: name for name in READING}),
+)
+SHAPES: Final = (
+    *READINGS,
+    Shape("households", "households", {"household_id": "LCLid", **_ABOUT}, {"": "file"}),
+    Shape("households", "households", {name: name for name in ("household_id", *ABOUT)}),
+    Shape(
+        "weather",
+        "weather",
+        {"ts_utc": "time", "temperature_c": "temperature", "humidity": "humidity"},
+        takes_others=True,
+    ),
+    Shape("weather", "weather", {name: name for name in ("ts_utc", "temperature_c", "humidity")}),
+    Shape("holidays", "bank holidays", {"day": "Bank holidays", "name": "Type"}),
+    Shape("holidays", "bank holidays", {"day": "day", "name": "name"}),
+    Shape("tariffs", "tariffs", {"ts_utc": "TariffDateTime", "price": "Tariff"}),
+    Shape("tariffs", "tariffs", {"ts_utc": "ts_utc", "price": "price"}),
+    Shape(
+        "other",
+        "Acorn profiles",
+        {name: name for name in ("MAIN CATEGORIES", "CATEGORIES", "REFERENCE")},
+        takes_others=True,
+    ),
+    Shape(
+        "other",
+        "planted anomalies",
+        {name: name for name in ("household_id", "night", "kind")},
+        takes_others=True,
+    ),
+)
+
+
+def clean(column: str) -> str:
+    """A header cell without padding, quotes and byte-order mark."""
+    return column.strip(' \t\r\n"\ufeff')
+
+
+def recognise(columns: Iterable[str]) -> Shape:
+    """The shape of a table with these (clean) columns.
+
+    Raises:
+        UserError: no shape fits; the message says what differs from the nearest one.
+    """
+    found = list(columns)
+    for shape in SHAPES:
+        if shape.fits(frozenset(found)):
+            return shape
+    raise UserError(_difference(found))
+
+
+def _difference(columns: list[str]) -> str:
+    nearest = max(READINGS, key=lambda shape: len({*shape.required.values()} & {*columns}))
+    known = {*nearest.required.values(), *nearest.optional.values()}
+    unknown = [name for name in columns if name not in known]
+    missing = [name for name in nearest.required.values() if name not in columns]
+    if len(missing) > 1:
+        return f"no readings: its columns are {_listed(columns)}; expected {READINGS[0].expected}"
+    problems = [f"unknown column {_listed(unknown)}"] if unknown else []
+    problems += [f"no column {_listed(missing)}"] if missing else []
+    return f"{', '.join(problems)}; expected {nearest.expected}"
+
+
+def _listed(columns: list[str], most: int = 6) -> str:
+    more = f" and {len(columns) - most} more" if len(columns) > most else ""
+    return ", ".join(repr(name) for name in columns[:most]) + more
+
+
+def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
+    """Rows as `household_id`, `stamp`, `ts_utc`, `value` (as delivered), `kwh`, `is_null`.
+
+    `ts_utc` is null where the stamp is not written the usual way: `ml.stamps.patched` reads it.
+    """
+    dtypes = frame.collect_schema()
+    household, stamp, kwh = (shape.required[name] for name in READING)
+    about = [name for name, theirs in shape.optional.items() if theirs in dtypes]
+    return frame.select(
+        text(household).alias("household_id"),
+        *utc(stamp, dtypes[stamp]),
+        *_numbers(kwh, dtypes[kwh]),
+        *(text(shape.optional[name]).alias(name) for name in about),
+    )
+
+
+def _numbers(column: str, dtype: pl.DataType) -> list[pl.Expr]:
+    if dtype == pl.String:
+        value = text(column)
+        is_null = value.is_null() | value.is_in(["Null", "null", "NULL"])
+        number = value.cast(pl.Float64, strict=False)
+    elif dtype.is_numeric() or dtype == pl.Null:
+        value, is_null = pl.col(column), pl.col(column).is_null()
+        number = value.cast(pl.Float64)
+    else:
+        raise UserError(f"column {column!r} holds {dtype}, expected numbers")
+    return [value.alias("value"), number.alias("kwh"), is_null.alias("is_null")]

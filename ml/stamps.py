@@ -1,0 +1,64 @@
+"""Stamps of half-hours as people write them, read as naive UTC."""
+
+from typing import Final
+
+import polars as pl
+
+from ml.errors import UserError
+
+US: Final = pl.Datetime("us")
+WHOLE: Final = "%Y-%m-%d %H:%M:%S"
+NO_FRACTION: Final = ["." + "0" * digits for digits in range(1, 10)]
+# How stamps are written besides `WHOLE` with a fraction of zeros; an offset leads to UTC.
+OTHERS: Final = (
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M%#z",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+)
+
+
+def text(column: str) -> pl.Expr:
+    """A column as text without padding; nothing at all is null."""
+    stripped = pl.col(column).cast(pl.String).str.strip_chars()
+    return pl.when(stripped.str.len_bytes() > 0).then(stripped)
+
+
+def utc(column: str, dtype: pl.DataType) -> list[pl.Expr]:
+    """The columns `stamp` (text, where it has to be read again) and `ts_utc`."""
+    if dtype in (pl.String, pl.Null):
+        stamp = text(column)
+        return [stamp.alias("stamp"), _whole(stamp).alias("ts_utc")]
+    if not dtype.is_temporal() or isinstance(dtype, (pl.Time, pl.Duration)):
+        raise UserError(f"column {column!r} holds {dtype}, expected time stamps")
+    ts = pl.col(column)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
+        ts = ts.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return [pl.lit(None, pl.String).alias("stamp"), ts.cast(US).alias("ts_utc")]
+
+
+def _whole(stamp: pl.Expr) -> pl.Expr:
+    tail = stamp.str.slice(19)
+    plain = (tail == "") | tail.is_in(NO_FRACTION)
+    seconds = stamp.str.head(19).str.replace("T", " ", literal=True)
+    ts = seconds.str.to_datetime(WHOLE, time_unit="us", strict=False, cache=False)
+    return pl.when(plain).then(ts)
+
+
+def patched(rows: pl.DataFrame) -> pl.DataFrame:
+    """Fill in `ts_utc` where the stamp is written another way; null where it cannot be read."""
+    unread = pl.col("ts_utc").is_null() & pl.col("stamp").is_not_null()
+    where = rows.select(unread.arg_true()).to_series()
+    if where.is_empty():
+        return rows
+    stamps = rows.get_column("stamp").gather(where)
+    ts = rows.get_column("ts_utc").scatter(where, any_way(stamps))
+    return rows.with_columns(ts)
+
+
+def any_way(stamps: pl.Series) -> pl.Series:
+    """Read stamps written in any of the ways that are met; null where none fits."""
+    written = stamps.str.strip_chars().str.replace("T", " ", literal=True)
+    ways = [written.str.to_datetime(way, time_unit="us", strict=False) for way in OTHERS]
+    return pl.select(pl.coalesce([ts.dt.replace_time_zone(None) for ts in ways])).to_series()
