@@ -76,6 +76,12 @@ def files(name: str) -> list[Path]:
     return sorted(home().glob(str(Path(glob(name)).relative_to(home()))))
 
 
+def exists(name: str) -> bool:
+    """Whether a table has any file."""
+    pattern = GLOBS.get(name, f"lake/{name}.parquet")
+    return any(True for _ in home().glob(pattern))
+
+
 # A scan can panic while a file under it is replaced (pola-rs/polars #27365): read again.
 @retry(
     retry=retry_if_exception_type((pl.exceptions.PanicException, FileNotFoundError)),
