@@ -1,0 +1,133 @@
+"""A simulated fleet of London-like households, by blocks that any order of drawing leaves alike.
+
+config -> world (calendar, weather, prices)        surroundings
+       -> habits -> readings [n, D, 48]            homes
+       -> planted anomalies and their truth        anomalies
+       -> delivered rows with the dirt of reality  dirt
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from ml import dirt, homes
+from ml.anomalies import SHARE, Episode, plant
+from ml.schemas import Truth
+from ml.surroundings import FleetConfig, Floats, World, stamps, world
+
+BLOCK: Final = 256
+TOU_SHARE: Final = 0.2
+# Households of each Acorn category in the trial.
+ACORN: Final = {
+    **{"ACORN-A": 157, "ACORN-B": 25, "ACORN-C": 151, "ACORN-D": 292, "ACORN-E": 1567},
+    **{"ACORN-F": 684, "ACORN-G": 205, "ACORN-H": 455, "ACORN-I": 51, "ACORN-J": 112},
+    **{"ACORN-K": 165, "ACORN-L": 342, "ACORN-M": 113, "ACORN-N": 152, "ACORN-O": 103},
+    **{"ACORN-P": 110, "ACORN-Q": 831, "ACORN-U": 49, "ACORN-": 2},
+}
+GROUPS: Final = {"Affluent": "ABCDE", "Comfortable": "FGHIJ", "Adversity": "KLMNOPQ"}
+WEALTH: Final = {"Affluent": 0.18, "Adversity": -0.15}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block of households delivers, with the truth about it."""
+
+    delivered: pl.DataFrame  # household_id, ts_utc, kwh; null is a `Null`
+    correction: pl.DataFrame  # the same, delivered later, and right
+    truth: pl.DataFrame  # schemas.Truth
+    dirt: dict[str, int]  # rows of each kind of dirt
+
+
+def blocks(config: FleetConfig) -> int:
+    """How many blocks the fleet has."""
+    return math.ceil(config.households / BLOCK)
+
+
+def register(config: FleetConfig) -> pl.DataFrame:
+    """Every household: household_id, tariff, acorn, acorn_group."""
+    random, n = config.generator(1), config.households
+    shares = np.array(list(ACORN.values())) / sum(ACORN.values())
+    acorn = random.choice(list(ACORN), size=n, p=shares)
+    group = {f"ACORN-{letter}": name for name, letters in GROUPS.items() for letter in letters}
+    return pl.DataFrame(
+        {
+            "household_id": [f"MAC{number:06d}" for number in range(1, n + 1)],
+            "tariff": np.where(random.random(n) < TOU_SHARE, "ToU", "Std"),
+            "acorn": acorn,
+        }
+    ).with_columns(acorn_group=pl.col("acorn").replace(group))
+
+
+def members(households: pl.DataFrame, number: int) -> pl.DataFrame:
+    """The households of one block."""
+    return households[number * BLOCK : (number + 1) * BLOCK]
+
+
+def clean_kwh(
+    config: FleetConfig, surroundings: World, households: pl.DataFrame, number: int
+) -> Floats:
+    """The readings of the `households` of one block before anything goes wrong, [n, D, 48]."""
+    wealth = households["acorn_group"].replace_strict(WEALTH, default=0.0).to_numpy()
+    random = config.generator(4, number)
+    is_tou = (households["tariff"] == "ToU").to_numpy()
+    habits = homes.habits(is_tou, wealth.astype(np.float32), random)
+    return homes.readings(habits, surroundings, random)
+
+
+def block(config: FleetConfig, surroundings: World, households: pl.DataFrame, number: int) -> Block:
+    """Draw the `households` of one block: readings, planted anomalies, delivery."""
+    kwh = clean_kwh(config, surroundings, households, number)
+    first, random = number * BLOCK, config.generator(5, number)
+    episodes = plant(kwh, _episodes(first, first + len(kwh)), random)
+    spared = np.array([episode.home for episode in episodes], dtype=np.int64)
+    delivery = dirt.deliver(kwh, config, spared, random)
+    ids = households["household_id"]
+    return Block(
+        delivered=_frame(delivery.rows, ids, config),
+        correction=_frame(delivery.correction, ids, config),
+        truth=_truth(episodes, ids, config),
+        dirt=delivery.dirt,
+    )
+
+
+def fleet_kwh(config: FleetConfig) -> Floats:
+    """The readings of a whole (small) fleet before anything goes wrong, [H, D, 48]."""
+    surroundings, households = world(config), register(config)
+    cubes = [
+        clean_kwh(config, surroundings, members(households, number), number)
+        for number in range(blocks(config))
+    ]
+    return np.concatenate(cubes)
+
+
+def _episodes(first: int, last: int) -> range:
+    """The fleet's episodes that fall to the households `first` to `last`."""
+    return range(math.ceil(SHARE * first), math.ceil(SHARE * last))
+
+
+def _frame(rows: dirt.Rows, ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
+    start = stamps(config)[0]
+    assert start is not None
+    seconds = rows.slot * 1800 + rows.off_grid_s
+    ts_utc = np.datetime64(start, "us") + seconds * np.timedelta64(1_000_000, "us")
+    return pl.DataFrame(
+        {
+            "household_id": ids.gather(rows.home),
+            "ts_utc": ts_utc,
+            "kwh": pl.Series(rows.kwh, nan_to_null=True),
+        }
+    )
+
+
+def _truth(episodes: list[Episode], ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
+    rows = [
+        (ids[episode.home], config.start + timedelta(days=day), episode.kind)
+        for episode in episodes
+        for day in episode.days
+    ]
+    columns = {"household_id": pl.String, "night": pl.Date, "kind": pl.String}
+    return Truth.validate(pl.DataFrame(rows, schema=columns, orient="row"))
