@@ -1,0 +1,14 @@
+-- the scored households of a night are ranked 1 to n
+WITH ranked AS (
+    SELECT
+        night,
+        household_id,
+        rank,
+        row_number() OVER (PARTITION BY night ORDER BY rank NULLS LAST, household_id) AS expected
+    FROM scores
+    WHERE status IN ('scored', 'cold_start')
+)
+SELECT night, household_id, rank, expected
+FROM ranked
+WHERE rank IS DISTINCT FROM expected
+ORDER BY night, expected

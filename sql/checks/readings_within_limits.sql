@@ -1,0 +1,11 @@
+-- readings lie between 0 and what the supply can deliver, and no household-day is without any
+SELECT night, household_id, n_readings, list_min(kwh) AS least_kwh, peak_kwh
+FROM profiles
+WHERE NOT coalesce(
+    len(kwh) = 48
+    AND n_readings > 0
+    AND list_min(kwh) >= 0
+    AND peak_kwh <= getvariable('supply_limit_kwh')::FLOAT,
+    false
+)
+ORDER BY night, household_id

@@ -1,0 +1,32 @@
+-- households delivered and scored, night by night, the last night first
+-- :first_night DATE = NULL
+-- :last_night DATE = NULL
+-- :limit INTEGER = NULL
+WITH
+delivered AS (
+    SELECT night, count(*) AS delivered FROM days GROUP BY night
+),
+judged AS (
+    SELECT
+        night,
+        sum(n_readings)::BIGINT AS readings,
+        count(*) FILTER (status = 'scored') AS scored,
+        count(*) FILTER (status = 'cold_start') AS cold_start,
+        count(*) FILTER (status = 'incomplete') AS incomplete,
+        count(*) FILTER (status = 'missing') AS missing,
+        count(*) FILTER (is_anomaly) AS flagged
+    FROM scores
+    GROUP BY night
+)
+SELECT
+    night,
+    (SELECT count(*) FROM households) AS registered,
+    coalesce(delivered, 0) AS delivered,
+    judged.* EXCLUDE (night)
+FROM delivered
+FULL JOIN judged USING (night)
+WHERE
+    night >= coalesce($first_night, DATE '-infinity')
+    AND night <= coalesce($last_night, DATE 'infinity')
+ORDER BY night DESC
+LIMIT $limit

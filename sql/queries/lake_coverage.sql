@@ -1,0 +1,25 @@
+-- what the lake covers
+WITH counted AS (
+    SELECT
+        (SELECT count(*) FROM households) AS registered,
+        count(DISTINCT household_id) AS delivered,
+        min(night) AS first_night,
+        max(night) AS last_night,
+        count(*) AS household_days
+    FROM days
+),
+-- Parquet's own statistics: no reading is decoded.
+stored AS (
+    SELECT (sum(num_values) - sum(stats_null_count))::BIGINT AS readings
+    FROM parquet_metadata(getvariable('days'))
+    WHERE path_in_schema LIKE 'kwh%'
+)
+SELECT
+    registered,
+    delivered AS households,
+    first_night,
+    last_night,
+    household_days,
+    readings,
+    round(1 - readings / nullif(48 * household_days, 0), 5) AS missing_share
+FROM counted, stored

@@ -1,0 +1,16 @@
+-- anomalies that last: open episodes, the longest first
+-- :limit INTEGER = NULL
+SELECT
+    household_id,
+    h.tariff,
+    h.acorn_group,
+    e.first_night,
+    e.last_night,
+    e.nights,
+    e.excess_kwh,
+    e.reason
+FROM episodes AS e
+LEFT JOIN households AS h USING (household_id)
+WHERE e.is_open
+ORDER BY e.nights DESC, e.first_night, household_id
+LIMIT $limit

@@ -1,0 +1,11 @@
+-- delivered rows that were set aside, by rule
+SELECT
+    rule,
+    count(*) AS "rows",
+    count(DISTINCT household_id) AS households,
+    count(DISTINCT file) AS files,
+    min(ts_utc) AS first_utc,
+    max(ts_utc) AS last_utc
+FROM quarantine
+GROUP BY rule
+ORDER BY "rows" DESC, rule

@@ -1,0 +1,17 @@
+-- what ran last
+-- :limit INTEGER = 20
+SELECT
+    started_utc,
+    verb,
+    state,
+    round(date_diff('millisecond', started_utc, finished_utc) / 1000, 1) AS seconds,
+    first_night,
+    last_night,
+    rows_in,
+    rows_kept,
+    rows_set_aside,
+    model_version,
+    "message"
+FROM runs
+ORDER BY started_utc DESC, run_id DESC
+LIMIT $limit

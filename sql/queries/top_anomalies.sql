@@ -1,0 +1,23 @@
+-- the most urgent anomalies of a night, by default the last one scored
+-- :night DATE = (SELECT max(night) FROM scores)
+-- :limit INTEGER = 20
+SELECT
+    a.rank,
+    household_id,
+    h.tariff,
+    h.acorn_group,
+    a.reason,
+    a.start_utc,
+    a.end_utc,
+    a.excess_kwh,
+    s.actual_kwh,
+    s.expected_kwh,
+    a.score,
+    a.p_value,
+    s.evidence
+FROM anomalies AS a
+JOIN scores AS s USING (household_id, night)
+LEFT JOIN households AS h USING (household_id)
+WHERE a.night = $night AND s.night = $night
+ORDER BY a.rank
+LIMIT $limit

@@ -1,0 +1,179 @@
+"""The home asked in SQL: DuckDB over its Parquet files, by the views of `sql/views.sql`.
+
+The database is in memory and made anew for each use. A person's SQL is one SELECT, and DuckDB
+itself can open nothing outside the home, so nothing can be written and nothing else be read.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import polars as pl
+
+from ml.errors import UserError
+from tasks import lake
+from tasks.questions import Parameter, Question, questions, text
+from tasks.settings import settings
+
+STATUS: Final = {
+    "Lake": ("lake_coverage", {}),
+    "Last nights": ("coverage_by_night", {"limit": "7"}),
+    "Last runs": ("runs_recent", {"limit": "5"}),
+}
+
+
+def queries() -> dict[str, Question]:
+    """The named queries."""
+    return questions("queries")
+
+
+def checks() -> dict[str, Question]:
+    """The checks: each returns the rows that break it."""
+    return questions("checks")
+
+
+def query(name_or_sql: str, parameters: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Answer a named query, or one SELECT over the views with `$name` for each parameter.
+
+    Raises:
+        UserError: no such query, a parameter it does not take or that has a bad value, bad SQL.
+    """
+    given = dict(parameters or {})
+    with connect() as connection:
+        question = queries().get(name_or_sql)
+        if question:
+            return _answer(connection, question, given)
+        return _select(connection, _one_select(connection, name_or_sql), given)
+
+
+def check() -> dict[str, pl.DataFrame]:
+    """The rows that break each check, none where it passes."""
+    with connect() as connection:
+        return {name: _answer(connection, question, {}) for name, question in checks().items()}
+
+
+def status() -> dict[str, pl.DataFrame]:
+    """What the lake covers, the last nights and the last runs, by title."""
+    with connect() as connection:
+        return {
+            title: _answer(connection, queries()[name], given)
+            for title, (name, given) in STATUS.items()
+        }
+
+
+@contextmanager
+def connect() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory with the views of the home, which can open nothing else."""
+    with (
+        tempfile.TemporaryDirectory(prefix="meterwatch-") as scratch,
+        duckdb.connect() as connection,
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
+        for name, value in _variables(Path(scratch)).items():
+            connection.execute(f"SET VARIABLE {name} = $value", {"value": value})
+        connection.execute("SET allowed_directories = $dirs", {"dirs": [_home(), scratch]})
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        _look(connection)
+        yield connection
+
+
+def _look(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute(text("views.sql"))
+    except duckdb.Error as error:
+        raise UserError(_first_line(error)) from None
+
+
+def _variables(scratch: Path) -> dict[str, str | float]:
+    """The globs of the tables and what the checks need of the settings."""
+    globs = {name: _glob(name, scratch) for name in lake.SCHEMAS}
+    limits = {
+        "alert_budget": settings().alert_budget,
+        "supply_limit_kwh": settings().supply_limit_kwh,
+    }
+    return {"results": f"{escape(_home())}/tables/**", **globs, **limits}
+
+
+def _home() -> str:
+    return str(lake.home().absolute())
+
+
+def _glob(name: str, scratch: Path) -> str:
+    """The glob of a table's files; an absent table is an empty file in `scratch`."""
+    if lake.exists(name):
+        return f"{escape(_home())}/{Path(lake.glob(name)).relative_to(lake.home())}"
+    path = scratch / name / "night=2000-01-01" / "empty.parquet"
+    path.parent.mkdir(parents=True)
+    lake.SCHEMAS[name].create_empty().write_parquet(path)
+    return str(path)
+
+
+def _answer(
+    connection: duckdb.DuckDBPyConnection, question: Question, given: Mapping[str, str]
+) -> pl.DataFrame:
+    known = [parameter.name for parameter in question.parameters]
+    for name in given:
+        if name not in known:
+            takes = ", ".join(known) or "none"
+            raise UserError(f"{question.name} has no parameter {name!r}; it takes: {takes}")
+    values = {
+        parameter.name: _value(connection, question, parameter, given)
+        for parameter in question.parameters
+    }
+    return _select(connection, question.sql, values)
+
+
+def _value(
+    connection: duckdb.DuckDBPyConnection,
+    question: Question,
+    parameter: Parameter,
+    given: Mapping[str, str],
+) -> object:
+    """The value of a parameter, given or by default, in its type."""
+    name, kind = parameter.name, parameter.kind
+    if name in given:
+        try:
+            sql = f"SELECT CAST($value AS {kind})"
+            rows = connection.execute(sql, {"value": given[name]}).fetchall()
+        except duckdb.ConversionException:
+            raise UserError(
+                f"{question.name}: {name} is {given[name]!r}, expected {kind}"
+            ) from None
+    elif parameter.default is None:
+        raise UserError(f"{question.name} needs --param {name}=...")
+    else:
+        rows = connection.execute(f"SELECT CAST({parameter.default} AS {kind})").fetchall()
+    return rows[0][0]
+
+
+def _one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """The SQL, if it is one SELECT."""
+    if re.fullmatch(r"[\w.-]*", sql.strip()):
+        raise UserError(f"no query named {sql.strip()!r}; there are: {', '.join(queries())}")
+    try:
+        statements = connection.extract_statements(sql)
+    except duckdb.Error as error:
+        raise UserError(_first_line(error)) from None
+    if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+        raise UserError("a query is one SELECT over the views")
+    return sql
+
+
+def _select(
+    connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, object]
+) -> pl.DataFrame:
+    try:
+        return connection.sql(sql, params=dict(values)).pl()
+    except duckdb.Error as error:
+        raise UserError(_first_line(error)) from None
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).partition("\n")[0]
