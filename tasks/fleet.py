@@ -16,3 +16,16 @@ def load_fleet(first: date, last: date) -> Fleet:
     return fleet(
         days, nights, register, lake.read("weather"), lake.read("holidays"), lake.read("tariffs")
     )
+
+
+def last_common_night() -> date:
+    """The last night of which at least half as many households report as on the fullest.
+
+    Raises:
+        UserError: nothing has been ingested.
+    """
+    lake.extent()
+    counts = lake.collect(lake.scan("days").group_by("night").agg(households=pl.len()))
+    common = counts.filter(2 * pl.col("households") >= pl.max("households"))
+    night: date = common.select(pl.max("night")).item()
+    return night

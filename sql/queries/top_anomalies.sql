@@ -3,10 +3,11 @@
 -- :limit INTEGER = 20
 SELECT
     a.rank,
-    household_id,
+    a.household_id,
     h.tariff,
     h.acorn_group,
     a.reason,
+    e.first_night AS since,
     a.start_utc,
     a.end_utc,
     a.excess_kwh,
@@ -18,6 +19,8 @@ SELECT
 FROM anomalies AS a
 JOIN scores AS s USING (household_id, night)
 LEFT JOIN households AS h USING (household_id)
+LEFT JOIN episodes AS e
+    ON e.household_id = a.household_id AND a.night BETWEEN e.first_night AND e.last_night
 WHERE a.night = $night AND s.night = $night
 ORDER BY a.rank
 LIMIT $limit

@@ -1,0 +1,80 @@
+"""What a Prefect server is told once: work pools, deployments, and what a dead worker means."""
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
+
+POOLS: Final = ("cpu", "gpu")
+DEPLOYMENTS: Final = Path(__file__).parents[1] / "prefect.yaml"
+# A run sends a heartbeat every 30 s: one or two may be late, three are a dead worker.
+DEAD_AFTER: Final = timedelta(seconds=90)
+SIGNS_OF_LIFE: Final = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+
+
+def deploy(env: dict[str, str]) -> UUID:
+    """Create what is missing on the server that `env` names; the identity of `train`.
+
+    Raises:
+        RuntimeError: the deployments of prefect.yaml were refused.
+    """
+    with (
+        temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
+        _create_pools(client)
+        _deploy_all(env)
+        _crash_runs_of_dead_workers(client)
+        return client.read_deployment_by_name("train/train").id
+
+
+def _create_pools(client: SyncPrefectClient) -> None:
+    known = {pool.name for pool in client.read_work_pools()}
+    template = ProcessWorker.get_default_base_job_template()
+    for name in POOLS:
+        if name not in known:
+            pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
+            client.create_work_pool(pool)
+
+
+def _deploy_all(env: dict[str, str]) -> None:
+    command = ("--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *command],
+        env=env,
+        cwd=DEPLOYMENTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{DEPLOYMENTS.name} was refused:\n{done.stdout}{done.stderr}")
+
+
+def _crash_runs_of_dead_workers(client: SyncPrefectClient) -> None:
+    """Without this, a run whose worker was killed stays Running for good."""
+    alive = {f"prefect.flow-run.{sign}" for sign in SIGNS_OF_LIFE}
+    trigger = EventTrigger(
+        posture=Posture.Proactive,
+        after={"prefect.flow-run.heartbeat"},
+        expect=alive,
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=DEAD_AFTER,
+    )
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message="its worker sent no heartbeat")
+    name = "runs of dead workers crash"
+    if not client.read_automations_by_name(name):
+        client.create_automation(AutomationCore(name=name, trigger=trigger, actions=[crash]))

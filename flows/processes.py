@@ -1,0 +1,169 @@
+"""Child processes that end with us, and the Prefect server as one of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NoReturn
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from filelock import FileLock, Timeout
+
+from ml.errors import UserError
+from tasks import lake
+from tasks.settings import settings
+
+LOOPBACK: Final = "127.0.0.1"
+START_SECONDS: Final = 120
+STOP_SECONDS: Final = 20
+LOG_TAIL: Final = 2_000
+SETTINGS: Final = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Stop on the first Ctrl-C or SIGTERM, and let nothing more disturb the stopping."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(*_: object) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def child(name: str, *arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python module as a process of its own group; stop the group when the block ends."""
+    command = [sys.executable, "-m", *arguments]
+    with log_of(name).open("wb") as log:
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process group: ask, wait, then kill what is left of it."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def log_of(name: str) -> Path:
+    """Where a child process writes."""
+    path = (lake.home() / "prefect" / f"{name}.log").resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def environment(api_url: str) -> dict[str, str]:
+    """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
+    home = lake.home().resolve()
+    ours = Path(sys.executable).parent
+    return {
+        **os.environ,
+        **SETTINGS,
+        "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "METERWATCH_HOME": str(home),
+        "METERWATCH_LANDING": str(settings().landing_dir.resolve()),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": api_url,
+    }
+
+
+@contextmanager
+def prefect_server(port: int) -> Iterator[str]:
+    """Run a Prefect server on loopback, its database in the home; yield the address of its API.
+
+    Raises:
+        UserError: the port is taken, or the home by another server.
+    """
+    api_url = f"http://{LOOPBACK}:{port}/api"
+    command = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(port))
+    with _only_server(), child("server", *command, env=environment(api_url)) as server:
+        wait_until_healthy(f"{api_url}/health", server, "server")
+        yield api_url
+
+
+@contextmanager
+def _only_server() -> Iterator[None]:
+    try:
+        with FileLock(log_of("server").with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"a Prefect server already runs on {lake.home()}: stop it or set PREFECT_API_URL"
+        ) from None
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes], name: str) -> None:
+    """Wait until `url` answers.
+
+    Raises:
+        RuntimeError: the process ended or did not answer in time.
+    """
+    opener = build_opener(ProxyHandler({}))
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            opener.open(url, timeout=5).close()
+            return
+        except (URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    tail = log_of(name).read_text(errors="replace")[-LOG_TAIL:]
+    raise RuntimeError(f"{name} did not start ({url}):\n{tail}")
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def refuse_used(port: int, variable: str) -> None:
+    """Make sure that a port is free.
+
+    Raises:
+        UserError: something listens on it.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex((LOOPBACK, port)) == 0:
+            raise UserError(f"port {port} is in use: set {variable} to a free one")

@@ -1,0 +1,79 @@
+"""Answers as a person or a program reads them."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Final, Literal
+
+import polars as pl
+import polars.selectors as cs
+from rich.console import Console
+from rich.table import Table
+
+from ml.errors import UserError
+
+Format = Literal["table", "csv", "json", "parquet"]
+LOG_WIDTH: Final = 160
+
+
+def show(frame: pl.DataFrame, title: str | None = None) -> None:
+    """Print a frame as a table, as wide as the terminal; a log has no width of its own."""
+    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(_table(frame, title))
+
+
+def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
+    """Write a frame to a file or, without one, to standard output.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if form == "table" and out is None:
+        show(frame)
+    elif out is None:
+        sys.stdout.buffer.write(_encoded(frame, form))
+    else:
+        try:
+            out.write_bytes(_encoded(frame, form))
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _encoded(frame: pl.DataFrame, form: Format) -> bytes:
+    buffer = io.BytesIO()
+    match form:
+        case "table":
+            text = io.StringIO()
+            Console(file=text, width=LOG_WIDTH).print(_table(frame))
+            return text.getvalue().encode()
+        case "csv":
+            # A cell of CSV holds no list: its values stand in one, apart by spaces.
+            texts = pl.element().cast(pl.String).fill_null("")
+            frame.with_columns(cs.list().list.eval(texts).list.join(" ")).write_csv(buffer)
+        case "json":
+            frame.write_json(buffer)
+        case "parquet":
+            frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _table(frame: pl.DataFrame, title: str | None = None) -> Table:
+    caption = None if len(frame) else "no rows"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name, kind in frame.schema.items():
+        table.add_column(name, justify="right" if kind.is_numeric() else "left")
+    for row in frame.iter_rows():
+        table.add_row(*map(cell, row))
+    return table
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it."""
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case list():
+            return " ".join(map(cell, value))
+        case _:
+            return str(value)
