@@ -18,7 +18,8 @@ SELECT
             THEN 'evidence out of bounds' END,
         CASE WHEN NOT is_scored AND coalesce(score, p_value, evidence, rank) IS NOT NULL
             THEN 'scored against status' END,
-        CASE WHEN coalesce(is_anomaly AND NOT is_scored, true) THEN 'flagged against status' END,
+        CASE WHEN is_anomaly IS NULL OR (is_anomaly AND NOT is_scored)
+            THEN 'flagged against status' END,
         CASE WHEN is_anomaly <> (reason IS NOT NULL) THEN 'reason against flag' END
     ) AS problem,
     status,

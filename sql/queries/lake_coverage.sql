@@ -20,6 +20,6 @@ SELECT
     first_night,
     last_night,
     household_days,
-    readings,
+    coalesce(readings, 0) AS readings,
     round(1 - readings / nullif(48 * household_days, 0), 5) AS missing_share
 FROM counted, stored

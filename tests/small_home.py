@@ -1,0 +1,159 @@
+"""A home small enough to know by heart.
+
+A and D are Affluent on the standard tariff, B is in Adversity on the dynamic one, nothing is
+known of C. The lake holds four nights, the last two are scored:
+
+      night   A                    B                         C           D
+      30 Jan  48                   39 (from 04:30)           -           -
+      31 Jan  47 (none at 01:00)   -                         -           -
+      1 Feb   48, rank 2           - missing                 48, rank 1  - missing
+      2 Feb   48, rank 2, flagged  10 (to 05:00) incomplete  48, rank 1  - missing
+
+C is flagged on both scored nights.
+"""
+
+from datetime import date, datetime, timedelta
+
+import polars as pl
+
+from ml import schemas
+from tasks import lake
+
+NIGHTS = [date(2014, 1, 30), date(2014, 1, 31), date(2014, 2, 1), date(2014, 2, 2)]
+HALF_KWH = [0.5] * 48
+READ = {
+    ("A", NIGHTS[0]): HALF_KWH,
+    ("A", NIGHTS[1]): [0.5, 0.5, None, *[0.5] * 45],
+    ("A", NIGHTS[2]): HALF_KWH,
+    ("A", NIGHTS[3]): HALF_KWH,
+    ("B", NIGHTS[0]): [None] * 9 + [1.0] * 39,
+    ("B", NIGHTS[3]): [1.0] * 10 + [None] * 38,
+    ("C", NIGHTS[2]): HALF_KWH,
+    ("C", NIGHTS[3]): HALF_KWH,
+}
+SCORES = [
+    ("A", NIGHTS[2], "scored", 48, 1.0, 0.5, 0.25, False, 2, None),
+    ("B", NIGHTS[2], "missing", 0, None, None, None, False, None, None),
+    ("C", NIGHTS[2], "cold_start", 48, 4.0, 0.001, 2.0, True, 1, "spike"),
+    ("D", NIGHTS[2], "missing", 0, None, None, None, False, None, None),
+    ("A", NIGHTS[3], "scored", 48, 3.0, 0.002, 1.0, True, 2, "rise"),
+    ("B", NIGHTS[3], "incomplete", 10, None, None, None, False, None, None),
+    ("C", NIGHTS[3], "cold_start", 48, 5.0, 0.001, 3.0, True, 1, "spike"),
+    ("D", NIGHTS[3], "missing", 0, None, None, None, False, None, None),
+]
+
+
+def build() -> None:
+    """Write the home."""
+    lake.replace_reference("households", households())
+    for month in (NIGHTS[0], NIGHTS[2]):
+        lake.replace_month(month, days().filter(pl.col("night").dt.month() == month.month))
+    for night in NIGHTS[2:]:
+        lake.replace_night("scores", night, scores().filter(night=night))
+        lake.replace_night("anomalies", night, anomalies().filter(night=night))
+        lake.replace_night("episodes", night, episodes().filter(first_night=night))
+    lake.replace_ledger("deliveries", "first", delivery())
+    lake.replace_ledger("quarantine", "first", quarantine())
+    for run in runs().iter_slices(1):
+        lake.replace_ledger("runs", run["run_id"][0], run)
+
+
+def table(schema: type, rows: list[tuple]) -> pl.DataFrame:
+    """Rows in the types of a schema."""
+    dtypes = {name: column.dtype for name, column in schema.columns().items()}
+    return pl.DataFrame(rows, schema=dtypes, orient="row")
+
+
+def households() -> pl.DataFrame:
+    return table(
+        schemas.Households,
+        [
+            ("A", "Std", "ACORN-A", "Affluent"),
+            ("B", "ToU", "ACORN-P", "Adversity"),
+            ("C", None, None, None),
+            ("D", "Std", "ACORN-A", "Affluent"),
+        ],
+    )
+
+
+def days() -> pl.DataFrame:
+    rows = [(night, household, kwh) for (household, night), kwh in READ.items()]
+    return table(schemas.Days, rows)
+
+
+def scores() -> pl.DataFrame:
+    rows = [(*row[:9], *((24.0, 20.0) if row[4] else (None, None)), row[9], "1") for row in SCORES]
+    return table(schemas.Scores, rows)
+
+
+def anomalies() -> pl.DataFrame:
+    rows = [
+        (
+            household,
+            night,
+            datetime.combine(night, datetime.min.time()) + timedelta(hours=8),
+            datetime.combine(night, datetime.min.time()) + timedelta(hours=10),
+            HALF_KWH,
+            [0.4] * 48,
+            [1.0] * 48,
+            4.0,
+            score,
+            p_value,
+            reason,
+            rank,
+            "1",
+        )
+        for household, night, _, _, score, p_value, _, flagged, rank, reason in SCORES
+        if flagged
+    ]
+    return table(schemas.Anomalies, rows)
+
+
+def episodes() -> pl.DataFrame:
+    return table(
+        schemas.Episodes,
+        [
+            ("A", NIGHTS[3], NIGHTS[3], 1, 4.0, "rise", False),
+            ("C", NIGHTS[2], NIGHTS[3], 2, 8.0, "spike", True),
+        ],
+    )
+
+
+def delivery() -> pl.DataFrame:
+    """336 kept (A 191, B 49, C 96) and 3 set aside."""
+    first, last = datetime(2014, 1, 30), datetime(2014, 2, 2, 23, 30)
+    row = ("first", "block.csv", datetime(2014, 2, 3, 3, 30), 339, 336, 3, 3, first, last)
+    return table(schemas.Deliveries, [row])
+
+
+def quarantine() -> pl.DataFrame:
+    return table(
+        schemas.Quarantine,
+        [
+            ("A", datetime(2014, 1, 31, 1), "Null", "null", "block.csv"),
+            ("A", datetime(2014, 1, 30), " 0.5 ", "duplicate", "block.csv"),
+            ("B", datetime(2014, 1, 30, 5), " 1.0 ", "duplicate", "block.csv"),
+        ],
+    )
+
+
+def runs() -> pl.DataFrame:
+    begin, end = datetime(2014, 2, 3, 3, 30), datetime(2014, 2, 3, 3, 30, 1, 500_000)
+    later, nights = timedelta(minutes=1), (NIGHTS[2], NIGHTS[3])
+    return table(
+        schemas.Runs,
+        [
+            ("r1", "ingest", begin, end, "completed", None, None, 339, 336, 3, None, None),
+            (
+                "r2",
+                "score",
+                begin + later,
+                end + later,
+                "completed",
+                *nights,
+                *[None] * 3,
+                "1",
+                None,
+            ),
+        ],
+    )
