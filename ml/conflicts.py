@@ -49,7 +49,7 @@ class _Cells:
     rank: NDArray[np.int32]
 
 
-def resolve(parts: pl.DataFrame, taken: pl.DataFrame) -> Resolved:
+def resolve(parts: pl.DataFrame, taken: list[pl.DataFrame]) -> Resolved:
     """Resolve household-days of several deliveries.
 
     Args:
@@ -61,7 +61,7 @@ def resolve(parts: pl.DataFrame, taken: pl.DataFrame) -> Resolved:
     ids = ids.with_row_index("cell_row")
     rows = parts.join(ids, on=["night", "household_id"], how="left", maintain_order="left")
     cells = _strongest(rows, ids)
-    given_way = [*_given_way(rows, cells), _compared(taken, cells)]
+    given_way = [*_given_way(rows, cells), *(_compared(each, cells) for each in taken)]
     days = ids.select("night", "household_id", _nulls(cells.kwh))
     return Resolved(days, pl.concat(given_way).select(ASIDE.names()))
 
@@ -77,13 +77,15 @@ def present(days: pl.DataFrame, spans: pl.DataFrame) -> int:
         inside.get_column(name).to_physical().to_numpy()[:, None] // HALF_HOUR_US
         for name in ("first_ts_utc", "last_ts_utc")
     )
-    return int(np.count_nonzero(~np.isnan(readings(inside)) & (first <= stamp) & (stamp <= last)))
+    return int(
+        np.count_nonzero(~np.isnan(filled(inside).to_numpy()) & (first <= stamp) & (stamp <= last))
+    )
 
 
-def readings(days: pl.DataFrame) -> Readings:
-    """The readings of household-days [n, 48], NaN where missing."""
+def filled(days: pl.DataFrame) -> pl.Series:
+    """The readings of household-days [n, 48], NaN instead of null."""
     flat = days.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
-    return flat.to_numpy().reshape(-1, HALF_HOURS)
+    return flat.reshape((days.height, HALF_HOURS))
 
 
 def _parts(rows: pl.DataFrame) -> Iterator[tuple[int, Indices, Readings]]:
@@ -151,8 +153,7 @@ def _compared(taken: pl.DataFrame, cells: _Cells) -> pl.DataFrame:
 
 
 def _nulls(kwh: Readings) -> pl.Series:
-    flat = pl.Series("kwh", kwh.ravel()).fill_nan(None)
-    return flat.reshape((len(kwh), HALF_HOURS))
+    return pl.Series("kwh", kwh.ravel()).fill_nan(None).reshape((len(kwh), HALF_HOURS))
 
 
 def _count(kwh: Readings) -> int:

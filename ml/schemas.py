@@ -152,6 +152,7 @@ class Deliveries(dy.Schema):
 class Spans(dy.Schema):
     """From when to when a delivered file has readings of each household it holds."""
 
+    delivery = dy.String(primary_key=True)
     household_id = dy.String(primary_key=True, min_length=1)
     first_ts_utc = dy.Datetime(time_unit="us")
     last_ts_utc = dy.Datetime(time_unit="us")

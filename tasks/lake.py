@@ -6,7 +6,8 @@
     HOME/staging/                                   an ingest at work; gone when none is
     HOME/runs/*.parquet                             one file a run
     HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
-    HOME/models/<version>/                          local copies of registered detectors
+    HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
+    HOME/training/<key>/                            a training at work; gone once registered
     HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
 
 A file is replaced whole: written under a name that no reader's glob matches, synced, renamed.
@@ -64,6 +65,26 @@ GLOBS: Final = {
 def home() -> Path:
     """The root of all state."""
     return settings().home
+
+
+def model(version: str) -> Path:
+    """The local copy of a registered detector."""
+    return home() / "models" / version
+
+
+def champion_file() -> Path:
+    """Which of the local copies was the last known champion."""
+    return home() / "models/champion.json"
+
+
+def training(key: str) -> Path:
+    """Where a training of this data and these parameters works."""
+    return home() / "training" / key
+
+
+def mlflow() -> Path:
+    """The directory of MLflow's own store."""
+    return home() / "mlflow"
 
 
 def glob(name: str) -> str:
@@ -142,6 +163,17 @@ def replace(path: Path, frame: pl.DataFrame) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     frame.write_parquet(partial, compression="zstd", statistics=True, row_group_size=32_768)
     with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Replace one small file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 

@@ -1,0 +1,225 @@
+"""Delivered files: found, told apart by their columns, opened, read in batches."""
+
+import csv
+import gzip
+import hashlib
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import IO, Final, Literal
+
+import polars as pl
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from ml.delivered import clean
+from ml.errors import UserError
+
+SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
+BATCH_ROWS: Final = 1_000_000
+LONGEST_LINE: Final = 1 << 20
+UNREADABLE: Final = (
+    OSError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    RuntimeError,  # an encrypted zip
+    NotImplementedError,  # a zip's compression
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
+Packing = Literal["parquet", "gzip", "zip", "plain"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One delivered table: a file, or a member of a zip; `file` is its name in every report."""
+
+    path: Path
+    file: str
+    member: str | None = None
+
+
+def tables(path: Path, file: str) -> list[Table]:
+    """The tables that a file holds: itself, or the CSV members of a zip."""
+    if packing(path) != "zip":
+        return [Table(path, file)]
+    with _readable(file), zipfile.ZipFile(path) as archive:
+        members = sorted(name for name in archive.namelist() if name.lower().endswith(".csv"))
+    if not members:
+        raise UserError(f"{file}: holds no CSV file")
+    return [Table(path, f"{file}/{member}", member) for member in members]
+
+
+def packing(path: Path) -> Packing:
+    """How a file is packed, by its first bytes; a Parquet file's name is believed too."""
+    with _readable(path.name), path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise UserError(f"{path.name}: is empty")
+    if start == b"PAR1" or path.suffix.lower() == ".parquet":
+        return "parquet"
+    if start[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "zip" if start == b"PK\x03\x04" else "plain"
+
+
+def columns(table: Table) -> list[str]:
+    """The names of a table's columns, clean.
+
+    Raises:
+        UserError: the table is empty or cannot be read.
+    """
+    if table.member is None and packing(table.path) == "parquet":
+        _check_parquet(table)
+        with _readable(table.file):
+            return [clean(name) for name in pl.read_parquet_schema(table.path)]
+    with _readable(table.file), _stream(table) as stream:
+        header = next(
+            (line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip()), b""
+        )
+        if not header:
+            raise UserError(f"{table.file}: is empty")
+        names = pl.read_csv(BytesIO(header), infer_schema=False).columns
+    return [clean(name) for name in names]
+
+
+def digest(table: Table) -> str:
+    """What the table's content hashes to: the key of the delivery."""
+    if table.member is None:
+        with _readable(table.file), table.path.open("rb") as file:
+            return hashlib.file_digest(file, _hash).hexdigest()
+    with _readable(table.file), _stream(table) as stream:
+        content = _hash()
+        while block := stream.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()
+
+
+def _hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+@contextmanager
+def opened(table: Table, scratch: Path) -> Iterator[pl.LazyFrame]:
+    """Scan a table under its clean column names; what is packed is unpacked below `scratch`."""
+    kind = "zip" if table.member else packing(table.path)
+    if kind == "parquet":
+        _check_parquet(table)
+        yield _clean(pl.scan_parquet(table.path, glob=False, hive_partitioning=False))
+    elif kind == "plain":
+        yield _scan_csv(table.path)
+    else:
+        scratch.mkdir(parents=True, exist_ok=True)
+        plain = scratch / "unpacked.csv"
+        with plain.open("wb") as file, _stream(table) as stream:
+            _copy(table, stream, file)
+        yield _scan_csv(plain)
+        plain.unlink()
+
+
+def batches(table: Table, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """The rows of a table's scan, a batch at a time, in any order.
+
+    Raises:
+        UserError: a row or a page cannot be read.
+    """
+    with _readable(table.file, table):
+        yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, lazy=True)
+
+
+def read(table: Table, scratch: Path) -> pl.DataFrame:
+    """Read a whole small table."""
+    with opened(table, scratch) as frame, _readable(table.file, table):
+        return frame.collect()
+
+
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Put the file's name before what is wrong with its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+@contextmanager
+def _readable(file: str, table: Table | None = None) -> Iterator[None]:
+    """Turn whatever reading a delivered file raises into one line that names it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        ragged = _ragged(table) if table and "more fields" in str(error) else None
+        reason = ragged or f"cannot be read ({_first_line(error)})"
+        raise UserError(f"{file}: {reason}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.strip().splitlines()[0] if said.strip() else type(error).__name__
+
+
+def _ragged(table: Table) -> str | None:
+    """Say which line has more fields than the header."""
+    with (
+        _stream(table) as stream,
+        TextIOWrapper(stream, "utf-8", errors="replace", newline="") as lines,
+    ):
+        rows = csv.reader(lines)
+        width = len(next((row for row in rows if row), []))
+        for row in rows:
+            if len(row) > width:
+                return f"line {rows.line_num} has {len(row)} fields where the header has {width}"
+    return None
+
+
+def _check_parquet(table: Table) -> None:
+    """Refuse a Parquet file that ends before its column chunks do: Polars panics on it."""
+    try:
+        about = pq.read_metadata(table.path)
+        groups = [about.row_group(group) for group in range(about.num_row_groups)]
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{table.file}: is not a whole Parquet file ({_first_line(error)})"
+        ) from error
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    ends = [
+        start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)
+    ]
+    if max(ends, default=0) > table.path.stat().st_size:
+        raise UserError(f"{table.file}: is not a whole Parquet file (its pages are cut off)")
+
+
+def _scan_csv(path: Path) -> pl.LazyFrame:
+    """Scan a CSV as text; blank lines are no rows."""
+    frame = _clean(pl.scan_csv(path, infer_schema=False, glob=False))
+    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
+
+
+def _clean(frame: pl.LazyFrame) -> pl.LazyFrame:
+    names = frame.collect_schema().names()
+    return frame.rename({name: clean(name) for name in names})
+
+
+@contextmanager
+def _stream(table: Table) -> Iterator[IO[bytes]]:
+    """The bytes of a CSV, unpacked."""
+    if table.member is not None:
+        with zipfile.ZipFile(table.path) as archive, archive.open(table.member) as stream:
+            yield stream
+    elif packing(table.path) == "gzip":
+        with gzip.open(table.path) as unpacked, BufferedReader(unpacked) as stream:
+            yield stream
+    else:
+        with table.path.open("rb") as stream:
+            yield stream
+
+
+def _copy(table: Table, stream: IO[bytes], file: IO[bytes]) -> None:
+    with _readable(table.file):
+        shutil.copyfileobj(stream, file, length=1 << 20)

@@ -1,0 +1,229 @@
+"""The end of an ingest: quarantine, ledger, register and references, then all of it published."""
+
+from collections import Counter, defaultdict
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, cast
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from ml.companions import KEYS, companion, merged, registered
+from ml.conflicts import ASIDE, LAKE
+from ml.delivered import Kind, recognise
+from ml.errors import UserError
+from ml.schemas import Deliveries, Quarantine
+from tasks import lake, report, task
+from tasks.delivered import Table, naming, read
+from tasks.discover import Found
+from tasks.ingest import Merged, Staged, kept, of_rank
+
+SPANS: Final = pl.Schema(
+    [
+        ("household_id", pl.String()),
+        ("first_ts_utc", pl.Datetime("us")),
+        ("last_ts_utc", pl.Datetime("us")),
+    ]
+)
+
+
+class IngestReceipt(BaseModel):
+    """What a call delivered and what became of it: `rows_in` is `rows_kept` + `rows_set_aside`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: tuple[str, ...] = ()
+    rows_in: int = 0
+    rows_kept: int = 0
+    rows_set_aside: int = 0
+    by_rule: dict[str, int] = {}
+    superseded_earlier: int = 0
+    households: int = 0
+    first_night: date | None = None
+    last_night: date | None = None
+    missing_half_hours: int = 0
+    months: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    already_ingested: tuple[str, ...] = ()
+    left_aside: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What happened, for a terminal."""
+        rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.by_rule.items())
+        said = [
+            f"{len(self.files):,} files: {self.rows_in:,} rows delivered, {self.rows_kept:,} kept, "
+            f"{self.rows_set_aside:,} set aside" + (f" ({rules})" if rules else "")
+        ]
+        if self.superseded_earlier:
+            said.append(f"{self.superseded_earlier:,} earlier readings superseded")
+        if self.households:
+            said.append(
+                f"{self.households:,} households, {self.first_night} to {self.last_night}, "
+                f"{self.missing_half_hours:,} half-hours missing between their readings"
+            )
+        span = f" ({self.months[0]} to {self.months[-1]})" if self.months else ""
+        said.append(f"{len(self.months)} months written{span}")
+        if self.references:
+            said.append(f"references written: {', '.join(self.references)}")
+        said += [f"already ingested: {file}" for file in self.already_ingested]
+        said += [f"left aside: {line}" for line in self.left_aside]
+        return said + [f"failed: {line}" for line in self.failures]
+
+    def markdown(self) -> str:
+        """What happened, for the run's page."""
+        rows = report.delivered(self.rows_in, self.rows_kept, self.by_rule)
+        return rows + "\n".join(f"- {line}" for line in self.lines()) + "\n"
+
+
+class IngestError(UserError):
+    """Some of what was delivered could not be read; the rest is in the lake."""
+
+    def __init__(self, receipt: IngestReceipt) -> None:
+        super().__init__("\n".join(receipt.failures))
+        self.receipt = receipt
+
+
+@task(name="settle", retries=2)
+def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestReceipt:
+    """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
+    new = [each for each in staged if each.is_new]
+    aside = _aside()
+    superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE))
+    now = datetime.now(UTC).replace(tzinfo=None)
+    counts = Counter[str]()
+    for each in new:
+        counts += _enter(each, aside, superseded, now + timedelta(microseconds=each.rank))
+    failures = [*found.failures, *(each.failure for each in staged if each.failure)]
+    references = _references(found.companions, new, failures)
+    receipt = IngestReceipt(
+        **_covered(months),
+        files=tuple(each.file for each in new),
+        rows_in=(rows_in := sum(each.rows_in for each in new)),
+        rows_kept=rows_in - counts.total(),
+        rows_set_aside=counts.total(),
+        by_rule=dict(counts.most_common()),
+        superseded_earlier=superseded.height,
+        months=tuple(f"{each.month:%Y-%m}" for each in months if each.is_changed),
+        references=tuple(references),
+        already_ingested=tuple(each.file for each in staged if each.is_known),
+        left_aside=tuple(found.left_aside),
+        failures=tuple(failures),
+    )
+    lake.publish()
+    return receipt
+
+
+def _aside() -> pl.DataFrame:
+    """Every reading that gave way to another, of all months."""
+    found = sorted(lake.staging().glob("aside/*.arrow"))
+    return pl.concat([pl.DataFrame(schema=ASIDE), *(kept(path) for path in found)])
+
+
+def _enter(
+    staged: Staged, aside: pl.DataFrame, superseded: pl.DataFrame, now: datetime
+) -> Counter[str]:
+    """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
+    bad = [kept(path) for path in sorted(of_rank(staged.rank).glob("bad/*.arrow"))]
+    own = pl.concat([*bad, aside.filter(pl.col("rank") == staged.rank).drop("rank", "by")])
+    own = own.with_columns(file=pl.lit(staged.file))
+    earlier = superseded.filter(pl.col("by") == staged.rank).select(own.columns)
+    rows = pl.concat([own, earlier])
+    if rows.height:
+        names = Quarantine.column_names()
+        lake.replace_ledger(
+            "quarantine", staged.delivery, rows.select(names).sort(names), root=lake.prepared()
+        )
+    spans = _spans(staged)
+    lake.replace_ledger("spans", staged.delivery, spans, root=lake.prepared())
+    entry = _entry(staged, own.height, spans, now)
+    lake.replace_ledger("deliveries", staged.delivery, entry, root=lake.prepared())
+    return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
+
+
+def _spans(staged: Staged) -> pl.DataFrame:
+    path = of_rank(staged.rank) / "spans.arrow"
+    spans = kept(path) if path.exists() else pl.DataFrame(schema=SPANS)
+    return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS)
+
+
+def _entry(staged: Staged, n_aside: int, spans: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    row = {
+        "delivery": staged.delivery,
+        "file": staged.file,
+        "ingested_at_utc": now,
+        "rows_in": staged.rows_in,
+        "rows_kept": staged.rows_in - n_aside,
+        "rows_set_aside": n_aside,
+        "households": spans.height,
+        "first_ts_utc": spans.get_column("first_ts_utc").min(),
+        "last_ts_utc": spans.get_column("last_ts_utc").max(),
+    }
+    schema = {name: column.dtype for name, column in Deliveries.columns().items()}
+    return pl.DataFrame([row], schema=schema)
+
+
+def _named_earlier(superseded: pl.DataFrame) -> pl.DataFrame:
+    """Name for readings of earlier calls the latest earlier delivery that covers their stamp."""
+    if superseded.is_empty():
+        return superseded.with_columns(file=pl.lit(""))
+    deliveries = lake.read("deliveries").select("delivery", "file", "ingested_at_utc")
+    spans = lake.read("spans").join(deliveries, on="delivery")
+    rows = superseded.with_row_index("row")
+    covers = pl.col("ts_utc").is_between("first_ts_utc", "last_ts_utc")
+    latest = rows.join(spans, on="household_id").filter(covers).sort("ingested_at_utc")
+    files = latest.group_by("row").agg(pl.last("file"))
+    return (
+        rows.join(files, on="row", how="left")
+        .drop("row")
+        .with_columns(pl.col("file").fill_null("an earlier delivery"))
+    )
+
+
+def _covered(months: list[Merged]) -> dict[str, Any]:
+    """Households and nights of this call, and the half-hours that the lake misses between."""
+    if not months:
+        return {}
+    call = kept(lake.staging() / "spans.arrow")
+    first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
+    expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
+    return {
+        "households": call.height,
+        "first_night": first.dt.date().min(),
+        "last_night": last.dt.date().max(),
+        "missing_half_hours": expected - sum(month.n_present for month in months),
+    }
+
+
+def _references(
+    companions: list[tuple[Kind, Table]], new: list[Staged], failures: list[str]
+) -> list[str]:
+    """Prepare the references that this call changes; their names."""
+    given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
+    for each in new:
+        path = of_rank(each.rank) / "about.arrow"
+        given["households"] += [kept(path)] if path.exists() else []
+    for kind, table in companions:
+        try:
+            given[cast(lake.Reference, kind)].append(_companion(table))
+        except UserError as error:
+            failures.append(str(error))
+    return [name for name, tables in given.items() if tables and _refer(name, tables)]
+
+
+def _companion(table: Table) -> pl.DataFrame:
+    rows = read(table, lake.staging() / "companion")
+    with naming(table.file):
+        return companion(rows, recognise(rows.columns))
+
+
+def _refer(name: lake.Reference, given: list[pl.DataFrame]) -> bool:
+    """Lay what was given over a reference; whether that changes it."""
+    present = lake.read(name)
+    if name == "households":
+        after = registered([present, *given])
+    else:
+        after = merged([present, *given], KEYS[name])
+    if after.equals(present):
+        return False
+    lake.replace_reference(name, after, root=lake.prepared())
+    return True
