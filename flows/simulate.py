@@ -6,7 +6,8 @@ from flows import flow
 from ml.surroundings import FleetConfig
 from tasks import task
 from tasks.runs import recorded
-from tasks.simulate import SimulateReceipt, simulate as write_fleet
+from tasks.simulate import SimulateReceipt
+from tasks.simulate import simulate as write_fleet
 
 write_deliveries = task(name="write deliveries")(write_fleet)
 

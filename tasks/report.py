@@ -24,10 +24,14 @@ def leave(key: str, markdown: str) -> None:
 
 
 def report_scores(receipt: "ScoreReceipt") -> None:
-    """Report what scoring a span of nights found."""
-    scores = lake.scan("scores").filter(pl.col("night") == receipt.last)
-    markdown = by_status(receipt.by_status) + most_urgent(lake.collect(scores), receipt.last)
-    leave(f"scores-{receipt.last}", markdown)
+    """Leave the report of a scored span of nights."""
+    leave(f"scores-{receipt.last}", scored(receipt))
+
+
+def scored(receipt: "ScoreReceipt") -> str:
+    """Household-nights by status, and the most urgent of the last night."""
+    of_night = lake.scan("scores").filter(pl.col("night") == receipt.last)
+    return by_status(receipt.by_status) + most_urgent(lake.collect(of_night), receipt.last)
 
 
 def delivered(rows_in: int, rows_kept: int, set_aside: Mapping[str, int]) -> str:

@@ -29,6 +29,15 @@ class ScoreReceipt:
     by_status: dict[str, int]
     model_version: str
 
+    def line(self) -> str:
+        """What happened, for a terminal."""
+        nights = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
+        statuses = ", ".join(f"{rows:,} {status}" for status, rows in self.by_status.items())
+        return (
+            f"{nights}: {self.rows:,} household-nights ({statuses}), {self.flagged:,} flagged, "
+            f"by version {self.model_version}"
+        )
+
 
 def spans(first: date, last: date) -> Iterator[tuple[date, date]]:
     """Cut the nights `first` to `last` into spans that fit in memory."""

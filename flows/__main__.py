@@ -1,0 +1,276 @@
+"""The command line. A verb imports what it needs when it runs, so that small ones start fast."""
+
+import os
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+from ml.errors import UserError
+
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+app = App(
+    name="meterwatch",
+    help="Reads a fleet of smart meters every night and says which homes behave abnormally.",
+    result_action="return_value",
+)
+Format = Literal["table", "csv", "json", "parquet"]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**31))]
+
+
+class WrongUsageError(Exception):
+    """Arguments that are well formed each but do not go together."""
+
+
+def main() -> int:
+    """Run the command line; 0 done, 1 failed, 2 wrong usage."""
+    # A recorded flow's log goes to Prefect; the person sees the outcome.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    try:
+        app(exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except (CycloptsError, WrongUsageError) as error:
+        return _failed(error, WRONG_USAGE)
+    except (UserError, PermissionError, NotADirectoryError) as error:
+        return _failed(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python would complain again when it closes the pipe at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return 0
+
+
+def _failed(error: Exception, status: int) -> int:
+    for line in str(error).splitlines():
+        print("meterwatch:", line, file=sys.stderr)
+    return status
+
+
+@app.command
+def simulate(
+    out: Path,
+    /,
+    *,
+    households: Annotated[int, Parameter(validator=Number(gte=1, lt=1_000_000))] = 5567,
+    days: Annotated[int, Parameter(validator=Number(gte=1, lte=3660))] = 100,
+    start: date = date(2013, 9, 23),
+    seed: Seed = 0,
+) -> None:
+    """Write a simulated fleet as it would be delivered, and what was planted in it.
+
+    Args:
+        out: Directory to write; a fleet that is there is replaced.
+        households: How many households.
+        days: How many days.
+        start: The first day.
+        seed: The same seed is the same fleet.
+    """
+    from flows import run_flow
+    from flows.simulate import simulate as flow
+    from ml.surroundings import FleetConfig
+
+    config = FleetConfig(households=households, days=days, start=start, seed=seed)
+    receipt = run_flow(flow, out=out.resolve(), config=config)
+    print(
+        f"{receipt.out}: {receipt.households:,} households, {receipt.nights:,} nights, "
+        f"{receipt.rows:,} readings, {receipt.planted_nights:,} household-nights planted"
+    )
+
+
+@app.command
+def ingest(
+    sources: list[str],
+    /,
+    *,
+    weather: Path | None = None,
+    holidays: Path | None = None,
+    households: Path | None = None,
+    tariffs: Path | None = None,
+) -> None:
+    """Take delivered readings into the lake; what was taken in before changes nothing.
+
+    Args:
+        sources: Files, directories or globs of delivered readings.
+        weather: Hourly weather (default: found beside the readings, as are the three below).
+        holidays: Bank holidays.
+        households: The register of households.
+        tariffs: The price signal of the time-of-use tariff.
+    """
+    from flows import run_flow
+    from flows.ingest import ingest as flow
+    from tasks.settle import IngestError
+
+    beside = {
+        "weather": weather,
+        "holidays": holidays,
+        "households": households,
+        "tariffs": tariffs,
+    }
+    given = {name: str(path.resolve()) for name, path in beside.items() if path}
+    try:
+        receipt = run_flow(flow, sources=sources, **given)
+    except IngestError as error:
+        print(*error.receipt.lines(), sep="\n")
+        raise
+    print(*receipt.lines(), sep="\n")
+
+
+@app.command
+def train(
+    *,
+    until: date | None = None,
+    model: Literal["conditional_autoencoder"] = "conditional_autoencoder",
+    seed: Seed = 0,
+    promote: bool = True,
+    max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
+) -> None:
+    """Train a detector, register it, and promote it if it beats the champion.
+
+    Args:
+        until: The last night to learn from (default: the last one in the lake).
+        model: Which model.
+        seed: The same seed on the same data is the same detector.
+        promote: Whether the version may become the champion.
+        max_epochs: The most passes over the data.
+    """
+    from flows import run_flow
+    from flows.train import TrainParameters
+    from flows.train import train as flow
+
+    given = {"max_epochs": max_epochs} if max_epochs else {}
+    parameters = TrainParameters(until=until, model=model, seed=seed, promote=promote, **given)
+    print(run_flow(flow, parameters=parameters).line())
+
+
+@app.command
+def score(
+    night: date | None = None,
+    /,
+    *,
+    first: Annotated[date | None, Parameter("--from")] = None,
+    last: Annotated[date | None, Parameter("--to")] = None,
+) -> None:
+    """Score a night for every registered household, or a range of nights.
+
+    Args:
+        night: The night (default: the last one in the lake).
+        first: The first night of a range.
+        last: The last night of a range, included.
+    """
+    if night and (first or last):
+        raise WrongUsageError("give a night or --from and --to, not both")
+    if (first is None) != (last is None):
+        raise WrongUsageError("--from and --to go together")
+    from flows import run_flow
+    from flows.backfill import backfill
+    from flows.score import score as flow
+
+    if first and last:
+        print(run_flow(backfill, first=first, last=last).line())
+    else:
+        print(run_flow(flow, night=night).line())
+
+
+@app.command
+def nightly(night: date | None = None, /) -> None:
+    """Take in what has landed, score the night, check the tables, report.
+
+    Args:
+        night: The night to score (default: the last one in the lake).
+    """
+    from flows import run_flow
+    from flows.nightly import nightly as flow
+
+    receipt = run_flow(flow, night=night)
+    print(*receipt.ingested.lines(), receipt.scored.line(), sep="\n")
+    print(f"{len(receipt.checks)} checks passed")
+
+
+@app.command
+def check() -> None:
+    """Check the tables; fail with the offending rows if there are any."""
+    from flows.show import show
+    from tasks import warehouse
+
+    broken = {name: rows for name, rows in warehouse.check().items() if len(rows)}
+    for name, rows in broken.items():
+        show(rows, f"{name}: {len(rows):,} offending rows")
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(warehouse.checks())} checks failed: {', '.join(broken)}"
+        )
+    print(f"{len(warehouse.checks())} checks passed")
+
+
+@app.command
+def query(
+    name_or_sql: str,
+    /,
+    *,
+    param: Annotated[list[str] | None, Parameter(negative="")] = None,
+    form: Annotated[Format, Parameter("--format")] = "table",
+    out: Path | None = None,
+) -> None:
+    """Ask a named query, or one SELECT over the views.
+
+    Args:
+        name_or_sql: A query of sql/queries, or SQL.
+        param: A parameter of the query as name=value; may be given several times.
+        form: How to write the answer.
+        out: The file to write it to (default: standard output).
+    """
+    from flows.show import write
+    from tasks import warehouse
+
+    given = dict(_pair(text) for text in param or [])
+    write(warehouse.query(name_or_sql, given), form, out)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise WrongUsageError(f"--param {text}: expected name=value")
+    return name, value
+
+
+@app.command
+def status() -> None:
+    """Show what the lake covers, the champion, the last nights and the last runs."""
+    from flows.show import show
+    from tasks import warehouse
+
+    for title, frame in warehouse.status().items():
+        show(frame, title)
+
+
+@app.command
+def run(source: Path | None = None, /) -> None:
+    """Run the main job: ingest, train, score the last nights, show the anomalies.
+
+    Args:
+        source: A directory of delivered readings (default: a simulated fleet).
+    """
+    from flows.run import run as main_job
+
+    main_job(source)
+
+
+@app.command
+def serve() -> None:
+    """Serve Prefect, its workers and MLflow on loopback, until Ctrl-C."""
+    from flows.serve import serve as serve_all
+
+    serve_all()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What the schedule runs."""
+
+from dataclasses import dataclass
+
+from flows import flow, name_run, run_flow
+from flows.ingest import ingest
+from flows.score import Night
+from ml.errors import UserError
+from tasks import report, task, warehouse
+from tasks.runs import recorded
+from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
+from tasks.settings import settings
+from tasks.settle import IngestError, IngestReceipt
+
+
+@dataclass(frozen=True)
+class NightlyReceipt:
+    """What a night came to; `checks` counts the offending rows of each."""
+
+    ingested: IngestReceipt
+    scored: ScoreReceipt
+    checks: dict[str, int]
+
+    def problems(self) -> list[str]:
+        """What a person has to look at: files that cannot be read and checks that fail."""
+        broken = {name: rows for name, rows in self.checks.items() if rows}
+        return [
+            *self.ingested.failures,
+            *(f"check {name}: {rows:,} offending rows" for name, rows in broken.items()),
+        ]
+
+
+@flow(name="nightly", flow_run_name="nightly")
+def nightly(night: Night = None) -> NightlyReceipt:
+    """Take in what has landed, score the night, check the tables, report.
+
+    Raises:
+        UserError: a landed file cannot be read or a check fails; the night is scored all the same.
+    """
+    with recorded("nightly") as record:
+        ingested = ingest_landed()
+        first, last = record.first_night, record.last_night = wanted(night)
+        name_run(f"nightly {first}")
+        scored = score_span((first, last))
+        record.model_version = scored.model_version
+        join_episodes()
+        receipt = NightlyReceipt(ingested, scored, check_tables())
+        _report(receipt)
+        if receipt.problems():
+            raise UserError("\n".join(receipt.problems()))
+    return receipt
+
+
+def ingest_landed() -> IngestReceipt:
+    """Ingest the landing directory; files that cannot be read are named in the receipt."""
+    landing = settings().landing_dir
+    if not any(path.is_file() for path in landing.rglob("[!.]*")):
+        return IngestReceipt()
+    try:
+        return run_flow(ingest, sources=[str(landing)])
+    except IngestError as error:
+        return error.receipt
+
+
+@task(name="check tables")
+def check_tables() -> dict[str, int]:
+    """Count the offending rows of every check."""
+    return {name: len(rows) for name, rows in warehouse.check().items()}
+
+
+def _report(receipt: NightlyReceipt) -> None:
+    scored = receipt.scored
+    report.leave(
+        f"nightly-{scored.last}",
+        receipt.ingested.markdown() + report.scored(scored) + report.checked(receipt.checks),
+    )

@@ -1,0 +1,146 @@
+"""The main job: from delivered readings to the anomaly table, recorded by a server of its own."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import run_flow, server_url
+from flows.backfill import backfill
+from flows.ingest import ingest
+from flows.processes import free_port, prefect_server, stoppable
+from flows.show import show
+from flows.simulate import simulate
+from flows.train import TrainParameters, train
+from ml.errors import UserError
+from ml.planted import found
+from ml.surroundings import FleetConfig
+from tasks import lake, warehouse
+from tasks.fleet import last_common_night
+from tasks.settings import settings
+
+SIMULATED_NIGHTS: Final = 7
+DELIVERED_NIGHTS: Final = 30
+URGENT: Final = 15
+COLUMNS: Final = (
+    *("rank", "household_id", "reason", "since", "excess_kwh", "actual_kwh", "expected_kwh"),
+    *("score", "p_value", "evidence"),
+)
+
+
+def run(source: Path | None) -> None:
+    """Run the main job on delivered readings or, without any, on a simulated fleet.
+
+    Raises:
+        UserError: the home holds other readings already, or a step failed.
+    """
+    _refuse_mixture(source)
+    with stoppable(), _recorded():
+        if source is None:
+            _simulated_fleet()
+        _ingested(source or _simulated())
+        last = last_common_night()
+        first = last - timedelta(days=(DELIVERED_NIGHTS if source else SIMULATED_NIGHTS) - 1)
+        _trained(until=first - timedelta(days=1))
+        _scored(first, last)
+    _show_anomalies(last)
+    if source is None:
+        _show_found(first, last)
+    _say_where_next(last)
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Record the flows on the configured server or, without one, on one of this job's own."""
+    if server_url():
+        yield
+        return
+    with prefect_server(free_port()) as api_url, temporary_settings({PREFECT_API_URL: api_url}):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()
+
+
+def _simulated() -> Path:
+    return lake.home().resolve() / "simulated"
+
+
+def _refuse_mixture(source: Path | None) -> None:
+    is_simulated = _simulated().exists()
+    holds = "simulated" if is_simulated else "delivered"
+    if lake.exists("days") and is_simulated == (source is not None):
+        raise UserError(
+            f"{lake.home()} holds {holds} readings: set METERWATCH_HOME to another directory"
+        )
+
+
+@contextmanager
+def _step(name: str) -> Iterator[list[str]]:
+    """Say on standard error what runs and, once it is done, what it came to."""
+    started, outcome = time.monotonic(), list[str]()
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    yield outcome
+    seconds = time.monotonic() - started
+    print(f"{name}: {', '.join(outcome)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _simulated_fleet() -> None:
+    config, written = FleetConfig(), _simulated() / "simulation.json"
+    with _step("simulate") as outcome:
+        if written.exists() and FleetConfig.model_validate_json(written.read_text()) == config:
+            outcome.append(f"{_simulated()} is there already")
+            return
+        receipt = run_flow(simulate, out=_simulated(), config=config)
+        outcome += [f"{receipt.households:,} households", f"{receipt.rows:,} readings"]
+
+
+def _ingested(source: Path) -> None:
+    with _step("ingest") as outcome:
+        receipt = run_flow(ingest, sources=[str(source)])
+        outcome.append(f"{receipt.rows_in:,} rows in")
+
+
+def _trained(until: date) -> None:
+    with _step("train") as outcome:
+        receipt = run_flow(train, parameters=TrainParameters(until=until))
+        promoted = "promoted" if receipt.promoted else "not promoted"
+        outcome += [f"nights up to {until}", f"version {receipt.version} {promoted}"]
+
+
+def _scored(first: date, last: date) -> None:
+    with _step("score") as outcome:
+        receipt = run_flow(backfill, first=first, last=last)
+        outcome += [f"{first} to {last}", f"{receipt.rows:,} rows", f"{receipt.flagged:,} flagged"]
+
+
+def _show_anomalies(night: date) -> None:
+    urgent = warehouse.query("top_anomalies", {"night": str(night), "limit": str(URGENT)})
+    show(urgent.select(COLUMNS), f"\nMost urgent of {night}")
+
+
+def _show_found(first: date, last: date) -> None:
+    night = pl.col("night").is_between(first, last)
+    truth = pl.scan_parquet(_simulated() / "truth.parquet").filter(night).collect()
+    result = found(lake.collect(lake.scan("scores").filter(night)), truth)
+    show(result.by_kind, f"\nPlanted anomalies of {first} to {last}, and how many were flagged")
+    print(
+        f"{result.flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "
+        f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
+        f"(budget {settings().alert_budget:g})"
+    )
+
+
+def _say_where_next(night: date) -> None:
+    print(
+        f"\nscores, anomalies, episodes   {lake.home() / 'tables'}\n"
+        f"ask in SQL                    meterwatch query top_anomalies --param night={night}\n"
+        "runs, reports and models      make serve"
+    )

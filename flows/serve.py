@@ -1,0 +1,88 @@
+"""Everything a person or a schedule works with: server, workers and UIs, on loopback."""
+
+import time
+from contextlib import AbstractContextManager, ExitStack
+from subprocess import Popen
+from typing import Final
+
+from flows.processes import (
+    LOOPBACK,
+    child,
+    environment,
+    log_of,
+    prefect_server,
+    refuse_used,
+    stoppable,
+    wait_until_healthy,
+)
+from ml.errors import UserError
+from tasks import registry
+from tasks.settings import settings
+
+Children = dict[str, "Popen[bytes]"]
+POLL_SECONDS: Final = 1.0
+
+
+def serve() -> None:
+    """Serve until Ctrl-C or SIGTERM, then stop everything that was started.
+
+    Raises:
+        UserError: a port or the home is taken, or a process ended by itself.
+    """
+    port, mlflow_port = settings().prefect_port, settings().mlflow_port
+    refuse_used(port, "METERWATCH_PREFECT_PORT")
+    refuse_used(mlflow_port, "METERWATCH_MLFLOW_PORT")
+    try:
+        with stoppable(), ExitStack() as running:
+            print("starting Prefect, MLflow and the workers ...", flush=True)
+            _wait(_start(running, port, mlflow_port))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
+    """Start all processes; `running` stops them, the last started first."""
+    from flows.deploy import POOLS, deploy
+
+    registry.prepare()
+    api_url = running.enter_context(prefect_server(port))
+    env = environment(api_url)
+    mlflow = running.enter_context(_mlflow(mlflow_port, env))
+    train_id = deploy(env)
+    workers = {f"worker-{pool}": running.enter_context(_worker(pool, env)) for pool in POOLS}
+    wait_until_healthy(f"http://{LOOPBACK}:{mlflow_port}/health", mlflow, "mlflow")
+    print(_addresses(port, mlflow_port, f"deployments/deployment/{train_id}/run"), flush=True)
+    return {"mlflow": mlflow, **workers}
+
+
+def _worker(pool: str, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
+    command = ("prefect", "worker", "start", "--pool", pool, "--type", "process")
+    return child(f"worker-{pool}", *command, env=env)
+
+
+def _mlflow(port: int, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
+    # One worker and no job runner: 0.5 GB instead of 2.8 GB.
+    where = ("--host", LOOPBACK, "--port", str(port), "--workers", "1")
+    store = ("--backend-store-uri", registry.store_uri())
+    return child("mlflow", "mlflow", "server", *where, *store, env=env)
+
+
+def _addresses(port: int, mlflow_port: int, train_form: str) -> str:
+    prefect = f"http://{LOOPBACK}:{port}"
+    return "\n".join(
+        (
+            f"runs and reports  {prefect}",
+            f"retrain           {prefect}/{train_form}",
+            f"models            http://{LOOPBACK}:{mlflow_port}",
+            f"record your own   export PREFECT_API_URL={prefect}/api",
+            "Ctrl-C stops all of it.",
+        )
+    )
+
+
+def _wait(children: Children) -> None:
+    while True:
+        for name, process in children.items():
+            if process.poll() is not None:
+                raise UserError(f"{name} ended by itself; it wrote {log_of(name)}")
+        time.sleep(POLL_SECONDS)
