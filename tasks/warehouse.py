@@ -77,7 +77,8 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
         for name, value in _variables(Path(scratch)).items():
             connection.execute(f"SET VARIABLE {name} = $value", {"value": value})
-        connection.execute("SET allowed_directories = $dirs", {"dirs": [_home(), scratch]})
+        allowed = [_home(), escape(_home()), scratch]
+        connection.execute("SET allowed_directories = $allowed", {"allowed": allowed})
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         _look(connection)

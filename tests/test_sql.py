@@ -9,6 +9,7 @@ import polars as pl
 import polars.selectors as cs
 import pytest
 
+from ml.schemas import RULES
 from tasks import lake, warehouse
 from tests import small_home
 from tests.small_home import NIGHTS
@@ -369,7 +370,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
         "rows_add_up",
         _ledger(rows_in=340),
         "file rows_in rows_kept rows_set_aside quarantined",
-        [("block.csv", 340, 336, 3, 3)],
+        [("all files", 340, 336, 3, 3), ("block.csv", 340, 336, 3, 3)],
     ),
     (
         "rows_add_up",
@@ -380,8 +381,16 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     (
         "rows_add_up",
         lambda: lake.replace_ledger("quarantine", "lost", small_home.quarantine().head(1)),
-        "file delivery quarantined",
-        [(None, "lost", 1)],
+        "file delivery rows_in rows_kept quarantined",
+        # Its file is known, its delivery is not; 339 in, 336 readings and 3 + 1 rows set aside.
+        [("all files", None, 339, 336, 4), (None, "lost", None, None, 0)],
+    ),
+    (
+        "rows_add_up",
+        lambda: _day("D", FEB_1, [0.5] * 47 + [None], month=FEB_1),
+        "file rows_in rows_kept rows_set_aside",
+        # 47 readings that nobody delivered.
+        [("all files", 339, 336 + 47, 3)],
     ),
     (
         "scores_of_every_household",
@@ -468,3 +477,22 @@ def test_a_household_that_joined_later_owes_no_earlier_row() -> None:
     lake.replace_reference("households", pl.concat([small_home.households(), joined]))
     rows = warehouse.check()["scores_of_every_household"].rows()
     assert rows == [(FEB_2, "E", "no row")]
+
+
+@pytest.mark.parametrize("name", ["later.csv", "block.csv"])
+def test_superseded_readings_of_earlier_files_add_up(name: str) -> None:
+    # A later file of three rows: two stand in the lake instead of two of A's, one is a duplicate.
+    entry = small_home.delivery().with_columns(
+        delivery=pl.lit("second"),
+        file=pl.lit(name),
+        rows_in=pl.lit(3, pl.Int64),
+        rows_kept=pl.lit(2, pl.Int64),
+        rows_set_aside=pl.lit(1, pl.Int64),
+    )
+    aside = small_home.quarantine().with_columns(
+        file=pl.Series(["block.csv", "block.csv", name]),
+        rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(RULES)),
+    )
+    lake.replace_ledger("deliveries", "second", entry)
+    lake.replace_ledger("quarantine", "second", aside)
+    assert warehouse.check()["rows_add_up"].rows() == []

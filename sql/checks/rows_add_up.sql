@@ -1,8 +1,29 @@
--- rows delivered are rows kept and rows set aside, and those are in the quarantine
-WITH held AS (
-    SELECT delivery, count(*) AS quarantined
-    FROM quarantine
-    GROUP BY delivery
+-- every delivered row is a reading in the lake or set aside in the quarantine
+-- A delivery's quarantine also holds the earlier files' readings that it superseded.
+WITH
+held AS (
+    SELECT
+        q.delivery,
+        count(*) FILTER (q.file IS NOT DISTINCT FROM d.file) AS own,
+        count(*) FILTER (q.file IS NOT DISTINCT FROM d.file AND q.rule = 'superseded') AS given_way
+    FROM quarantine AS q
+    LEFT JOIN deliveries AS d USING (delivery)
+    GROUP BY q.delivery
+),
+-- Of two deliveries of one name it is not known whose a superseded reading was.
+named AS (
+    SELECT *, count(*) OVER (PARTITION BY file) > 1 AS is_repeated FROM deliveries
+),
+stored AS (
+    SELECT coalesce(sum(num_values) - sum(stats_null_count), 0)::BIGINT AS readings
+    FROM parquet_metadata(getvariable('days'))
+    WHERE path_in_schema LIKE 'kwh%'
+),
+total AS (
+    SELECT
+        (SELECT coalesce(sum(rows_in), 0)::BIGINT FROM deliveries) AS rows_in,
+        (SELECT readings FROM stored) AS readings,
+        (SELECT count(*) FROM quarantine) AS quarantined
 )
 SELECT
     file,
@@ -10,10 +31,18 @@ SELECT
     rows_in,
     rows_kept,
     rows_set_aside,
-    coalesce(quarantined, 0) AS quarantined
-FROM deliveries
+    coalesce(own, 0) AS quarantined
+FROM named
 FULL JOIN held USING (delivery)
-WHERE NOT coalesce(
-    rows_in = rows_kept + rows_set_aside AND rows_set_aside = coalesce(quarantined, 0), false
-)
+WHERE
+    NOT coalesce(
+        rows_in = rows_kept + rows_set_aside
+        AND rows_set_aside <= coalesce(own, 0)
+        AND rows_set_aside >= coalesce(own, 0) - if(is_repeated, coalesce(given_way, 0), 0),
+        false
+    )
+UNION ALL
+SELECT 'all files', NULL, rows_in, readings, quarantined, quarantined
+FROM total
+WHERE rows_in <> readings + quarantined
 ORDER BY file, delivery

@@ -1,0 +1,261 @@
+"""The home asked in SQL: what views hold, what is refused, what readers see while others write."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow.parquet
+import pytest
+
+from ml.errors import UserError
+from tasks import lake, warehouse
+from tests import small_home
+from tests.small_home import NIGHTS
+
+FEB_1, FEB_2 = NIGHTS[2:]
+
+
+@pytest.fixture
+def small(home: Path) -> Path:
+    small_home.build()
+    return home
+
+
+@pytest.mark.usefixtures("small")
+def test_readings_are_the_half_hours_of_the_delivered_days() -> None:
+    expected = [
+        (household, datetime.combine(night, datetime.min.time()) + timedelta(minutes=30 * i), kwh)
+        for (household, night), profile in sorted(small_home.READ.items())
+        for i, kwh in enumerate(profile)
+    ]
+    found = warehouse.query("SELECT * FROM readings ORDER BY household_id, ts_utc")
+    assert found.columns == ["household_id", "ts_utc", "kwh"]
+    assert found.rows() == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "n_rows", "n_readings"),
+    [
+        ("ts_utc = '2014-01-31 01:00'", 1, 0),  # A alone, and its missing half-hour
+        # The evening of 31 January is A's alone, the morning of 1 February that of A and C.
+        ("ts_utc >= '2014-01-31 22:00' AND ts_utc < '2014-02-01 01:00'", 4 + 2 * 2, 8),
+        ("household_id = 'B'", 2 * 48, 49),
+        ("household_id = 'B' AND ts_utc::DATE = '2014-02-02'", 48, 10),
+        ("ts_utc > '2015-01-01'", 0, 0),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_readings_can_be_filtered(condition: str, n_rows: int, n_readings: int) -> None:
+    sql = f"SELECT count(*), count(kwh) FROM readings WHERE {condition}"
+    assert warehouse.query(sql).row(0) == (n_rows, n_readings)
+
+
+@pytest.mark.usefixtures("small")
+def test_profiles_have_their_day() -> None:
+    sql = "SELECT n_readings, day_kwh, peak_kwh, kwh FROM profiles WHERE household_id = $household"
+    rows = warehouse.query(f"{sql} ORDER BY night", {"household": "B"}).rows()
+    # 39 and 10 readings of 1 kWh.
+    assert [row[:3] for row in rows] == [(39, 39.0, 1.0), (10, 10.0, 1.0)]
+    assert rows[0][3] == [None] * 9 + [1.0] * 39
+
+
+def _spoil_kwh(path: Path) -> None:
+    """Overwrite the readings of a lake file; its statistics stay."""
+    column = pyarrow.parquet.read_metadata(path).row_group(0).column(2)
+    assert column.path_in_schema.startswith("kwh")
+    start = column.dictionary_page_offset or column.data_page_offset
+    raw = bytearray(path.read_bytes())
+    raw[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(raw)
+
+
+def test_a_filter_on_time_reads_only_the_nights_it_needs(home: Path) -> None:
+    names = pl.Series("household_id", [f"MAC{i:06d}" for i in range(100)])
+    for night in (NIGHTS[0], FEB_1):
+        rows = small_home.days().filter(household_id="A", night=night).drop("household_id")
+        lake.replace_month(night, rows.join(names.to_frame(), how="cross"))
+    _spoil_kwh(home / "lake/days/month=2014-02/days.parquet")
+    sql = "SELECT sum(kwh) FROM readings WHERE ts_utc >= '2014-01-30' AND ts_utc < $end"
+    assert warehouse.query(sql, {"end": "2014-01-31"}).item() == 100 * 48 * 0.5
+    with pytest.raises(UserError):
+        warehouse.query(sql, {"end": "2014-02-02"})
+
+
+@pytest.mark.parametrize("table", ["scores", "anomalies"])
+def test_a_filter_on_night_opens_only_its_file(small: Path, table: str) -> None:
+    (small / f"tables/{table}/night={FEB_2}/{table}.parquet").write_bytes(b"no Parquet at all")
+    sql = f"SELECT DISTINCT night FROM {table}"
+    assert warehouse.query(f"{sql} WHERE night = '{FEB_1}'").rows() == [(FEB_1,)]
+    with pytest.raises(UserError, match=rf"night={FEB_2}/{table}\.parquet"):
+        warehouse.query(sql)
+
+
+def test_an_empty_home_has_every_view_with_its_types(home: Path) -> None:
+    for name, schema in lake.SCHEMAS.items():
+        if name == "spans":
+            continue
+        found = warehouse.query(f"SELECT * FROM {name}")
+        assert found.is_empty()
+        written = pl.from_arrow(schema.create_empty().to_arrow())
+        for column, dtype in written.schema.items():
+            kind = pl.List(pl.Float32) if isinstance(dtype, pl.Array) else dtype
+            kind = pl.String if isinstance(dtype, (pl.Enum, pl.Categorical)) else kind
+            assert found.schema[column] == kind, f"{name}.{column}"
+    assert warehouse.query("SELECT * FROM readings").schema == {
+        "household_id": pl.String(),
+        "ts_utc": pl.Datetime("us"),
+        "kwh": pl.Float32(),
+    }
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_an_empty_home_answers_everything() -> None:
+    given = {"household_history": {"household_id": "A"}}
+    for name in warehouse.queries():
+        assert warehouse.query(name, given.get(name, {})).height == (name == "lake_coverage")
+    assert not any(rows.height for rows in warehouse.check().values())
+    assert warehouse.status()["Lake"]["household_days"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "message"),
+    [
+        (
+            "top_anomaly",
+            {},
+            r"no query named 'top_anomaly'; there are: alert_load, .*top_anomalies",
+        ),
+        ("", {}, "no query named ''"),
+        ("top_anomalies", {"nigth": "1"}, "has no parameter 'nigth'; it takes: night, limit"),
+        ("quarantine_by_rule", {"night": "1"}, "has no parameter 'night'; it takes: none"),
+        ("top_anomalies", {"night": "soon"}, "top_anomalies: night is 'soon', expected DATE"),
+        ("top_anomalies", {"limit": "x"}, "top_anomalies: limit is 'x', expected INTEGER"),
+        ("top_anomalies", {"limit": "-1"}, "cannot be negative"),
+        ("household_history", {}, "household_history needs --param household_id=..."),
+        ("SELCT 1", {}, r'Parser Error: syntax error at or near "SELCT"'),
+        ("SELECT * FROM nothing", {}, "Table with name nothing does not exist"),
+        ("SELECT $a", {}, "a"),
+        ("SELECT 1", {"a": "1"}, "Expected 0, got 1"),
+        ("SELECT 1; SELECT 2", {}, "a query is one SELECT over the views"),
+        ("-- nothing", {}, "a query is one SELECT over the views"),
+        ("DROP VIEW scores", {}, "a query is one SELECT over the views"),
+        ("COPY scores TO 'scores.csv'", {}, "a query is one SELECT over the views"),
+        ("SET threads = 1", {}, "a query is one SELECT over the views"),
+        ("SELECT * FROM read_text('/etc/hostname')", {}, "disabled by configuration"),
+        ("SELECT * FROM glob('/*')", {}, "disabled by configuration"),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_a_mistake_is_one_clear_line(asked: str, given: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        warehouse.query(asked, given)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("small")
+def test_sql_cannot_write() -> None:
+    with warehouse.connect() as connection:
+        for sql in ("SET enable_external_access = true", "COPY scores TO '/tmp/scores.csv'"):
+            with pytest.raises(duckdb.Error):
+                connection.execute(sql)
+
+
+@pytest.mark.usefixtures("small")
+def test_queries_say_what_they_take() -> None:
+    question = warehouse.queries()["top_anomalies"]
+    assert question.description.startswith("the most urgent anomalies of a night")
+    assert [(p.name, p.kind, p.default) for p in question.parameters] == [
+        ("night", "DATE", "(SELECT max(night) FROM scores)"),
+        ("limit", "INTEGER", "20"),
+    ]
+    described = [*warehouse.queries().values(), *warehouse.checks().values()]
+    assert all(10 < len(each.description) < 100 for each in described)
+
+
+@pytest.mark.usefixtures("small")
+def test_status_shows_lake_nights_and_runs() -> None:
+    sections = warehouse.status()
+    assert sections["Lake"]["readings"].item() == 336
+    assert sections["Last nights"]["night"].to_list() == NIGHTS[::-1]
+    assert sections["Last runs"]["verb"].to_list() == ["score", "ingest"]
+
+
+def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "o'neil [1] *"))
+    small_home.build()
+    assert warehouse.query("SELECT count(*) FROM scores").item() == 8
+    assert not any(rows.height for rows in warehouse.check().values())
+
+
+def test_a_home_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METERWATCH_HOME", "data")
+    small_home.build()
+    assert warehouse.query("SELECT count(*) FROM scores").item() == 8
+
+
+@pytest.mark.parametrize("table", ["scores", "anomalies", "episodes"])
+def test_tables_are_plain_parquet_to_others(small: Path, table: str) -> None:
+    written = {"scores": small_home.scores, "anomalies": small_home.anomalies}
+    expected = written.get(table, small_home.episodes)()
+    folder = small / "tables" / table
+    pattern = f"{folder}/night=*/*.parquet"
+    assert duckdb.sql(f"SELECT count(*) FROM '{pattern}'").fetchall() == [(expected.height,)]
+    found = pl.read_parquet(pattern, hive_partitioning=False)
+    assert found.sort("household_id", *expected.columns[1:2]).equals(
+        expected.sort("household_id", *expected.columns[1:2])
+    )
+    # pyarrow, and so pandas, would take the partition key for text: the column is in the files too.
+    plain = pyarrow.parquet.read_table(folder, partitioning=None)
+    assert (plain.num_rows, plain.column_names) == (expected.height, expected.columns)
+
+
+def test_asking_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'mlflow', 'prefect', 'lightning', 'matplotlib', 'pandas', 'scipy'}"
+    code = f"import sys; import tasks.warehouse; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+WRITER = """
+import sys
+from datetime import date
+import polars as pl
+from ml.schemas import Scores
+from tasks import lake
+
+night, n = date(2014, 2, 2), 5567
+dtypes = {name: column.dtype for name, column in Scores.columns().items()}
+row = dict(night=night, status="missing", n_readings=0, is_anomaly=False)
+rows = pl.DataFrame([row | {"household_id": f"MAC{i:06d}"} for i in range(n)], schema=dtypes)
+for version in range(1_000_000):
+    lake.replace_night("scores", night, rows.with_columns(model_version=pl.lit(str(version))))
+    if version == 0:
+        print("ready", flush=True)
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_readers_see_whole_nights_while_a_writer_works_and_is_killed() -> None:
+    sql = "SELECT count(*), count(DISTINCT model_version), max(model_version::INT) FROM scores"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        until, seen = time.monotonic() + 3, []
+        while time.monotonic() < until:
+            seen.append(warehouse.query(sql).row(0))
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.communicate()
+    seen.append(warehouse.query(sql).row(0))
+    assert {row[:2] for row in seen} == {(5567, 1)}
+    assert len({row[2] for row in seen}) > 2  # the writer did replace the night in between
+    assert warehouse.check()["files_in_place"].is_empty()
