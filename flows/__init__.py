@@ -26,9 +26,15 @@ def flow(**options: Any) -> Callable[[Callable[P, R]], "Flow[P, R]"]:
 
 
 def run_flow(flow: "Flow[P, R]", *args: P.args, **parameters: P.kwargs) -> R:
-    """Run a flow: recorded where a Prefect server is configured, else its function alone."""
-    run: Callable[P, R] = flow if server_url() else flow.fn
-    return run(*args, **parameters)
+    """Run a flow: recorded where a Prefect server is configured, else its function alone.
+
+    Raises:
+        UserError: the configured server does not answer.
+    """
+    if not (url := server_url()):
+        return flow.fn(*args, **parameters)
+    _refuse_unreachable(url)
+    return flow(*args, **parameters)
 
 
 def name_run(name: str) -> None:
@@ -47,6 +53,14 @@ def server_url() -> str | None:
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url
+
+
+def _refuse_unreachable(url: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    error = get_client(sync_client=True).api_healthcheck()
+    if error is not None:
+        raise UserError(f"the Prefect server at {url} does not answer: {error}")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

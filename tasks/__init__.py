@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from ml.errors import UserError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -28,7 +30,8 @@ class Task(Generic[P, R]):
         from prefect.cache_policies import NO_CACHE
 
         declare: Callable[..., Callable[..., Any]] = task
-        return declare(self.function, cache_policy=NO_CACHE, **self.options)
+        options = {"cache_policy": NO_CACHE, "retry_condition_fn": _may_pass, **self.options}
+        return declare(self.function, **options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run once."""
@@ -44,6 +47,11 @@ class Task(Generic[P, R]):
 def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Declare a task with the house's cache policy; options as `prefect.task` takes them."""
     return lambda function: Task(function, options)
+
+
+def _may_pass(_task: object, _task_run: object, state: Any) -> bool:
+    """Whether another try may help: what a person has to mend stays wrong."""
+    return not isinstance(state.data, UserError)
 
 
 def _in_flow_run() -> bool:
