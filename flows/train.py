@@ -1,0 +1,46 @@
+"""Train, register, promote."""
+
+from typing import Annotated, Final
+
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows import flow
+from tasks.runs import recorded
+from tasks.train import (
+    TrainParameters,
+    TrainReceipt,
+    fit_detector,
+    last_night,
+    promote_version,
+    register_version,
+    report_training,
+)
+
+__all__ = ["TrainParameters", "TrainReceipt", "train"]
+
+DEFAULTS: Final = TrainParameters()
+
+
+def name_of_training() -> str:
+    """The run's name, which says the last night that is learned from."""
+    chosen = TrainParameters.model_validate(flow_run.parameters.get("parameters") or {})
+    return f"train until {last_night(chosen)}"
+
+
+@flow(name="train", flow_run_name=name_of_training)
+def train(
+    parameters: Annotated[TrainParameters, Field(description="what to learn from, and how")] = (
+        DEFAULTS
+    ),
+) -> TrainReceipt:
+    """Train a detector, register it, and make it the champion if it is better."""
+    with recorded("train") as record:
+        fitted = fit_detector(parameters)
+        record.first_night, record.last_night = fitted.first, fitted.until
+        version = register_version(fitted)
+        verdict = promote_version(fitted, version, wanted=parameters.promote)
+        record.model_version, record.message = version.version, verdict.why
+        receipt = TrainReceipt(version=version.version, verdict=verdict, fitted=fitted)
+        report_training(receipt)
+    return receipt

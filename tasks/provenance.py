@@ -1,0 +1,29 @@
+"""Where a model comes from: which readings, which code."""
+
+import hashlib
+from importlib.metadata import version as package_version
+from pathlib import Path
+from subprocess import SubprocessError, run
+
+from ml.features import Fleet
+
+
+def fingerprint(fleet: Fleet) -> str:
+    """A digest of all that a training reads."""
+    digest = hashlib.sha256()
+    digest.update(f"{fleet.household_ids} {fleet.nights[0]} {fleet.nights[-1]}".encode())
+    digest.update(fleet.kwh.tobytes())
+    digest.update(fleet.conditions.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code_version() -> dict[str, str]:
+    """The package's version, and the commit where there is one."""
+    tags = {"package": package_version("meterwatch")}
+    here = Path(__file__).parent
+    try:
+        command = ("git", "-C", str(here), "describe", "--always", "--dirty")
+        described = run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, SubprocessError):
+        return tags
+    return tags | {"git": described.stdout.strip()}

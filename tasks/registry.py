@@ -1,0 +1,297 @@
+"""The model registry: the only module that talks to MLflow.
+
+    HOME/mlflow/mlflow.db, HOME/mlflow/artifacts/   unless METERWATCH_MLFLOW_URI names a store
+    HOME/models/<version>/, HOME/models/champion.json   local copies that scoring reads
+
+A run holds a detector as `detector/config.json` and `detector/weights.safetensors`, which scoring
+reads, and as an exported graph in `model/` with its signature. Nothing is pickled.
+"""
+
+import logging
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict
+
+from ml.detector import Detector
+from ml.errors import UserError
+from tasks import lake
+from tasks.artefact import CONFIG, WEIGHTS, export, load
+from tasks.settings import settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+NAME: Final = "meterwatch"
+ALIAS: Final = "champion"
+ENVIRONMENT: Final = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+CHAMPION_OF_SQLITE: Final = """
+    SELECT v.version, v.run_id
+    FROM registered_model_aliases a JOIN model_versions v USING (workspace, name, version)
+    WHERE a.name = ? AND a.alias = ?
+"""
+
+log = logging.getLogger(__name__)
+
+
+class StoreDownError(UserError):
+    """MLflow does not answer, or not sensibly."""
+
+
+class Version(BaseModel):
+    """A registered version and the run that made it; version numbers repeat among stores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    run_id: str
+
+
+def store_uri() -> str:
+    """The MLflow store."""
+    return settings().mlflow_uri or f"sqlite:///{_database().resolve()}"
+
+
+def page(version: str) -> str:
+    """The address of a version in MLflow's UI, as `make serve` offers it or the named server."""
+    uri = settings().mlflow_uri or ""
+    local = f"http://127.0.0.1:{settings().mlflow_port}"
+    return f"{uri if uri.startswith('http') else local}/#/models/{NAME}/versions/{version}"
+
+
+def prepare() -> None:
+    """Create the store in the home, or bring it to the present version; one process at a time.
+
+    Raises:
+        UserError: the store cannot be reached or read.
+    """
+    if settings().mlflow_uri:
+        with _reachable():
+            _client().search_registered_models(max_results=1)
+        return
+    lake.mlflow().mkdir(parents=True, exist_ok=True)
+    with FileLock(lake.mlflow() / ".lock"):
+        if _database().exists():
+            with _reachable():
+                _upgrade(_database())
+            return
+        partial = _database().with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        _upgrade(partial)
+        partial.replace(_database())
+
+
+def register(
+    directory: Path,
+    *,
+    parameters: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    figures: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> Version:
+    """Record a training and register its detector as the next version.
+
+    `directory` holds the detector as `save` writes it, and pictures. `history` is one mapping of
+    metrics an epoch, `figures` are metrics of the whole.
+    """
+    client = _client()
+    run = client.create_run(_experiment(client), tags=dict(tags), run_name=directory.name)
+    run_id = run.info.run_id
+    try:
+        _log_metrics(client, run_id, parameters, history, figures)
+        for path in (directory / CONFIG, directory / WEIGHTS):
+            client.log_artifact(run_id, str(path), "detector")
+        for path in sorted(directory.glob("*.png")):
+            client.log_artifact(run_id, str(path), "pictures")
+        with tempfile.TemporaryDirectory() as exported:
+            export(load(directory), Path(exported) / "model")
+            client.log_artifacts(run_id, str(Path(exported) / "model"), "model")
+        version = _next_version(client, run_id, f"{run.info.artifact_uri}/model", tags)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+    return Version(version=version, run_id=run_id)
+
+
+def promote(version: Version) -> None:
+    """Make a version the champion, and keep a local copy."""
+    _client().set_registered_model_alias(NAME, ALIAS, version.version)
+    _keep(version)
+
+
+def note(version: Version, **tags: str) -> None:
+    """Put tags on a version."""
+    client = _client()
+    for key, value in tags.items():
+        client.set_model_version_tag(NAME, version.version, key, value)
+
+
+def champion() -> tuple[Detector, str]:
+    """The champion and its version; when MLflow is down, the local copy of the last one.
+
+    Raises:
+        UserError: there is no champion yet.
+    """
+    version = champion_version()
+    if version is None:
+        raise UserError("no champion yet: run `meterwatch train` first")
+    return load(lake.model(version.version)), version.version
+
+
+def champion_version() -> Version | None:
+    """The champion's version, whose local copy is there; None if there is none yet.
+
+    Raises:
+        UserError: MLflow is down and there is no local copy of any champion.
+    """
+    kept = _kept()
+    try:
+        found = _resolved()
+        if found is not None and found != kept:
+            _keep(found)
+    except StoreDownError as outage:
+        if kept is None:
+            raise
+        log.warning("%s; using the local copy of champion %s", outage, kept.version)
+        return kept
+    return found
+
+
+def _database() -> Path:
+    return lake.mlflow() / "mlflow.db"
+
+
+def _client() -> "MlflowClient":
+    os.environ.update(ENVIRONMENT)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=store_uri(), registry_uri=store_uri())
+
+
+def _upgrade(database: Path) -> None:
+    os.environ.update(ENVIRONMENT)
+    from mlflow.db import upgrade
+
+    assert upgrade.callback is not None
+    upgrade.callback(f"sqlite:///{database.resolve()}")
+
+
+def _experiment(client: "MlflowClient") -> str:
+    found = client.get_experiment_by_name(NAME)
+    if found is not None:
+        return str(found.experiment_id)
+    local = None if settings().mlflow_uri else (lake.mlflow() / "artifacts").resolve().as_uri()
+    return client.create_experiment(NAME, artifact_location=local)
+
+
+def _log_metrics(
+    client: "MlflowClient",
+    run_id: str,
+    parameters: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    figures: Mapping[str, float],
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    steps = [
+        Metric(key, value, now, step)
+        for step, metrics in enumerate(history)
+        for key, value in metrics.items()
+    ]
+    final = [Metric(key, value, now, len(history)) for key, value in figures.items()]
+    params = [Param(key, str(value)) for key, value in parameters.items()]
+    client.log_batch(run_id, metrics=steps + final, params=params)
+
+
+def _next_version(client: "MlflowClient", run_id: str, source: str, tags: Mapping[str, str]) -> str:
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        client.create_registered_model(NAME)
+    return str(client.create_model_version(NAME, source, run_id, tags=dict(tags)).version)
+
+
+def _resolved() -> Version | None:
+    """What the alias names now. A SQLite store is asked without the seconds MLflow's import takes.
+
+    Raises:
+        StoreDownError: the store does not answer.
+    """
+    uri = store_uri()
+    with _reachable():
+        if not uri.startswith("sqlite:///"):
+            return _resolved_by_server()
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.exists() and _kept() is None:
+            return None
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            row = database.execute(CHAMPION_OF_SQLITE, (NAME, ALIAS)).fetchone()
+        return None if row is None else Version(version=str(row[0]), run_id=row[1])
+
+
+def _resolved_by_server() -> Version | None:
+    client = _client()
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        return None
+    aliases = client.get_registered_model(NAME).aliases
+    if ALIAS not in aliases:
+        return None
+    found = client.get_model_version_by_alias(NAME, ALIAS)
+    return Version(version=str(found.version), run_id=str(found.run_id))
+
+
+def _kept() -> Version | None:
+    file = lake.champion_file()
+    if not file.exists():
+        return None
+    version = Version.model_validate_json(file.read_bytes())
+    copies = (lake.model(version.version) / name for name in (CONFIG, WEIGHTS))
+    return version if all(copy.exists() for copy in copies) else None
+
+
+def _keep(version: Version) -> None:
+    """Copy a registered detector to the home, then say that it is the champion."""
+    with tempfile.TemporaryDirectory() as scratch:
+        with _reachable():
+            fetched = Path(_client().download_artifacts(version.run_id, "detector", scratch))
+        for name in (CONFIG, WEIGHTS):
+            lake.replace_bytes(lake.model(version.version) / name, (fetched / name).read_bytes())
+    lake.replace_bytes(lake.champion_file(), version.model_dump_json().encode())
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Say in one line that MLflow is down, whatever it raised."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_outage(error):
+            raise
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreDownError(f"MLflow at {store_uri()} is down: {line}") from error
+
+
+def _is_outage(error: Exception) -> bool:
+    if isinstance(error, OSError | sqlite3.Error):
+        return True
+    if "mlflow.exceptions" not in sys.modules:
+        return False
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, MlflowException | SQLAlchemyError)

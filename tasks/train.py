@@ -1,0 +1,287 @@
+"""Train a detector, register it, promote it if it is better."""
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+
+from ml import plots
+from ml.detector import ModelName
+from ml.errors import UserError
+from ml.features import Fleet
+from ml.loop import FitParameters
+from ml.score import LEAD_NIGHTS, lead
+from ml.train import FitResult, fit, reporting, since, validation_error
+from tasks import lake, registry, task
+from tasks.artefact import load, save
+from tasks.fleet import load_fleet
+from tasks.provenance import code_version, fingerprint
+from tasks.registry import Version
+from tasks.report import leave
+from tasks.settings import settings
+
+MOST_EPOCHS: Final = 20
+
+
+class TrainParameters(BaseModel):
+    """What a person may choose of a training: the fields of the form in the UI."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    until: date | None = Field(
+        None, description="last night to learn from (default: the last one of the lake)"
+    )
+    model: ModelName = Field("conditional_autoencoder", description="which network to train")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="same data, seed and machine give the same weights"
+    )
+    promote: bool = Field(
+        True, description="make it the champion if it beats the present one on the same data"
+    )
+    max_epochs: int = Field(
+        MOST_EPOCHS, ge=1, le=100, description="most passes; it ends earlier once it stops learning"
+    )
+
+
+class Fitted(BaseModel):
+    """A detector that waits to be registered, in the directory of its key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    parameters: FitParameters
+    data: str
+    first: date
+    validation: date
+    calibration: date
+    until: date
+    households: int
+    nights: int
+    rows: int
+    epochs: int
+    best_epoch: int
+    seconds: float
+    rows_per_second: float
+    precision: str
+    error_kwh: float
+    history: list[dict[str, float]]
+
+
+class Verdict(BaseModel):
+    """Whether a version became the champion, and why."""
+
+    promoted: bool
+    error_kwh: float
+    champion_version: str | None
+    champion_error_kwh: float | None
+    why: str
+
+
+class TrainReceipt(BaseModel):
+    """What a training did."""
+
+    version: str
+    verdict: Verdict
+    fitted: Fitted
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version is the champion now."""
+        return self.verdict.promoted
+
+    def line(self) -> str:
+        """What there is to say in one line."""
+        outcome = "is the champion now" if self.promoted else "was registered, not promoted"
+        return f"version {self.version} {outcome}: {self.verdict.why}"
+
+
+def last_night(parameters: TrainParameters) -> date:
+    """The last night of the lake that a training learns from.
+
+    Raises:
+        UserError: the lake is empty, or begins later.
+    """
+    begin, end = lake.extent()
+    last = min(parameters.until or end, end)
+    if last < begin:
+        raise UserError(f"no night to learn from: the lake begins on {begin}, after {last}")
+    return last
+
+
+@task(name="fit")
+def fit_detector(parameters: TrainParameters) -> Fitted:
+    """Train on the nights up to `until`, or take up where the same training was stopped.
+
+    Raises:
+        UserError: too few nights, or MLflow is down.
+    """
+    torch.set_num_threads(settings().threads)
+    registry.prepare()
+    chosen = FitParameters(
+        model=parameters.model, seed=parameters.seed, max_epochs=parameters.max_epochs
+    )
+    fleet = reporting(load_fleet(lake.extent()[0], last_night(parameters)))
+    data = fingerprint(fleet)
+    key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
+    with _one_at_a_time():
+        if not _report(key).exists():
+            _fit(key, data, chosen, fleet)
+    return Fitted.model_validate_json(_report(key).read_bytes())
+
+
+@task(name="register")
+def register_version(fitted: Fitted) -> Version:
+    """Register a fitted detector as the next version, with all that is known of it."""
+    numbers = fitted.model_dump(include={"households", "nights", "rows", "best_epoch", "precision"})
+    spans = {name: str(getattr(fitted, name)) for name in ("first", "validation", "calibration")}
+    return registry.register(
+        lake.training(fitted.key),
+        parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
+        history=fitted.history,
+        figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"}),
+        tags={"data": fitted.data, "until": str(fitted.until)} | code_version(),
+    )
+
+
+@task(name="promote")
+def promote_version(fitted: Fitted, version: Version, *, wanted: bool) -> Verdict:
+    """Make a version the champion if it beats the present one on the same nights."""
+    verdict = compare(fitted, wanted=wanted)
+    if verdict.promoted:
+        registry.promote(version)
+    registry.note(version, promoted=str(verdict.promoted), why=verdict.why)
+    shutil.rmtree(lake.training(fitted.key))
+    return verdict
+
+
+def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
+    """Hold a fitted detector against the champion on the nights that neither has learned from."""
+    champion = registry.champion_version()
+    rival = None if champion is None else _error_of(champion, fitted)
+    if rival is None:
+        is_better, why = True, "there is no champion yet"
+    else:
+        is_better = fitted.error_kwh < rival
+        relation = "below" if is_better else "not below"
+        why = f"its error of {fitted.error_kwh:.5f} kWh is {relation} the champion's {rival:.5f}"
+    if not wanted:
+        why = f"promotion was not asked for; {why}"
+    return Verdict(
+        promoted=wanted and is_better,
+        error_kwh=fitted.error_kwh,
+        champion_version=None if champion is None else champion.version,
+        champion_error_kwh=rival,
+        why=why,
+    )
+
+
+def report_training(receipt: TrainReceipt) -> None:
+    """Leave what the training did with the flow run."""
+    fitted, verdict = receipt.fitted, receipt.verdict
+    lines = (
+        f"## Version {receipt.version}",
+        f"{'Promoted' if receipt.promoted else 'Not promoted'}: {verdict.why}.",
+        f"- Data `{fitted.data}`: {fitted.households:,} households, {fitted.nights} nights, "
+        f"{fitted.rows:,} household-nights with readings",
+        f"- Split: train from {fitted.first}, validate from {fitted.validation}, "
+        f"calibrate from {fitted.calibration} until {fitted.until}",
+        f"- Fit: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
+        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.precision}), "
+        f"best epoch {fitted.best_epoch + 1}, "
+        f"validation loss {fitted.history[fitted.best_epoch]['val_mse']:.4f}",
+        f"- Error of the expected profile on the calibration nights: {fitted.error_kwh:.4f} kWh "
+        "a half-hour",
+        f"- Curves and pictures: {registry.page(receipt.version)}",
+    )
+    leave(f"train-{fitted.until}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
+
+
+def _report(key: str) -> Path:
+    return lake.training(key) / "fitted.json"
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    lake.training("").mkdir(parents=True, exist_ok=True)
+    with FileLock(lake.training(".lock")):
+        yield
+
+
+def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
+    """Train, or go on from the last checkpoint, and leave everything to register."""
+    checkpoints = lake.training(key) / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    if not last.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    result = fit(
+        fleet,
+        parameters,
+        settings().min_readings,
+        str(checkpoints),
+        resume=str(last) if last.exists() else None,
+        progress=sys.stderr.isatty(),
+    )
+    save(result.detector, lake.training(key))
+    _draw(result, fleet, lake.training(key))
+    fitted = _fitted(key, data, parameters, fleet, result)
+    lake.replace_bytes(_report(key), fitted.model_dump_json(indent=2).encode())
+
+
+def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
+    recent = since(fleet, result.split.calibration.start - LEAD_NIGHTS)
+    nights = slice(len(recent.nights) - _length(result.split.calibration), None)
+    days = plots.examples(result.detector, recent, nights, settings().min_readings)
+    scores, budget = result.detector.calibration.numpy(), settings().alert_budget
+    for name, figure in {
+        "loss": plots.loss_curve(result.history, result.best_epoch),
+        "profiles": plots.profiles(days),
+        "scores": plots.score_distribution(scores, budget),
+    }.items():
+        figure.savefig(directory / f"{name}.png", dpi=110)
+
+
+def _fitted(
+    key: str, data: str, parameters: FitParameters, fleet: Fleet, result: FitResult
+) -> Fitted:
+    split, nights = result.split, fleet.nights
+    calibration = split.calibration
+    error = validation_error(result.detector, fleet, calibration, settings().min_readings)
+    return Fitted(
+        key=key,
+        parameters=parameters,
+        data=data,
+        first=nights[0],
+        validation=nights[split.validation.start],
+        calibration=nights[calibration.start],
+        until=nights[-1],
+        households=len(fleet.household_ids),
+        nights=len(nights),
+        rows=int((fleet.n_readings > 0).sum()),
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        seconds=result.seconds,
+        rows_per_second=result.rows_per_second,
+        precision=result.precision,
+        error_kwh=error,
+        history=result.history,
+    )
+
+
+def _error_of(version: Version, fitted: Fitted) -> float:
+    """The error of a registered version on the calibration nights of a training."""
+    fleet = reporting(load_fleet(max(lead(fitted.calibration), fitted.first), fitted.until))
+    nights = slice(fleet.nights.index(fitted.calibration), None)
+    detector = load(lake.model(version.version))
+    return validation_error(detector, fleet, nights, settings().min_readings)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
