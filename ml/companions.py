@@ -8,7 +8,7 @@ import polars as pl
 from ml.delivered import ABOUT, PRICES, Shape
 from ml.errors import UserError
 from ml.schemas import Holidays, Households, Tariffs, Weather
-from ml.stamps import patched, text, utc
+from ml.stamps import patched, stamp, text, usual
 
 KEYS: Final = {
     "households": "household_id",
@@ -69,8 +69,8 @@ def _texts(rows: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _stamps(rows: pl.DataFrame, column: str) -> pl.Series:
-    written = rows.select(*utc(column, rows.schema[column]))
-    ts = patched(written).get_column("ts_utc")
+    dtype = rows.schema[column]
+    ts = patched(rows.select(stamp(column, dtype)).with_columns(usual(dtype))).get_column("ts_utc")
     return _whole(ts, _texts(rows, column), column, "no time")
 
 

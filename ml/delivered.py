@@ -7,12 +7,13 @@ from typing import Final, Literal
 import polars as pl
 
 from ml.errors import UserError
-from ml.stamps import text, utc
+from ml.stamps import stamp, text, usual
 
 Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
 READING: Final = ("household_id", "ts_utc", "kwh")
 ABOUT: Final = ("tariff", "acorn", "acorn_group")
 HOUSEHOLD_COLUMNS: Final = frozenset({"LCLid", "household_id"})
+NULLS: Final = ("Null", "null", "NULL")
 PRICES: Final = ("Low", "Normal", "High")
 
 
@@ -121,29 +122,35 @@ def _listed(columns: list[str], most: int = 6) -> str:
 
 
 def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
-    """Rows as `household_id`, `stamp`, `ts_utc`, `value` (as delivered), `kwh`, `is_null`.
+    """Rows as `household_id`, `stamp` and `value` as delivered, `ts_utc`, `kwh`, `is_null`.
 
     `ts_utc` is null where the stamp is not written the usual way: `ml.stamps.patched` reads it.
+
+    Raises:
+        UserError: a column holds something else than times or numbers.
     """
     dtypes = frame.collect_schema()
-    household, stamp, kwh = (shape.required[name] for name in READING)
-    about = [name for name, theirs in shape.optional.items() if theirs in dtypes]
-    return frame.select(
+    household, when, kwh = (shape.required[name] for name in READING)
+    about = {name: theirs for name, theirs in shape.optional.items() if theirs in dtypes}
+    delivered = frame.select(
         text(household).alias("household_id"),
-        *utc(stamp, dtypes[stamp]),
-        *_numbers(kwh, dtypes[kwh]),
-        *(text(shape.optional[name]).alias(name) for name in about),
+        stamp(when, dtypes[when]),
+        _value(kwh, dtypes[kwh]),
+        *(text(theirs).alias(name) for name, theirs in about.items()),
     )
+    return delivered.with_columns(usual(dtypes[when]), *_numbers(dtypes[kwh]))
 
 
-def _numbers(column: str, dtype: pl.DataType) -> list[pl.Expr]:
+def _value(column: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.String:
-        value = text(column)
-        is_null = value.is_null() | value.is_in(["Null", "null", "NULL"])
-        number = value.cast(pl.Float64, strict=False)
-    elif dtype.is_numeric() or dtype == pl.Null:
-        value, is_null = pl.col(column), pl.col(column).is_null()
-        number = value.cast(pl.Float64)
-    else:
-        raise UserError(f"column {column!r} holds {dtype}, expected numbers")
-    return [value.alias("value"), number.alias("kwh"), is_null.alias("is_null")]
+        return text(column).alias("value")
+    if dtype.is_numeric() or dtype == pl.Null:
+        return pl.col(column).alias("value")
+    raise UserError(f"column {column!r} holds {dtype}, expected numbers")
+
+
+def _numbers(dtype: pl.DataType) -> list[pl.Expr]:
+    value = pl.col("value")
+    kwh = value.cast(pl.Float64, strict=False).alias("kwh")
+    empty = [value == word for word in NULLS] if dtype == pl.String else []
+    return [kwh, pl.any_horizontal(value.is_null(), *empty).alias("is_null")]

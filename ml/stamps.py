@@ -25,29 +25,32 @@ def text(column: str) -> pl.Expr:
     return pl.when(stripped.str.len_bytes() > 0).then(stripped)
 
 
-def utc(column: str, dtype: pl.DataType) -> list[pl.Expr]:
-    """The columns `stamp` (text, where it has to be read again) and `ts_utc`."""
+def stamp(column: str, dtype: pl.DataType) -> pl.Expr:
+    """The column `stamp`: text as delivered, or the time itself where it was delivered as one."""
     if dtype in (pl.String, pl.Null):
-        stamp = text(column)
-        return [stamp.alias("stamp"), _whole(stamp).alias("ts_utc")]
+        return text(column).alias("stamp")
     if not dtype.is_temporal() or isinstance(dtype, (pl.Time, pl.Duration)):
         raise UserError(f"column {column!r} holds {dtype}, expected time stamps")
     ts = pl.col(column)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone:
         ts = ts.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return [pl.lit(None, pl.String).alias("stamp"), ts.cast(US).alias("ts_utc")]
+    return ts.cast(US).alias("stamp")
 
 
-def _whole(stamp: pl.Expr) -> pl.Expr:
+def usual(dtype: pl.DataType) -> pl.Expr:
+    """The column `ts_utc` out of `stamp`; null where it is not written the usual way."""
+    stamp = pl.col("stamp")
+    if dtype not in (pl.String, pl.Null):
+        return stamp.alias("ts_utc")
     tail = stamp.str.slice(19)
     plain = (tail == "") | tail.is_in(NO_FRACTION)
     seconds = stamp.str.head(19).str.replace("T", " ", literal=True)
     ts = seconds.str.to_datetime(WHOLE, time_unit="us", strict=False, cache=False)
-    return pl.when(plain).then(ts)
+    return pl.when(plain).then(ts).alias("ts_utc")
 
 
 def patched(rows: pl.DataFrame) -> pl.DataFrame:
-    """Fill in `ts_utc` where the stamp is written another way; null where it cannot be read."""
+    """Fill in `ts_utc` where `stamp` is written another way; null where it cannot be read."""
     unread = pl.col("ts_utc").is_null() & pl.col("stamp").is_not_null()
     where = rows.select(unread.arg_true()).to_series()
     if where.is_empty():
