@@ -1,15 +1,11 @@
-"""How simulated homes behave: habits drawn once a home, readings drawn from them.
+"""How simulated homes behave: half-hourly readings, drawn from habits and surroundings."""
 
-The shares, rates and spreads below were fitted by hand to the statistics of 225 real London
-households (tests/benchmarks/fleet_comparison.py shows both). All readings are kWh a half-hour.
-"""
-
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from scipy.signal import lfilter
 
+from ml.habits import Habits
 from ml.schemas import HALF_HOURS
 from ml.surroundings import SUPPLY_KWH, WAKING_HOURS, Bools, Floats, World
 
@@ -19,108 +15,6 @@ WASHING: Final = (1.0, 0.8, 0.6, 0.2)
 SHORT: Final = (1.0, 0.15)
 # Answer of homes on the time-of-use tariff to the prices Low, Normal, High.
 ANSWER: Final = np.array([1.09, 1.0, 0.92], dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Habits:
-    """What sets n homes apart; all [n] but for the three daily shapes [n, 48]."""
-
-    baseload: Floats
-    fridge: Floats  # share of the baseload that comes and goes
-    fridge_period: Floats  # half-hours
-    plateau: Floats  # while somebody is up and in
-    lighting: Floats
-    winter: Floats  # log change of use from spring to mid-winter
-    wake: Floats  # local hour
-    sleep: Floats
-    lie_in: Floats  # hours later on free days
-    regularity: Floats  # hours of scatter of their times
-    goes_out: Floats  # share of working days
-    leaves: Floats
-    returns: Floats
-    meals: Floats  # half-hourly chances of each group of appliances
-    washes: Floats
-    showers: Floats
-    gadgets: Floats
-    appliance_kwh: Floats
-    trips: Floats  # absences a year
-    restless: Floats  # scatter of the level from day to day
-    heating: Floats  # direct electric heating, kWh a half-hour and degree
-    storage: Floats  # storage heaters, kWh a half-hour while they charge
-    water: Floats  # water heated at night, kWh a half-hour
-    timer: Floats  # UTC half-hour at which the night timer switches on
-    is_tou: Bools
-
-
-def habits(is_tou: Bools, wealth: Floats, random: np.random.Generator) -> Habits:
-    """Draw the habits of n homes; `wealth` shifts the log level by Acorn group."""
-    n = len(is_tou)
-
-    def normal(mean: float, spread: float) -> Floats:
-        return np.asarray(mean + spread * random.standard_normal(n, dtype=np.float32))
-
-    def some(share: float, low: float, high: float) -> Floats:
-        has = random.random(n) < share
-        return np.where(has, random.uniform(low, high, n), 0).astype(np.float32)
-
-    size = normal(0, 1) + wealth
-    barely_used = np.where(random.random(n) < 0.025, random.uniform(0.02, 0.3, n), 1)
-    used = barely_used.astype(np.float32)
-    standing = np.where(random.random(n) < 0.09, random.uniform(-0.1, 0.25, n), 1)
-    wake, worker = normal(7.2, 1.0), random.random(n)
-    sleep = np.clip(normal(24.8, 1.5), wake + 12, 28)
-    busy = np.exp(normal(0, 0.45) + 0.25 * size)
-    return Habits(
-        baseload=used * standing * np.exp(normal(-2.74, 0.48) + 0.42 * size),
-        fridge=np.clip(normal(0.32, 0.2), 0, 0.9),
-        fridge_period=random.uniform(1.4, 4.5, n).astype(np.float32),
-        plateau=used * np.exp(normal(-2.49, 0.4) + 0.47 * size),
-        lighting=np.exp(normal(-0.3, 0.6)),
-        winter=normal(0.14, 0.1),
-        wake=wake,
-        sleep=sleep,
-        lie_in=np.clip(normal(1.1, 0.7), -0.5, 3),
-        regularity=np.exp(normal(-0.25, 0.5)),
-        goes_out=np.where(worker < 0.5, random.uniform(0.5, 1, n), 0.3).astype(np.float32),
-        leaves=np.maximum(wake + 0.7, normal(8.6, 0.8)),
-        returns=normal(17.6, 1.1),
-        meals=busy[:, None] * _meals(wake, random),
-        washes=busy[:, None] * _washes(random, n),
-        showers=_bump(wake + 0.7, 0.6) * some(0.45, 0.3, 1.2)[:, None],
-        gadgets=(busy * random.uniform(0.08, 0.35, n).astype(np.float32))[:, None]
-        * np.ones(HALF_HOURS, dtype=np.float32),
-        appliance_kwh=used * np.exp(normal(-1.5, 0.4) + 0.2 * size),
-        trips=random.gamma(0.8, 4.5, n).astype(np.float32),
-        restless=np.exp(normal(-2.3, 0.5)),
-        heating=np.exp(normal(-3.4, 0.6)) * (random.random(n) < 0.12).astype(np.float32),
-        storage=some(0.03, 0.8, 3.5),
-        water=some(0.06, 0.4, 1.4),
-        timer=random.integers(0, 9, n).astype(np.float32),
-        is_tou=is_tou,
-    )
-
-
-def _bump(hour: Floats, width: float) -> Floats:
-    """A bell of unit sum over the waking day around each home's hour, [n, 48]."""
-    bell = np.exp(-0.5 * ((WAKING_HOURS - hour[:, None]) / width) ** 2)
-    return np.asarray(bell / bell.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def _meals(wake: Floats, random: np.random.Generator) -> Floats:
-    n = len(wake)
-    breakfast = _bump(wake + random.normal(0.9, 0.4, n).astype(np.float32), width=0.7)
-    lunch = _bump(random.normal(13.0, 1.0, n).astype(np.float32), width=1.3)
-    dinner = _bump(random.normal(19.0, 1.2, n).astype(np.float32), width=1.4)
-    rates = random.gamma(2.0, [0.5, 0.7, 0.8], (n, 3)).astype(np.float32)
-    return np.asarray(
-        rates[:, :1] * breakfast + rates[:, 1:2] * lunch + rates[:, 2:] * dinner, dtype=np.float32
-    )
-
-
-def _washes(random: np.random.Generator, n: int) -> Floats:
-    rate = random.gamma(1.5, 0.35, n).astype(np.float32)
-    daytime = _bump(random.normal(13.0, 3.5, n).astype(np.float32), width=3.0)
-    return np.asarray(rate[:, None] * daytime, dtype=np.float32)
 
 
 def readings(habits: Habits, world: World, random: np.random.Generator) -> Floats:
@@ -192,9 +86,11 @@ def _absent(habits: Habits, days: int, random: np.random.Generator) -> Bools:
 def _level(habits: Habits, world: World, random: np.random.Generator) -> Floats:
     """How much a home does on each day, about 1: slow drift, sudden changes, the day itself."""
     shape = (len(habits.restless), len(world.is_weekend))
-    drift = lfilter([np.float32(0.28)], [1, np.float32(-0.96)], random.standard_normal(shape))
+    noise = random.standard_normal(shape)
+    noise[:, 0] /= 0.22  # the drift's own spread, so that it is stationary from the first day
+    drift = lfilter([0.22], [1, -0.975], noise)
     moved = random.random(shape) < 1.2 / 365
-    drift = 0.23 * drift + np.cumsum(np.where(moved, random.normal(0, 0.3, shape), 0), axis=1)
+    drift = 0.22 * drift + np.cumsum(np.where(moved, random.normal(0, 0.3, shape), 0), axis=1)
     daily = habits.restless[:, None] * random.standard_normal(shape)
     free = np.where(world.is_weekend, 0.04, 0.0)
     return np.exp(drift + daily + free).astype(np.float32)
@@ -223,7 +119,7 @@ def _appliances(
     _switch_on(load, habits.meals[:, None] * activity, size, COOKING, random)
     _switch_on(load, habits.washes[:, None] * activity * more, 1.5 * size, WASHING, random)
     _switch_on(load, habits.showers[:, None] * activity, 1.0 * size, SHORT, random)
-    _switch_on(load, habits.gadgets[:, None] * activity, 0.25 * size, SHORT, random)
+    _switch_on(load, habits.gadgets[:, None, None] * activity, 0.25 * size, SHORT, random)
     return load
 
 
@@ -238,7 +134,7 @@ def _switch_on(
     draw = random.random(chance.shape, dtype=np.float32)
     started = np.flatnonzero(draw.ravel() < chance.ravel())
     home = started // chance[0].size
-    energy = kwh[home] * random.gamma(3.0, 0.333, len(started)).astype(np.float32)
+    energy = kwh[home] * random.gamma(4.0, 0.25, len(started)).astype(np.float32)
     flat = load.reshape(-1)
     for later, share in enumerate(course):
         place = np.minimum(started + later, flat.size - 1)
@@ -286,4 +182,4 @@ def _add_night_timers(
     water = habits.water[homes, None, None] * np.clip(draw - since, 0, 1)
     timed = np.where(since >= 0, storage + water, 0).astype(np.float32)
     timed *= 1 + np.float32(0.03) * random.standard_normal(timed.shape, dtype=np.float32)
-    total[homes] += timed.reshape(len(homes), -1)
+    total[homes] += timed.reshape(len(homes), total.shape[1])

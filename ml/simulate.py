@@ -16,6 +16,7 @@ import polars as pl
 
 from ml import dirt, homes
 from ml.anomalies import SHARE, Episode, plant
+from ml.habits import habits
 from ml.schemas import Truth
 from ml.surroundings import FleetConfig, Floats, World, stamps, world
 
@@ -74,8 +75,8 @@ def clean_kwh(
     wealth = households["acorn_group"].replace_strict(WEALTH, default=0.0).to_numpy()
     random = config.generator(4, number)
     is_tou = (households["tariff"] == "ToU").to_numpy()
-    habits = homes.habits(is_tou, wealth.astype(np.float32), random)
-    return homes.readings(habits, surroundings, random)
+    lived = habits(is_tou, wealth.astype(np.float32), random)
+    return homes.readings(lived, surroundings, random)
 
 
 def block(config: FleetConfig, surroundings: World, households: pl.DataFrame, number: int) -> Block:

@@ -1,0 +1,114 @@
+"""Set the simulated fleet beside the real one: a table of statistics, and a picture.
+
+    .venv/bin/python tests/benchmarks/fleet_comparison.py ../shared/lcl [OUT.png]
+
+The real one is a year of readings as Kaggle delivers them, `DIR/halfhourly/*.parquet`.
+"""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ml.plots_fleet import compare, repetition
+from ml.simulate import fleet_kwh
+from ml.surroundings import FleetConfig, Floats, world
+
+YEAR = 2013
+CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)
+
+
+def real_kwh(source: Path) -> Floats:
+    """The readings of the year, [H, 365, 48], NaN where missing."""
+    slot = (pl.col("tstp") - datetime(YEAR, 1, 1)).dt.total_minutes() // 30
+    rows = (
+        pl.scan_parquet(source / "halfhourly/*.parquet")
+        .select(
+            home=pl.col("LCLid").rank("dense") - 1,
+            slot=slot,
+            kwh=pl.col("energy(kWh/hh)").cast(pl.Float32),
+        )
+        .filter(pl.col("slot").is_between(0, 365 * 48 - 1))
+        .collect()
+    )
+    home, place, kwh = (rows[name].to_numpy() for name in rows.columns)
+    cube = np.full((int(home.max()) + 1, 365 * 48), np.nan, dtype=np.float32)
+    cube[home, place] = kwh
+    return cube.reshape(-1, 365, 48)
+
+
+def statistics(kwh: Floats) -> dict[str, float]:
+    """What the two fleets should share; of households the median unless said otherwise."""
+    homes = kwh[(~np.isnan(kwh)).all(axis=2).sum(axis=1) > 300]
+    readings, flat = kwh[~np.isnan(kwh)], homes.reshape(len(homes), -1)
+    level, total = np.nanmean(kwh, axis=(1, 2)), homes.sum(axis=2)
+    profile = np.nanmean(kwh, axis=(0, 1))
+    summer = np.nanmean(total[:, 151:243], axis=1)
+    winter = np.nanmean(np.hstack([total[:, :59], total[:, 334:]]), axis=1)
+    fleet = {f"reading, quantile {q}": np.quantile(readings, q) for q in (0.1, 0.5, 0.9, 0.99)}
+    fleet |= {
+        "reading, quantile 0.999": np.quantile(readings, 0.999),
+        "mean reading": readings.mean(),
+        "share of zeros": (readings == 0).mean(),
+        "share below 0.02 kWh": (readings < 0.02).mean(),
+        "share above 1 kWh": (readings > 1).mean(),
+        "mean level, households' 5 %": np.quantile(level, 0.05),
+        "mean level, households' 50 %": np.median(level),
+        "mean level, households' 95 %": np.quantile(level, 0.95),
+        "mean at 03:00-05:00": profile[6:10].mean(),
+        "mean at 07:00-09:00": profile[14:18].mean(),
+        "mean at 11:00-15:00": profile[22:30].mean(),
+        "mean at 18:00-21:00": profile[36:42].mean(),
+        "winter / summer": winter.mean() / summer.mean(),
+    }
+    return {name: float(value) for name, value in (fleet | _of_homes(homes, flat, total)).items()}
+
+
+def _of_homes(homes: Floats, flat: Floats, total: Floats) -> dict[str, float]:
+    level = np.nanmean(flat, axis=1)
+    usual = np.nanmedian(total, axis=1, keepdims=True)
+    return {
+        "baseload (10 % of readings) / mean": _median(np.nanquantile(flat, 0.1, axis=1) / level),
+        "99 % of readings / mean": _median(np.nanquantile(flat, 0.99, axis=1) / level),
+        "std / mean of readings": _median(np.nanstd(flat, axis=1) / level),
+        "std / mean of days": _median(np.nanstd(total, axis=1) / np.nanmean(total, axis=1)),
+        "autocorrelation, 1 half-hour": _median(autocorrelation(flat, lag=1)),
+        "autocorrelation, 4 half-hours": _median(autocorrelation(flat, lag=4)),
+        "autocorrelation of days, 1 day": _median(autocorrelation(total, lag=1)),
+        "autocorrelation of days, 7 days": _median(autocorrelation(total, lag=7)),
+        "correlation of consecutive days": _median(repetition(homes)),
+        "share of days below 0.4 of usual": float((total < 0.4 * usual)[~np.isnan(total)].mean()),
+    }
+
+
+def _median(values: Floats) -> float:
+    return float(np.nanmedian(values))
+
+
+def autocorrelation(series: Floats, lag: int) -> Floats:
+    """Correlation of each row [H, T] with itself `lag` steps later, over pairs that are there."""
+    before, after = series[:, :-lag], series[:, lag:]
+    there = ~np.isnan(before) & ~np.isnan(after)
+    before, after = (np.where(there, part, np.nan) for part in (before, after))
+    before = before - np.nanmean(before, axis=1, keepdims=True)
+    after = after - np.nanmean(after, axis=1, keepdims=True)
+    power = np.nansum(before**2, axis=1) * np.nansum(after**2, axis=1)
+    return np.asarray(np.nansum(before * after, axis=1) / np.sqrt(power))
+
+
+def main() -> None:
+    """Print the table; draw the picture where a name is given."""
+    real, simulated = real_kwh(Path(sys.argv[1])), fleet_kwh(CONFIG)
+    theirs, ours = statistics(real), statistics(simulated)
+    print(f"{'':36}{'real':>10}{'simulated':>11}")
+    for name, value in theirs.items():
+        print(f"{name:36}{value:10.3f}{ours[name]:11.3f}")
+    if len(sys.argv) > 2:
+        is_free = world(CONFIG).is_weekend[1:-1]
+        compare(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
+
+
+if __name__ == "__main__":
+    main()

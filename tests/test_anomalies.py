@@ -1,0 +1,51 @@
+"""Planted anomalies do what their names say, and only where it shows."""
+
+import numpy as np
+import pytest
+
+from ml.anomalies import KINDS, plant
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_do_what_their_names_say(kind: str) -> None:
+    day = np.linspace(0.1, 0.9, 48, dtype=np.float32)
+    days, other = np.tile(day, (3, 1)), np.full((3, 48), 0.33, dtype=np.float32)
+    after = KINDS[kind](days.copy(), other, np.random.default_rng(5))
+    total = after.sum() / days.sum()
+    longest_run = max(np.diff(np.flatnonzero(np.diff(after.ravel(), prepend=-1, append=-1))))
+    expected = {
+        "scale_down": 0.1 < total < 0.6 and np.allclose(np.diff(after / days), 0, atol=1e-6),
+        "zero_window": ((after == 0).sum(axis=1) >= 8).all(),
+        "stuck": longest_run >= 14,
+        "outage_catch_up": np.isclose(total, 1) and (after[0] == 0).sum() >= 8,
+        "spike": 1 <= (after > days + 1.9).sum() <= 2,
+        "added_baseload": np.allclose(np.diff(after - days), 0, atol=1e-6) and total > 1,
+        "night_load": (after > days).any() and not (after > days)[:, 14:].any(),
+        "clock_shift": np.allclose(np.sort(after.ravel()), np.sort(days.ravel())) and total == 1,
+        "doubled": 2 <= total <= 3,
+        "ramp": (np.diff(after.sum(axis=1)) > 0).all(),
+        "tenancy": (after == other).all(),
+    }
+    assert expected[kind]
+
+
+def test_nothing_is_planted_where_nobody_lives() -> None:
+    idle = np.full((40, 30, 48), 0.001, dtype=np.float32)
+    kwh = idle.copy()
+    assert plant(kwh, range(10), np.random.default_rng(0)) == []
+    assert (kwh == idle).all()
+
+
+def test_a_night_that_does_not_show_stays_clean_and_out_of_the_truth() -> None:
+    # Homes that live every other night: a scaled-down empty night is like any other empty night.
+    kwh = np.full((400, 42, 48), 0.2, dtype=np.float32)
+    kwh[:, 1::2] = 0.001
+    before = kwh.copy()
+    episodes = plant(kwh, range(0, 33, 11), np.random.default_rng(1))
+    planted = np.zeros(kwh.shape[:2], dtype=bool)
+    for episode in episodes:
+        assert episode.kind == "scale_down"
+        planted[episode.home, list(episode.days)] = True
+    assert not planted[:, 1::2].any()
+    assert ((kwh != before).any(axis=2) == planted).all()
+    assert planted.sum() > 3

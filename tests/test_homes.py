@@ -1,0 +1,83 @@
+"""Simulated homes behave like the London ones, in weather and calendar like London's."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml import simulate as fleet
+from ml.surroundings import FleetConfig, bank_holidays, world
+from tests.benchmarks.fleet_comparison import CONFIG, real_kwh, statistics
+
+# Allowed relative distance. Half of the households' scatter is that between one sample of 225
+# homes and another, so the tails and the rare (zeros, absences) are held less tightly.
+TOLERANCE = 0.15
+LOOSE = {
+    "reading, quantile 0.1": 0.25,
+    "share of zeros": 0.6,
+    "share below 0.02 kWh": 0.3,
+    "mean level, households' 5 %": 0.25,
+    "autocorrelation of days, 7 days": 0.25,
+    "share of days below 0.4 of usual": 0.35,
+}
+
+
+@pytest.mark.london
+def test_statistics_agree_with_the_real_sample(london: Path) -> None:
+    real, simulated = statistics(real_kwh(london)), statistics(fleet.fleet_kwh(CONFIG))
+    wrong = {
+        name: (value, simulated[name])
+        for name, value in real.items()
+        if abs(simulated[name] / value - 1) > LOOSE.get(name, TOLERANCE)
+    }
+    assert wrong == {}
+
+
+def test_people_follow_the_local_clock_and_night_timers_do_not() -> None:
+    config = FleetConfig(households=256, days=56, start=date(2013, 3, 3), seed=2)
+    kwh = fleet.fleet_kwh(config)
+    # Summer time begins on 31 March, day 28: an hour earlier by UTC from then on.
+    before, after = (kwh[:, part].mean(axis=(0, 1)) for part in (slice(0, 28), slice(28, 56)))
+    hours = np.arange(-6, 7)
+    morning = slice(10, 18)
+    lags = [np.corrcoef(before[morning], np.roll(after, lag)[morning])[0, 1] for lag in hours]
+    assert hours[int(np.argmax(lags))] in (1, 2, 3)
+    night = kwh[:, :, :14].mean(axis=(1, 2)) / kwh.mean(axis=(1, 2))
+    timed = kwh[night > np.quantile(night, 0.98)]
+    rises = [
+        np.diff(timed[:, part].mean(axis=1), axis=1)[:, :14] for part in (slice(28), slice(28, 56))
+    ]
+    assert (rises[0].argmax(axis=1) == rises[1].argmax(axis=1)).mean() > 0.5
+
+
+def test_tariff_and_acorn_leave_their_mark() -> None:
+    config = FleetConfig(households=1024, days=60, seed=4)
+    kwh, households, surroundings = fleet.fleet_kwh(config), fleet.register(config), world(config)
+    is_tou = (households["tariff"] == "ToU").to_numpy()
+    assert 0.15 < is_tou.mean() < 0.25
+    flat = kwh.reshape(len(kwh), -1)
+    tou, std = (flat[which].mean(axis=0) / flat[which].mean() for which in (is_tou, ~is_tou))
+    low, normal, high = ((tou / std)[surroundings.price == price].mean() for price in range(3))
+    assert low > normal > high
+    group, level = households["acorn_group"].to_numpy(), np.log(flat.mean(axis=1))
+    assert level[group == "Affluent"].mean() > level[group == "Adversity"].mean()
+
+
+def test_readings_are_those_of_a_meter() -> None:
+    kwh = fleet.fleet_kwh(FleetConfig(households=256, days=30, seed=6)).astype(np.float64)
+    assert 0 <= kwh.min() <= kwh.max() <= 12
+    assert np.abs(kwh * 1000 - np.rint(kwh * 1000)).max() < 1e-3
+
+
+def test_weather_is_that_of_london() -> None:
+    config = FleetConfig(households=1, days=2 * 365, start=date(2012, 1, 1), seed=0)
+    surroundings = world(config)
+    daily = surroundings.temperature_c.reshape(-1, 48)
+    month = np.array([night.month for night in config.nights])
+    # The real means of January and July 2012 to 2014 are 6.2 and 18.9 degrees.
+    assert 3 < daily[month == 1].mean() < 8
+    assert 15.5 < daily[month == 7].mean() < 20.5
+    assert daily[:, 28].mean() > daily[:, 10].mean() + 3
+    assert 0.25 <= surroundings.humidity.min() <= surroundings.humidity.max() <= 1
+    assert date(2012, 6, 5) in bank_holidays(config)  # the Diamond Jubilee
