@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -295,8 +295,3 @@ def test_a_killed_run_leaves_the_old_fleet(tmp_path: Path) -> None:
 def test_impossible_fleets_are_refused(wrong: dict[str, int | date]) -> None:
     with pytest.raises(ValidationError):
         FleetConfig.model_validate(wrong)
-
-
-def test_nights_are_consecutive() -> None:
-    nights = FleetConfig(days=5, start=date(2012, 2, 27)).nights
-    assert nights == [date(2012, 2, 27) + timedelta(days=day) for day in range(5)]
