@@ -1,0 +1,76 @@
+"""Deliveries that tests write by hand."""
+
+import gzip
+import hashlib
+import zipfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from flows.ingest import ingest
+from tasks import lake
+from tasks.settle import IngestReceipt
+
+START = datetime(2013, 6, 3)
+KAGGLE = "LCLid,tstp,energy(kWh/hh)"
+Row = tuple[str, str, str]
+
+
+def stamp(slot: int) -> str:
+    """The half-hour `slot` after START, as Kaggle writes it."""
+    return f"{START + timedelta(minutes=30 * slot):%Y-%m-%d %H:%M:%S}"
+
+
+def rows(values: dict[int, object], household: str = "MAC000001") -> list[Row]:
+    """Rows of one household: value by slot after START."""
+    return [(household, stamp(slot), str(value)) for slot, value in values.items()]
+
+
+def csv(path: Path, lines: list[Row] | list[str], header: str = KAGGLE) -> Path:
+    """Write a CSV, gzipped or zipped if the name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = [line if isinstance(line, str) else ",".join(line) for line in lines]
+    content = ("\n".join([header, *body]) + "\n").encode()
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content, mtime=0))
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readings.csv", content)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+def take_in(*sources: Path | str, **options: str) -> IngestReceipt:
+    """Ingest without a Prefect server."""
+    return ingest.fn([str(source) for source in sources], **options)
+
+
+def readings() -> dict[tuple[str, str], float]:
+    """What the lake holds: value by household and stamp."""
+    slots = (
+        lake.scan("days")
+        .explode("kwh")
+        .with_columns(slot=pl.int_range(pl.len()).over("night", "household_id"))
+    )
+    ts = pl.col("night").cast(pl.Datetime("us")) + pl.duration(minutes=30 * pl.col("slot"))
+    held = slots.filter(pl.col("kwh").is_not_null()).select(
+        "household_id", ts.dt.strftime("%Y-%m-%d %H:%M:%S"), "kwh"
+    )
+    return {(household, at): round(kwh, 3) for household, at, kwh in held.collect().iter_rows()}
+
+
+def set_aside() -> list[tuple[str | None, str | None, str, str]]:
+    """What the quarantine holds: stamp, value, rule, file."""
+    found = lake.read("quarantine").with_columns(pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S"))
+    return sorted(found.select("ts_utc", "value", "rule", "file").rows(), key=str)
+
+
+def fingerprint(home: Path, below: str = "lake") -> dict[str, str]:
+    """A hash of every file below a directory of the home, or of one file."""
+    top = home / below
+    found = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found
+    }

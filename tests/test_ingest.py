@@ -1,0 +1,277 @@
+"""Delivered files become the right lake, quarantine, ledger and register."""
+
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ml.schemas import RULES
+from tasks import lake
+from tests.deliveries import (
+    KAGGLE,
+    START,
+    csv,
+    fingerprint,
+    readings,
+    rows,
+    set_aside,
+    stamp,
+    take_in,
+)
+
+DATASTORE = "LCLid,stdorToU,DateTime,KWH/hh (per half hour) "
+ONE = {("MAC000001", stamp(0)): 0.163, ("MAC000001", stamp(1)): 0.25}
+
+
+def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) -> None:
+    receipt = take_in(london / "raw/LCL_MAC000002.csv")
+    assert (receipt.rows_in, receipt.rows_kept) == (24_158, 24_140)
+    assert receipt.by_rule == {"duplicate": 17, "null": 1}
+    assert receipt.missing_half_hours == 52
+    bad = lake.read("quarantine").filter(pl.col("rule") == "null").row(0)
+    expected = datetime(2012, 12, 19, 12, 37, 27)
+    assert bad == ("MAC000002", expected, "Null", "null", "LCL_MAC000002.csv")
+
+
+def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
+    receipt = take_in(london)
+    assert receipt.rows_in == 3_775_636 + 52_558 + 24_158
+    # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
+    # Float32; 17 rows are double within the Datastore file.
+    assert receipt.by_rule == {"duplicate": 52_558 + 17_520 + 17, "null": 1}
+    held = lake.scan("days").select(pl.col("kwh").arr.eval(pl.element().is_not_null()).arr.sum())
+    assert held.sum().collect().item() == receipt.rows_kept
+    register, weather = lake.read("households"), lake.read("weather")
+    assert (register.height, weather.height, lake.read("holidays").height) == (5_566, 21_165, 25)
+    assert lake.read("tariffs").get_column("price").value_counts().sort("count").rows() == [
+        ("High", 788),
+        ("Low", 1_660),
+        ("Normal", 15_072),
+    ]
+    assert receipt.failures == receipt.left_aside == ()
+
+
+def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
+    source = csv(tmp_path / "in/a.csv", rows({0: 0.1, 1: "Null", 2: 0.3, 3: 99}))
+    take_in(source)
+    before = {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
+    receipt = take_in(source.parent)
+    assert receipt.already_ingested == ("a.csv",)
+    assert receipt.rows_in == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
+    assert not (home / "staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "lines"),
+    [
+        ("a.csv", KAGGLE, ["MAC000001,{0}, 0.163 ", " MAC000001 , {1} ,0.25"]),
+        ("a.csv", DATASTORE, ["MAC000001,Std,{0}.0000000, 0.163 \r", "MAC000001,Std,{1}.0,0.25\r"]),
+        (
+            "a.csv.gz",
+            DATASTORE + ",Acorn,Acorn_grouped",
+            ["MAC000001,ToU,{0},0.163,ACORN-A,Affluent", "MAC000001,ToU,{1},0.25,ACORN-A,Affluent"],
+        ),
+        ("a.csv", "LCLid,DateTime,KWH/hh", ["MAC000001,{0},0.163", "", "MAC000001,{1},0.25", ""]),
+        (
+            "a.zip",
+            '\ufeff"LCLid" , "tstp" ,energy(kWh/hh)',
+            ['"MAC000001","{0}","0.163"', "MAC000001,{1},.25"],
+        ),
+        (
+            "A.CSV",
+            "household_id,ts_utc,kwh",
+            [
+                "MAC000001,2013-06-03T00:00:00.000000+0000,0.163",
+                "MAC000001,2013-06-03T01:30+01:00,0.25",
+            ],
+        ),
+        (
+            "a.csv",
+            "kwh,household_id,ts_utc",
+            ["0.163,MAC000001,2013-06-03", "2.5e-1,MAC000001,2013-06-03T00:30"],
+        ),
+    ],
+)
+def test_every_way_to_write_a_reading(
+    home: Path, tmp_path: Path, name: str, header: str, lines: list[str]
+) -> None:
+    written = [line.format(stamp(0), stamp(1)) for line in lines]
+    receipt = take_in(csv(tmp_path / name, written, header))
+    assert readings() == ONE
+    assert (receipt.rows_in, receipt.rows_set_aside) == (2, 0)
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "ms"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/London"])
+@pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64, pl.Decimal(10, 3), pl.String])
+def test_every_type_of_parquet_column(
+    home: Path, tmp_path: Path, unit: str, zone: str | None, dtype: pl.DataType
+) -> None:
+    ts = pl.Series([START, START.replace(minute=30)], dtype=pl.Datetime(unit))  # type: ignore[arg-type]
+    aware = ts.dt.replace_time_zone("UTC").dt.convert_time_zone(zone) if zone else ts
+    value = pl.Series(["0.163", "0.25"]).cast(dtype)
+    frame = pl.DataFrame({"household_id": ["MAC000001"] * 2, "ts_utc": aware, "kwh": value})
+    frame.write_parquet(tmp_path / "a.parquet")
+    take_in(tmp_path / "a.parquet")
+    assert readings() == ONE
+
+
+# value, stamp, household -> the rule that the row breaks first, in the order of ml.schemas.RULES
+BROKEN = [
+    ("Null", "2013-06-03 12:37:27", "", "null"),
+    ("", stamp(0), "MAC000001", "null"),
+    (" ", "nonsense", "MAC000001", "null"),
+    ("abc", "2013-06-03 00:10:00", "MAC000001", "not_a_number"),
+    ("NaN", stamp(0), "MAC000001", "not_a_number"),
+    ("inf", stamp(0), "MAC000001", "not_a_number"),
+    ("0.5", "01/06/2013 00:00", "MAC000001", "bad_timestamp"),
+    ("4294967.295", "nonsense", "MAC000001", "sentinel"),
+    ("2147483647", stamp(0), "MAC000001", "sentinel"),
+    ("0.5", "", "MAC000001", "bad_timestamp"),
+    ("0.5", "2013-02-30 00:00:00", "MAC000001", "bad_timestamp"),
+    ("0.5", "9999-01-01 00:00:00", "MAC000001", "bad_timestamp"),
+    ("-0.5", "2013-06-03 00:29:59", "MAC000001", "off_grid"),
+    ("0.5", "2013-06-03 00:30:00.5000000", "MAC000001", "off_grid"),
+    ("-0.001", stamp(0), "", "negative"),
+    ("12.001", stamp(0), "", "above_limit"),
+    ("0.5", stamp(0), " ", "no_household"),
+]
+
+
+@pytest.mark.parametrize(("value", "at", "household", "rule"), BROKEN)
+def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
+    home: Path, tmp_path: Path, value: str, at: str, household: str, rule: str
+) -> None:
+    source = csv(tmp_path / "a.csv", [(household, at, value), *rows({40: 12, 41: "-0"})])
+    receipt = take_in(source)
+    assert receipt.by_rule == {rule: 1}
+    assert set_aside()[0][1:] == (value.strip() or None, rule, "a.csv")
+    assert [*readings().values()] == [12, 0]
+
+
+def test_every_rule_of_a_single_row_is_met_above() -> None:
+    assert {rule for *_, rule in BROKEN} | {"duplicate", "superseded"} == set(RULES)
+
+
+def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) -> None:
+    take_in(csv(tmp_path / "1/z.csv", rows({0: 0.1, 1: 0.2, 60: 0.3})))
+    take_in(csv(tmp_path / "2/other.csv", rows({0: 7}, "MAC000009")))
+    receipt = take_in(csv(tmp_path / "3/a.csv", rows({0: 0.1, 1: 0.9})))
+    assert readings()["MAC000001", stamp(1)] == 0.9
+    assert set_aside() == [(stamp(1), "0.2", "superseded", "z.csv")]
+    # The reading given again is kept; the superseded one was not among this call's rows.
+    assert (receipt.rows_in, receipt.rows_kept, receipt.superseded_earlier) == (2, 2, 1)
+    take_in(csv(tmp_path / "4/b.csv", rows({1: 0.2})))
+    assert readings()["MAC000001", stamp(1)] == 0.2
+    assert set_aside()[1] == (stamp(1), "0.9", "superseded", "a.csv")
+
+
+def test_within_a_call_the_later_file_name_wins(home: Path, tmp_path: Path) -> None:
+    a = csv(tmp_path / "a.csv", rows({0: 0.9, 1: 0.5}))
+    b = csv(tmp_path / "b.csv", rows({0: 0.1, 1: 0.5}))
+    receipt = take_in(b, a)
+    assert readings() == {("MAC000001", stamp(0)): 0.1, ("MAC000001", stamp(1)): 0.5}
+    assert set_aside() == [
+        (stamp(0), "0.9", "superseded", "a.csv"),
+        (stamp(1), "0.5", "duplicate", "b.csv"),
+    ]
+    assert (receipt.rows_in, receipt.rows_kept) == (4, 2)
+    assert receipt.by_rule == {"duplicate": 1, "superseded": 1}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
+def test_within_a_file_the_largest_wins_in_any_order(
+    home: Path, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    lines = rows({0: 0.5}) + rows({0: 0.7}) + rows({0: 0.7}) + rows({0: 0.6})
+    take_in(csv(tmp_path / "a.csv", [lines[i] for i in order]))
+    assert readings() == {("MAC000001", stamp(0)): 0.7}
+    assert sorted(row[1:3] for row in set_aside()) == [
+        ("0.5", "superseded"),
+        ("0.6", "superseded"),
+        ("0.7", "duplicate"),
+    ]
+
+
+def test_float_noise_is_no_conflict(home: Path, tmp_path: Path) -> None:
+    take_in(csv(tmp_path / "1.csv", rows({0: "6.5279999"})))
+    receipt = take_in(csv(tmp_path / "2.csv", rows({0: "6.528"})))
+    assert (receipt.superseded_earlier, receipt.months) == (0, ())
+
+
+def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None:
+    take_in(csv(tmp_path / "1.csv", rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
+    may = {path: path.stat().st_mtime_ns for path in lake.files("days")}
+    receipt = take_in(csv(tmp_path / "2.csv", rows({0: 0.1, 2_900: 0.4})))
+    assert receipt.months == ("2013-08",)
+    # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
+    assert receipt.missing_half_hours == 2_901 - 3
+    changed = [path for path in lake.files("days") if path.stat().st_mtime_ns != may[path]]
+    assert [path.parent.name for path in changed] == ["month=2013-08"]
+
+
+def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
+    csv(tmp_path / "in/a.csv", rows({0: 0.1, 1: "Null", 50: 0.2}))
+    csv(tmp_path / "in/b.zip", rows({0: 0.1, 1: 0.4}) + rows({7: 3}, "MAC000002"))
+    csv(tmp_path / "in/copy.csv", rows({0: 0.1, 1: "Null", 50: 0.2}))
+    receipt = take_in(tmp_path / "in")
+    entries = lake.read("deliveries").sort("file").drop("delivery", "ingested_at_utc")
+    assert entries.rows() == [
+        ("a.csv", 3, 2, 1, 1, START, datetime(2013, 6, 4, 1)),
+        ("b.zip/readings.csv", 3, 2, 1, 2, START, datetime(2013, 6, 3, 3, 30)),
+    ]
+    assert receipt.already_ingested == ("copy.csv",)
+    assert receipt.rows_in == receipt.rows_kept + receipt.rows_set_aside == 6
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> list[list[tuple[str, int, str]]]:
+    """Rows without conflicts but with dirt and duplicates, cut into files in some order."""
+    cells = st.tuples(st.sampled_from(["MAC1", "MAC2", "MAC3"]), st.integers(0, 3_000))
+    found = draw(st.lists(cells, min_size=1, max_size=40))
+    lines = [(household, slot, f"{(slot * 7 + 1) % 997 / 1000}") for household, slot in found]
+    dirt = [(household, slot, "Null") for household, slot in found[:3]]
+    mixed = draw(st.permutations(lines + dirt))
+    cuts = sorted(draw(st.lists(st.integers(0, len(mixed)), max_size=4)))
+    return [mixed[a:b] for a, b in zip([0, *cuts], [*cuts, len(mixed)], strict=True) if a < b]
+
+
+def _deliver(path: Path, lines: list[tuple[str, int, str]], how: int) -> None:
+    table = [(household, stamp(slot), value) for household, slot, value in lines]
+    if how < 3:
+        csv(path.with_suffix((".csv", ".csv.gz", ".zip")[how]), table)
+        return
+    frame = pl.DataFrame(table, schema=["LCLid", "tstp", "energy(kWh/hh)"], orient="row")
+    typed = frame.with_columns(
+        pl.col("tstp").str.to_datetime(), pl.col("energy(kWh/hh)").cast(pl.Float64, strict=False)
+    )
+    (frame if how == 3 else typed).write_parquet(path.with_suffix(".parquet"))
+
+
+@given(deliveries(), st.lists(st.integers(0, 4), min_size=5, max_size=5), st.booleans())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    files: list[list[tuple[str, int, str]]],
+    ways: list[int],
+    one_by_one: bool,
+) -> None:
+    root = tmp_path_factory.mktemp("cut")
+    (root / "cut").mkdir()
+    for i, (lines, how) in enumerate(zip(files, ways, strict=False)):
+        _deliver(root / f"cut/{i}", lines, how)
+    (root / "whole").mkdir()
+    _deliver(root / "whole/all", sorted(line for lines in files for line in lines), 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METERWATCH_HOME", str(root / "one"))
+        take_in(root / "whole")
+        patch.setenv("METERWATCH_HOME", str(root / "other"))
+        cut = sorted((root / "cut").iterdir(), reverse=True)
+        for source in cut if one_by_one else [root / "cut"]:
+            take_in(source)
+    for part in ("lake/days", "lake/households.parquet"):
+        assert fingerprint(root / "one", part) == fingerprint(root / "other", part) != {}
