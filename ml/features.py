@@ -75,7 +75,7 @@ def night_conditions(
     nights: list[date], weather: pl.DataFrame, holidays: pl.DataFrame
 ) -> pl.DataFrame:
     """The conditions that all households share: `night` and `NIGHT_CONDITIONS`, a row a night."""
-    days_off = set(holidays["day"]) | set(_bank_holidays({night.year for night in nights}))
+    days_off = _bank_holidays({night.year for night in nights}, set(holidays["day"]))
     night = pl.col("night")
     noon = night.cast(pl.Datetime("us")).dt.offset_by("12h").dt.replace_time_zone("UTC")
     turn = 2 * np.pi * (night.dt.ordinal_day() - 1) / 365.25
@@ -205,5 +205,15 @@ def _mean(kwh: Floats) -> Floats:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _bank_holidays(years: Iterable[int]) -> list[date]:
-    return list(calendars.country_holidays("GB", subdiv="ENG", years=sorted(years)))
+def _bank_holidays(years: Iterable[int], delivered: Iterable[date]) -> set[date]:
+    """England's calendar and what was delivered beside it.
+
+    A delivered day whose day and month, swapped, make a bank holiday was written the other way
+    round, as 8 of the 25 that came with the trial's data are: the calendar has it already.
+    """
+    calendar = calendars.country_holidays("GB", subdiv="ENG", years=sorted(years))
+    return set(calendar) | {day for day in delivered if _swapped(day) not in calendar}
+
+
+def _swapped(day: date) -> date:
+    return day.replace(month=day.day, day=day.month) if day.day <= 12 else day

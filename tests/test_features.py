@@ -31,9 +31,17 @@ def test_bank_holidays_are_days_off_also_where_none_were_delivered() -> None:
 
 
 def test_delivered_holidays_are_days_off() -> None:
-    royal = Holidays.validate(pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Royal visit"]}))
-    frame = features.night_conditions([date(2013, 6, 5)], Weather.create_empty(), royal)
+    royal = Holidays.validate(pl.DataFrame({"day": [date(2013, 6, 19)], "name": ["Royal visit"]}))
+    frame = features.night_conditions([date(2013, 6, 19)], Weather.create_empty(), royal)
     assert frame["is_day_off"].to_list() == [1.0]
+
+
+def test_a_holiday_with_day_and_month_swapped_is_none() -> None:
+    # The trial's file says 2013-06-05 for the early May bank holiday of 6 May 2013.
+    swapped = pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Early May bank holiday"]})
+    nights = [date(2013, 5, 6), date(2013, 6, 5)]
+    frame = features.night_conditions(nights, Weather.create_empty(), Holidays.validate(swapped))
+    assert frame["is_day_off"].to_list() == [1.0, 0.0]
 
 
 def test_the_local_clock_is_known() -> None:
