@@ -1,14 +1,4 @@
-"""Every path of the home, and the only code that writes Parquet there.
-
-    HOME/lake/days/month=YYYY-MM/days.parquet       household-days, one file a month
-    HOME/lake/<reference>.parquet                   households, weather, holidays, tariffs
-    HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
-    HOME/staging/                                   an ingest at work; gone when none is
-    HOME/runs/*.parquet                             one file a run
-    HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
-    HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
-    HOME/training/<key>/                            a training at work; gone once registered
-    HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
+"""The tables of the home, and the only code that writes Parquet there.
 
 A file is replaced whole: written under a name that no reader's glob matches, synced, renamed.
 Files that belong together are prepared under another root and published in one step, which the
@@ -30,7 +20,14 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from ml import schemas
 from ml.errors import UserError
-from tasks.settings import settings
+from tasks.paths import GLOBS as GLOBS
+from tasks.paths import champion_file as champion_file
+from tasks.paths import exists as exists
+from tasks.paths import files as files
+from tasks.paths import home as home
+from tasks.paths import mlflow as mlflow
+from tasks.paths import model as model
+from tasks.paths import training as training
 
 Reference = Literal["households", "weather", "holidays", "tariffs"]
 Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
@@ -50,57 +47,6 @@ SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "anomalies": schemas.Anomalies,
     "episodes": schemas.Episodes,
 }
-GLOBS: Final = {
-    "days": "lake/days/month=*/*.parquet",
-    "deliveries": "lake/deliveries/*.parquet",
-    "quarantine": "lake/quarantine/*.parquet",
-    "spans": "lake/spans/*.parquet",
-    "runs": "runs/*.parquet",
-    "scores": "tables/scores/night=*/*.parquet",
-    "anomalies": "tables/anomalies/night=*/*.parquet",
-    "episodes": "tables/episodes/night=*/*.parquet",
-}
-
-
-def home() -> Path:
-    """The root of all state."""
-    return settings().home
-
-
-def model(version: str) -> Path:
-    """The local copy of a registered detector."""
-    return home() / "models" / version
-
-
-def champion_file() -> Path:
-    """Which of the local copies was the last known champion."""
-    return home() / "models/champion.json"
-
-
-def training(key: str) -> Path:
-    """Where a training of this data and these parameters works."""
-    return home() / "training" / key
-
-
-def mlflow() -> Path:
-    """The directory of MLflow's own store."""
-    return home() / "mlflow"
-
-
-def glob(name: str) -> str:
-    """The glob of a table's files, as DuckDB and Polars take it."""
-    return str(home() / GLOBS.get(name, f"lake/{name}.parquet"))
-
-
-def files(name: str) -> list[Path]:
-    """The files of a table, in order."""
-    return sorted(home().glob(str(Path(glob(name)).relative_to(home()))))
-
-
-def exists(name: str) -> bool:
-    """Whether a table has any file."""
-    pattern = GLOBS.get(name, f"lake/{name}.parquet")
-    return any(True for _ in home().glob(pattern))
 
 
 # A scan can panic while a file under it is replaced (pola-rs/polars #27365): read again.

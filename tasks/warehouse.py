@@ -4,6 +4,7 @@ The database is in memory and made anew for each use. A person's SQL is one SELE
 itself can open nothing outside the home, so nothing can be written and nothing else be read.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import duckdb
 import polars as pl
 
 from ml.errors import UserError
-from tasks import lake
+from tasks import paths
 from tasks.questions import Parameter, Question, questions, text
 from tasks.settings import settings
 
@@ -58,12 +59,20 @@ def check() -> dict[str, pl.DataFrame]:
 
 
 def status() -> dict[str, pl.DataFrame]:
-    """What the lake covers, the last nights and the last runs, by title."""
+    """What the lake covers, the champion, the last nights and the last runs, by title."""
     with connect() as connection:
-        return {
+        asked = {
             title: _answer(connection, queries()[name], given)
             for title, (name, given) in STATUS.items()
         }
+    return {"Champion": _champion(), **asked}
+
+
+def _champion() -> pl.DataFrame:
+    """The last known champion, as the home's copy says it."""
+    file = paths.champion_file()
+    rows = [json.loads(file.read_bytes())] if file.exists() else []
+    return pl.DataFrame(rows, schema={"version": pl.String, "run_id": pl.String})
 
 
 @contextmanager
@@ -94,7 +103,7 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _variables(scratch: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
-    globs = {name: _glob(name, scratch) for name in lake.SCHEMAS}
+    globs = {name: _glob(name, scratch) for name in paths.GLOBS}
     limits = {
         "alert_budget": settings().alert_budget,
         "supply_limit_kwh": settings().supply_limit_kwh,
@@ -103,13 +112,15 @@ def _variables(scratch: Path) -> dict[str, str | float]:
 
 
 def _home() -> str:
-    return str(lake.home().absolute())
+    return str(paths.home().absolute())
 
 
 def _glob(name: str, scratch: Path) -> str:
     """The glob of a table's files; an absent table is an empty file in `scratch`."""
-    if lake.exists(name):
-        return f"{escape(_home())}/{Path(lake.glob(name)).relative_to(lake.home())}"
+    if paths.exists(name):
+        return f"{escape(_home())}/{paths.GLOBS[name]}"
+    from tasks import lake  # its schemas take a second to import
+
     path = scratch / name / "night=2000-01-01" / "empty.parquet"
     path.parent.mkdir(parents=True)
     lake.SCHEMAS[name].create_empty().write_parquet(path)

@@ -180,8 +180,12 @@ def test_queries_say_what_they_take() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_status_shows_lake_nights_and_runs() -> None:
+def test_status_shows_champion_lake_nights_and_runs() -> None:
+    assert warehouse.status()["Champion"].is_empty()
+    lake.champion_file().parent.mkdir()
+    lake.champion_file().write_text('{"version": "3", "run_id": "abc"}')
     sections = warehouse.status()
+    assert sections["Champion"].rows() == [("3", "abc")]
     assert sections["Lake"]["readings"].item() == 336
     assert sections["Last nights"]["night"].to_list() == NIGHTS[::-1]
     assert sections["Last runs"]["verb"].to_list() == ["score", "ingest"]

@@ -1,0 +1,67 @@
+"""Every path of the home.
+
+HOME/lake/days/month=YYYY-MM/days.parquet       household-days, one file a month
+HOME/lake/<reference>.parquet                   households, weather, holidays, tariffs
+HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
+HOME/staging/                                   an ingest at work; gone when none is
+HOME/runs/*.parquet                             one file a run
+HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
+HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
+HOME/training/<key>/                            a training at work; gone once registered
+HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
+"""
+
+from pathlib import Path
+from typing import Final
+
+from tasks.settings import settings
+
+GLOBS: Final = {
+    "days": "lake/days/month=*/*.parquet",
+    "households": "lake/households.parquet",
+    "weather": "lake/weather.parquet",
+    "holidays": "lake/holidays.parquet",
+    "tariffs": "lake/tariffs.parquet",
+    "deliveries": "lake/deliveries/*.parquet",
+    "quarantine": "lake/quarantine/*.parquet",
+    "spans": "lake/spans/*.parquet",
+    "runs": "runs/*.parquet",
+    "scores": "tables/scores/night=*/*.parquet",
+    "anomalies": "tables/anomalies/night=*/*.parquet",
+    "episodes": "tables/episodes/night=*/*.parquet",
+}
+
+
+def home() -> Path:
+    """The root of all state."""
+    return settings().home
+
+
+def model(version: str) -> Path:
+    """The local copy of a registered detector."""
+    return home() / "models" / version
+
+
+def champion_file() -> Path:
+    """Which of the local copies was the last known champion."""
+    return home() / "models/champion.json"
+
+
+def training(key: str) -> Path:
+    """Where a training of this data and these parameters works."""
+    return home() / "training" / key
+
+
+def mlflow() -> Path:
+    """The directory of MLflow's own store."""
+    return home() / "mlflow"
+
+
+def files(name: str) -> list[Path]:
+    """The files of a table, in order."""
+    return sorted(home().glob(GLOBS[name]))
+
+
+def exists(name: str) -> bool:
+    """Whether a table has any file."""
+    return any(True for _ in home().glob(GLOBS[name]))
