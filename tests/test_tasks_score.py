@@ -1,0 +1,166 @@
+"""Nights are replaced whole, alike however they are reached, and nothing is scored twice over."""
+
+import shutil
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from flows.backfill import backfill
+from flows.score import score
+from ml.detector import Detector, DetectorConfig
+from ml.errors import UserError
+from ml.features import scaled
+from ml.score import LEAD_NIGHTS, calibrate
+from tasks import lake, warehouse
+from tasks.artefact import save
+from tasks.registry import Version
+from tasks.score import NIGHTS_AT_ONCE, spans
+from tests import fleets
+
+HOUSEHOLDS, NIGHTS = 12, LEAD_NIGHTS + 40
+LAST = fleets.START + timedelta(days=NIGHTS - 1)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake and the local copy of a champion; there is no MLflow store."""
+    path = tmp_path_factory.mktemp("template") / "home"
+    readings = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    readings[3, -3:] *= 9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METERWATCH_HOME", str(path))
+        fill(readings)
+        lake.replace_reference("households", fleets.households(HOUSEHOLDS + 1))
+        save(detector(), lake.model("7"))
+        champion = Version(version="7", run_id="none").model_dump_json()
+        lake.replace_bytes(lake.champion_file(), champion.encode())
+    return path
+
+
+@pytest.fixture
+def scored_home(home: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("METERWATCH_ALERT_BUDGET", "20")
+    shutil.copytree(template, home)
+    return home
+
+
+def fill(readings: np.ndarray) -> None:
+    for (month,), days in fleets.days(readings).group_by(pl.col("night").dt.truncate("1mo")):
+        assert isinstance(month, date)
+        lake.replace_month(month, days)
+
+
+def detector() -> Detector:
+    torch.manual_seed(0)
+    known, built = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS)), Detector(DetectorConfig())
+    x = torch.from_numpy(scaled(known, 36).x.reshape(-1, 48))
+    built.fit_scales(x, torch.from_numpy(known.conditions.reshape(-1, 15)))
+    calibrate(built, known, nights=28, min_readings=36)
+    return built
+
+
+def tables(home: Path) -> dict[str, bytes]:
+    files = sorted((home / "tables").rglob("*.parquet"))
+    return {str(path.relative_to(home)): path.read_bytes() for path in files}
+
+
+def test_scoring_twice_leaves_byte_identical_tables(scored_home: Path) -> None:
+    score.fn(LAST)
+    once = tables(scored_home)
+    score.fn(LAST)
+    assert tables(scored_home) == once
+    assert set(once) == {
+        f"tables/{table}/night={LAST}/{table}.parquet"
+        for table in ("scores", "anomalies", "episodes")
+    }
+
+
+def test_backfill_leaves_the_tables_of_single_nights(scored_home: Path) -> None:
+    first = LAST - timedelta(days=NIGHTS_AT_ONCE + 2)  # more than one span
+    backfill.fn(first, LAST)
+    in_bulk = tables(scored_home)
+    for night in pl.date_range(first, LAST, eager=True):
+        score.fn(night)
+    assert tables(scored_home) == in_bulk
+
+
+def test_nights_may_be_scored_in_any_order(scored_home: Path) -> None:
+    nights = [LAST - timedelta(days=i) for i in range(3)]
+    for night in nights:
+        score.fn(night)
+    backwards = tables(scored_home)
+    backfill.fn(nights[-1], LAST)
+    assert tables(scored_home) == backwards
+
+
+def test_every_registered_household_has_a_row(scored_home: Path) -> None:
+    receipt = score.fn()
+    scores = lake.read("scores")
+    assert receipt.last == LAST
+    assert receipt.rows == len(scores) == HOUSEHOLDS + 1
+    assert receipt.by_status == {"missing": 1, "scored": HOUSEHOLDS}
+    assert scores["model_version"].unique().to_list() == ["7"]
+
+
+def test_a_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
+    backfill.fn(LAST - timedelta(days=4), LAST)
+    own = lake.read("episodes").filter(household_id="MAC000003")
+    assert len(own) == 1
+    assert own["is_open"].to_list() == [True]
+    assert own["excess_kwh"].item() > 0
+
+
+def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> None:
+    readings = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    readings[3, -30] *= 9
+    fill(readings)
+    event = LAST - timedelta(days=29)
+    score.fn(event)
+    assert lake.read("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [True]
+    backfill.fn(event, LAST)
+    began = pl.col("first_night") == event
+    own = lake.read("episodes").filter(began, pl.col("household_id") == "MAC000003")
+    assert own["is_open"].to_list() == [False]
+
+
+def test_the_tables_pass_every_check(scored_home: Path) -> None:
+    backfill.fn(LAST - timedelta(days=5), LAST)
+    broken = {name for name, rows in warehouse.check().items() if len(rows)}
+    assert broken <= {"rows_add_up"}  # no delivery made this lake
+
+
+def test_a_failed_score_leaves_the_night_as_it_was(scored_home: Path) -> None:
+    score.fn(LAST)
+    before = tables(scored_home)
+    (lake.model("7") / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(Exception, match="header"):
+        score.fn(LAST)
+    assert tables(scored_home) == before
+
+
+@pytest.mark.parametrize("night", [fleets.START - timedelta(days=1), LAST + timedelta(days=1)])
+def test_a_night_outside_the_lake_is_refused(scored_home: Path, night: date) -> None:
+    with pytest.raises(UserError, match=f"{night} is outside the lake"):
+        score.fn(night)
+
+
+def test_a_range_the_wrong_way_round_is_refused(scored_home: Path) -> None:
+    with pytest.raises(UserError, match="is after the last night"):
+        backfill.fn(LAST, LAST - timedelta(days=1))
+
+
+def test_nothing_can_be_scored_before_ingest(home: Path) -> None:
+    with pytest.raises(UserError, match="the lake is empty"):
+        score.fn()
+
+
+def test_spans_cover_every_night_once() -> None:
+    last = fleets.START + timedelta(days=2 * NIGHTS_AT_ONCE)
+    cut = list(spans(fleets.START, last))
+    nights = [night for span in cut for night in pl.date_range(*span, eager=True)]
+    assert nights == pl.date_range(fleets.START, last, eager=True).to_list()
+    assert len(cut) == 3
