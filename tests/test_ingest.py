@@ -170,17 +170,25 @@ def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) 
     assert set_aside()[1] == (stamp(1), "0.9", "superseded", "a.csv")
 
 
-def test_within_a_call_the_later_file_name_wins(home: Path, tmp_path: Path) -> None:
-    a = csv(tmp_path / "a.csv", rows({0: 0.9, 1: 0.5}))
-    b = csv(tmp_path / "b.csv", rows({0: 0.1, 1: 0.5}))
-    receipt = take_in(b, a)
+@pytest.mark.parametrize("sources", [("b.csv", "z/a.csv"), ("z", "b.csv"), (".",)])
+def test_within_a_call_the_later_file_name_wins(
+    home: Path, tmp_path: Path, sources: tuple[str, ...]
+) -> None:
+    csv(tmp_path / "z/a.csv", rows({0: 0.9, 1: 0.5}))
+    csv(tmp_path / "b.csv", rows({0: 0.1, 1: 0.5}))
+    receipt = take_in(*(tmp_path / source for source in sources))
     assert readings() == {("MAC000001", stamp(0)): 0.1, ("MAC000001", stamp(1)): 0.5}
-    assert set_aside() == [
+    assert [(at, value, rule, Path(file).name) for at, value, rule, file in set_aside()] == [
         (stamp(0), "0.9", "superseded", "a.csv"),
         (stamp(1), "0.5", "duplicate", "b.csv"),
     ]
     assert (receipt.rows_in, receipt.rows_kept) == (4, 2)
     assert receipt.by_rule == {"duplicate": 1, "superseded": 1}
+
+
+def test_minus_zero_is_zero(home: Path, tmp_path: Path) -> None:
+    take_in(csv(tmp_path / "a.csv", rows({0: "-0", 1: "0"})))
+    assert str(lake.read("days").item(0, "kwh").head(2).to_list()) == "[0.0, 0.0]"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
