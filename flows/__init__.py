@@ -6,12 +6,14 @@ runs the same steps without the seconds that a temporary server takes.
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from ml.errors import UserError
 
 if TYPE_CHECKING:
     from prefect import Flow
+
+CONSOLE_LEVEL: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 P = ParamSpec("P")
 R = TypeVar("R")

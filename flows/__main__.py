@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from flows import CONSOLE_LEVEL
 from ml.errors import UserError
 
 FAILED: Final = 1
@@ -32,7 +33,7 @@ class WrongUsageError(Exception):
 def main() -> int:
     """Run the command line; 0 done, 1 failed, 2 wrong usage."""
     # A recorded flow's log goes to Prefect; the person sees the outcome.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault(CONSOLE_LEVEL, "CRITICAL")
     try:
         app(exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -191,7 +192,8 @@ def nightly(night: date | None = None, /) -> None:
     from flows.nightly import nightly as flow
 
     receipt = run_flow(flow, night=night)
-    print(*receipt.ingested.lines(), receipt.scored.line(), sep="\n")
+    landed = receipt.ingested.lines() if receipt.ingested.files else ["nothing new has landed"]
+    print(*landed, receipt.scored.line(), sep="\n")
     print(f"{len(receipt.checks)} checks passed")
 
 

@@ -9,10 +9,16 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 POOLS: Final = ("cpu", "gpu")
@@ -35,6 +41,7 @@ def deploy(env: dict[str, str]) -> UUID:
         _create_pools(client)
         _deploy_all(env)
         _crash_runs_of_dead_workers(client)
+        _crash_runs_not_begun(client)
         return client.read_deployment_by_name("train/train").id
 
 
@@ -77,3 +84,11 @@ def _crash_runs_of_dead_workers(client: SyncPrefectClient) -> None:
     name = "runs of dead workers crash"
     if not client.read_automations_by_name(name):
         client.create_automation(AutomationCore(name=name, trigger=trigger, actions=[crash]))
+
+
+def _crash_runs_not_begun(client: SyncPrefectClient) -> None:
+    """A run that a worker took but did not begin before it was stopped sends no heartbeat."""
+    pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
+    stopped: State[None] = Crashed(message="its worker was stopped before it began")
+    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=pending)):
+        client.set_flow_run_state(run.id, stopped, force=True)

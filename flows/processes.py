@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
@@ -15,6 +15,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from filelock import FileLock, Timeout
 
+from flows import CONSOLE_LEVEL
 from ml.errors import UserError
 from tasks import lake
 from tasks.settings import settings
@@ -92,33 +93,44 @@ def log_of(name: str) -> Path:
     return path
 
 
-def environment(api_url: str) -> dict[str, str]:
+def api_url(port: int) -> str:
+    """The address of a Prefect server's API."""
+    return f"http://{LOOPBACK}:{port}/api"
+
+
+def environment(url: str) -> dict[str, str]:
     """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
     home = lake.home().resolve()
     ours = Path(sys.executable).parent
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL},
         **SETTINGS,
         "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "METERWATCH_HOME": str(home),
         "METERWATCH_LANDING": str(settings().landing_dir.resolve()),
         "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": api_url,
+        "PREFECT_API_URL": url,
     }
 
 
 @contextmanager
-def prefect_server(port: int) -> Iterator[str]:
-    """Run a Prefect server on loopback, its database in the home; yield the address of its API.
+def prefect_server(port: int) -> Iterator[Callable[[], str]]:
+    """Run a Prefect server on loopback, its database in the home.
+
+    Yield what waits for it and returns the address of its API, so that others start meanwhile.
 
     Raises:
-        UserError: the port is taken, or the home by another server.
+        UserError: another server has the home.
     """
-    api_url = f"http://{LOOPBACK}:{port}/api"
+    url = api_url(port)
     command = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(port))
-    with _only_server(), child("server", *command, env=environment(api_url)) as server:
-        wait_until_healthy(f"{api_url}/health", server, "server")
-        yield api_url
+    with _only_server(), child("server", *command, env=environment(url)) as server:
+
+        def ready() -> str:
+            wait_until_healthy(f"{url}/health", server, "server")
+            return url
+
+        yield ready
 
 
 @contextmanager

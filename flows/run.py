@@ -62,7 +62,7 @@ def _recorded() -> Iterator[None]:
     if server_url():
         yield
         return
-    with prefect_server(free_port()) as api_url, temporary_settings({PREFECT_API_URL: api_url}):
+    with prefect_server(free_port()) as ready, temporary_settings({PREFECT_API_URL: ready()}):
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ from typing import Final
 
 from flows.processes import (
     LOOPBACK,
+    api_url,
     child,
     environment,
     log_of,
@@ -42,12 +43,13 @@ def serve() -> None:
 
 def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
     """Start all processes; `running` stops them, the last started first."""
-    from flows.deploy import POOLS, deploy
-
+    ready = running.enter_context(prefect_server(port))
+    env = environment(api_url(port))
     registry.prepare()
-    api_url = running.enter_context(prefect_server(port))
-    env = environment(api_url)
     mlflow = running.enter_context(_mlflow(mlflow_port, env))
+    from flows.deploy import POOLS, deploy  # seconds of import while the servers start
+
+    ready()
     train_id = deploy(env)
     workers = {f"worker-{pool}": running.enter_context(_worker(pool, env)) for pool in POOLS}
     wait_until_healthy(f"http://{LOOPBACK}:{mlflow_port}/health", mlflow, "mlflow")
