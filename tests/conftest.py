@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks import lake
+
 LONDON = Path(__file__).parents[2] / "shared" / "lcl"
 
 
@@ -21,3 +23,14 @@ def london() -> Path:
     if not LONDON.is_dir():
         pytest.skip("the real London readings are not at ../shared/lcl")
     return LONDON
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new database, which takes MLflow seconds to make."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(tmp_path_factory.mktemp("store")))
+        from tasks import registry
+
+        registry.prepare()
+        return lake.mlflow() / "mlflow.db"

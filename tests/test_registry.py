@@ -1,0 +1,143 @@
+"""What is registered comes back bit for bit, unpickled, and also when MLflow is down."""
+
+import logging
+import shutil
+import socket
+import time
+import zipfile
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from flows.train import train
+from ml.errors import UserError
+from tasks import lake, registry
+from tasks.artefact import load
+from tasks.train import TrainParameters
+from tests import fleets
+from tests.homes import build_lake, give_store
+from tests.test_train import equal
+
+HOUSEHOLDS, NIGHTS = 12, 60
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A home with two versions: the better one, then one that was hardly trained."""
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(home))
+        give_store(empty_store)
+        build_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        good = train.fn(TrainParameters(max_epochs=60))
+        poor = train.fn(TrainParameters(max_epochs=1))
+    assert (good.version, good.promoted) == ("1", True)
+    assert (poor.version, poor.promoted) == ("2", False)
+    assert "is not below the champion's" in poor.line()
+    return home
+
+
+@pytest.fixture
+def copy(trained: Path, home: Path) -> Path:
+    """A copy of the trained home; its database still names the artifacts of the first."""
+    shutil.copytree(trained, home)
+    return home
+
+
+def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
+    """The local copy is the registered artifact, and the exported graph computes the same."""
+    detector, version = registry.champion()
+    assert version == "1"
+    shutil.rmtree(lake.home() / "models")
+    fetched, _ = registry.champion()
+    assert equal(fetched.state_dict(), detector.state_dict())
+    assert fetched.config == detector.config
+    mlflow.set_tracking_uri(registry.store_uri())
+    graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
+    x, conditions = torch.rand(7, 48), torch.rand(7, 15)
+    x[0, :5], conditions[1, 2] = torch.nan, torch.nan
+    for one, other in zip(detector(x, conditions), graph(x, conditions), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
+    mlflow.set_tracking_uri(registry.store_uri())
+    signature = mlflow.models.get_model_info("models:/meterwatch@champion").signature
+    assert signature.inputs.input_names() == ["x", "conditions"]
+    assert [spec.shape for spec in signature.inputs.inputs] == [(-1, 48), (-1, 15)]
+    client = mlflow.MlflowClient(registry.store_uri(), registry.store_uri())
+    version = client.get_model_version("meterwatch", "1")
+    run = client.get_run(version.run_id)
+    assert {"households": "12", "nights": "60", "rows": "720"}.items() <= run.data.params.items()
+    assert {"data", "until", "package", "promoted", "why"} <= version.tags.keys()
+    epochs = client.get_metric_history(version.run_id, "val_mse")
+    assert [metric.step for metric in epochs] == list(range(len(epochs)))
+    pictures = {Path(file.path).name for file in client.list_artifacts(version.run_id, "pictures")}
+    assert pictures == {"loss.png", "profiles.png", "scores.png"}
+
+
+def test_nothing_is_pickled(trained: Path) -> None:
+    """What an exported graph holds beside JSON, MLflow itself refuses unless it is tensors."""
+    kept = [path for part in ("mlflow", "models") for path in (trained / part).rglob("*.*")]
+    suffixes = {path.suffix for path in kept if path.is_file()}
+    assert {".safetensors", ".pt2"} <= suffixes
+    assert not suffixes & {".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".bin", ".joblib"}
+    graphs = [zipfile.ZipFile(path).namelist() for path in kept if path.suffix == ".pt2"]
+    assert not [name for names in graphs for name in names if name.endswith(".pkl")]
+    assert not list((trained / "training").glob("*/*"))
+
+
+def test_the_alias_stays_with_the_better_version(copy: Path) -> None:
+    """Trained for one epoch, version 2 is worse on the same nights."""
+    version = registry.champion_version()
+    assert version is not None
+    assert version.version == "1"
+
+
+def test_not_asked_for_means_not_promoted(copy: Path) -> None:
+    receipt = train.fn(TrainParameters(max_epochs=60, seed=1, promote=False))
+    assert (receipt.version, receipt.promoted) == ("3", False)
+    assert receipt.verdict.why.startswith("promotion was not asked for")
+    assert registry.champion()[1] == "1"
+
+
+@pytest.mark.parametrize("fault", ["deleted", "corrupt", "unreachable"])
+def test_a_night_can_be_scored_while_mlflow_is_down(
+    fault: str, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = lake.mlflow() / "mlflow.db"
+    if fault == "deleted":
+        database.unlink()
+    elif fault == "corrupt":
+        database.write_bytes(b"not a database" * 1000)
+    else:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        monkeypatch.setenv("METERWATCH_MLFLOW_URI", f"http://127.0.0.1:{port}")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="tasks.registry"):
+        detector, version = registry.champion()
+    assert time.monotonic() - started < 20
+    assert version == "1"
+    assert equal(detector.state_dict(), load(lake.model("1")).state_dict())
+    assert "is down" in caplog.text
+    assert "using the local copy of champion 1" in caplog.text
+
+
+def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None:
+    for _ in ("no store", "an empty store"):
+        with pytest.raises(UserError, match=r"no champion yet: run `meterwatch train` first"):
+            registry.champion()
+        give_store(empty_store)
+
+
+def test_a_store_that_is_down_stops_a_training_at_its_start(home: Path) -> None:
+    lake.mlflow().mkdir(parents=True)
+    (lake.mlflow() / "mlflow.db").write_bytes(b"not a database" * 1000)
+    build_lake(fleets.kwh(2, 40))
+    with pytest.raises(UserError, match=r"MLflow at sqlite:.* is down: "):
+        train.fn(TrainParameters())
+    assert not (lake.home() / "training").exists()

@@ -1,0 +1,249 @@
+"""Training learns from the right nights alone, keeps its best weights, and can be stopped."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ml.detector import Detector, DetectorConfig
+from ml.errors import UserError
+from ml.features import scaled
+from ml.loop import AutoencoderModule, FitParameters, IndexBatches
+from ml.train import fit, nights_data, reporting, split_nights, standardised, validation_error
+from tasks import lake
+from tasks.artefact import load
+from tasks.train import TrainParameters, fit_detector, last_night
+from tests import fleets
+from tests.homes import build_lake, give_store
+
+MIN_READINGS = 36
+HOUSEHOLDS, NIGHTS = 12, 60
+QUICK = FitParameters(max_epochs=3, batch_size=64)
+# The nights of a history of 60: a quarter each for validation and calibration.
+FIRST_VALIDATION, FIRST_CALIBRATION = 30, 45
+
+
+@pytest.fixture(scope="module")
+def readings() -> np.ndarray:
+    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh[1, 4, 10:13] = np.nan
+    kwh[2, 7:9] = np.nan
+    return kwh
+
+
+def weights(detector: Detector) -> dict[str, Tensor]:
+    return detector.state_dict()
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+
+
+def test_spans_are_in_time_order_and_share_no_night() -> None:
+    nights = [fleets.START + timedelta(days=day) for day in range(NIGHTS)]
+    split = split_nights(nights)
+    spans = [nights[part] for part in (split.train, split.validation, split.calibration)]
+    assert [night for span in spans for night in span] == nights
+    assert [len(span) for span in spans] == [30, 15, 15]
+
+
+def test_long_histories_hold_out_four_weeks_twice() -> None:
+    nights = [fleets.START + timedelta(days=day) for day in range(365)]
+    split = split_nights(nights)
+    assert (split.validation, split.calibration) == (slice(309, 337), slice(337, 365))
+
+
+@pytest.mark.parametrize("count", [0, 27])
+def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
+    with pytest.raises(UserError, match=r"needs 28 nights or more, the lake holds (none|27 up to)"):
+        split_nights([fleets.START + timedelta(days=day) for day in range(count)])
+
+
+def test_nights_without_readings_to_learn_from_are_the_users_mistake(tmp_path: Path) -> None:
+    silent = fleets.kwh(2, NIGHTS)
+    silent[:, :FIRST_VALIDATION] = np.nan
+    with pytest.raises(UserError, match="no household has 36 readings on a night 2013-06-03 to"):
+        fit(fleets.fleet(silent), QUICK, MIN_READINGS, str(tmp_path))
+
+
+def test_scales_and_weights_come_from_the_training_nights_alone(
+    readings: np.ndarray, tmp_path: Path
+) -> None:
+    """A random split of rows, or scales of the batch at hand, would see the later nights."""
+    later = readings.copy()
+    later[:, FIRST_CALIBRATION:] *= np.linspace(1, 9, 48, dtype=np.float32)
+    one, other = (
+        fit(fleets.fleet(kwh), QUICK, MIN_READINGS, str(tmp_path / name)).detector
+        for name, kwh in (("as-is", readings), ("later", later))
+    )
+    seen = scaled(fleets.fleet(readings), MIN_READINGS).x[:, :FIRST_VALIDATION]
+    rows = np.isfinite(readings[:, :FIRST_VALIDATION]).sum(axis=2) >= MIN_READINGS
+    np.testing.assert_allclose(one.reading_mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
+    kept = [name for name in weights(one) if name.startswith(("network", "reading", "condition"))]
+    assert all(torch.equal(weights(one)[name], weights(other)[name]) for name in kept)
+    assert not torch.equal(one.calibration, other.calibration)
+
+
+def test_a_night_is_scaled_as_in_training_whatever_shares_its_batch(readings: np.ndarray) -> None:
+    """z-scores of the batch being scored would make zeros of a single night."""
+    known = fleets.fleet(readings)
+    detector = Detector(DetectorConfig())
+    data = nights_data(detector, known, split_nights(known.nights), QUICK, MIN_READINGS)
+    row = torch.from_numpy(scaled(known, MIN_READINGS).x[:1, 0])
+    alone, _ = standardised(detector, (row, torch.zeros(1, 15)))
+    assert torch.equal(alone[0], data.train[0][0])
+    assert alone.abs().max() > 0
+
+
+def test_an_epoch_draws_each_household_night_once_in_its_own_order() -> None:
+    rows = torch.arange(10.0)[:, None]
+    batches = IndexBatches((rows, rows), batch_size=4, size=100, seed=7)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.set_epoch(epoch)
+        orders.append(torch.cat([x for x, _ in batches]).ravel().tolist())
+    assert len(batches) == 3
+    assert sorted(orders[0]) == rows.ravel().tolist()
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_a_step_lowers_the_loss_and_keeps_the_shapes() -> None:
+    torch.manual_seed(0)
+    module = AutoencoderModule(Detector(DetectorConfig()).network, QUICK)
+    x, conditions = torch.randn(32, 48), torch.randn(32, 15)
+    x[0, :5] = torch.nan
+    assert module(x, conditions).shape == (32, 48)
+    optimizer = torch.optim.AdamW(module.network.parameters(), lr=1e-2)
+    before = module.training_step((x, conditions))
+    before.backward()
+    optimizer.step()
+    assert module.training_step((x, conditions)) < before
+
+
+def test_missing_half_hours_count_for_nothing() -> None:
+    """Their reading is unknown: neither the loss nor a weight may depend on a made-up one."""
+    torch.manual_seed(0)
+    module = AutoencoderModule(Detector(DetectorConfig()).network, QUICK)
+    x, conditions = torch.randn(8, 48), torch.randn(8, 15)
+    x[:, 20:] = torch.nan
+    loss = module.training_step((x, conditions))
+    by_hand = ((module(x, conditions)[:, :20] - x[:, :20]) ** 2).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(by_hand.item())
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+
+
+def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
+    gappy = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    gappy[np.random.default_rng(0).random(gappy.shape) < 0.15] = np.nan
+    detector = fit(fleets.fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)).detector
+    assert all(torch.isfinite(value).all() for value in weights(detector).values())
+
+
+def test_the_best_weights_come_back(tmp_path: Path) -> None:
+    """Two homes over 14 nights are learned by heart, and the validation loss rises again."""
+    by_heart = FitParameters(max_epochs=40, patience=40, batch_size=8, learning_rate=0.03)
+    known = fleets.fleet(fleets.kwh(2, 28))
+    result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
+    losses = [epoch["val_mse"] for epoch in result.history]
+    data = nights_data(
+        Detector(DetectorConfig()), known, split_nights(known.nights), by_heart, MIN_READINGS
+    )
+    x, conditions = data.validation
+    loss = torch.nanmean((result.detector.network(x, conditions) - x) ** 2).item()
+    assert losses[result.best_epoch] == min(losses) < 0.97 * losses[-1]
+    # bfloat16 keeps 8 bits: the loss was measured in it, and here in full.
+    assert loss == pytest.approx(min(losses), rel=0.01)
+
+
+def test_same_seed_same_weights(readings: np.ndarray, tmp_path: Path) -> None:
+    known = fleets.fleet(readings)
+    one, again, other = (
+        weights(
+            fit(
+                known,
+                QUICK.model_copy(update={"seed": seed}),
+                MIN_READINGS,
+                str(tmp_path / str(place)),
+            ).detector
+        )
+        for place, seed in enumerate((1, 1, 2))
+    )
+    assert equal(one, again)
+    assert not equal(one, other)
+
+
+def test_a_training_that_had_ended_is_not_taken_further(
+    readings: np.ndarray, tmp_path: Path
+) -> None:
+    """Killed between its last checkpoint and its registration, it must not train on."""
+    known = fleets.fleet(readings)
+    impatient = FitParameters(max_epochs=30, patience=1, batch_size=16, learning_rate=0.3)
+    ended = fit(known, impatient, MIN_READINGS, str(tmp_path))
+    last = str(tmp_path / "last.ckpt")
+    again = fit(known, impatient, MIN_READINGS, str(tmp_path), resume=last)
+    assert len(ended.history) < 30
+    assert again.history == ended.history
+    assert equal(weights(again.detector), weights(ended.detector))
+
+
+def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
+    """A detector that expects 0 everywhere is off by the reading itself."""
+    known = fleets.fleet(np.full((2, 3, 48), 0.5, dtype=np.float32))
+    known.kwh[0, 2, :40] = np.nan  # too few readings: left out
+    known.kwh[1, 2, 0] = np.nan
+    detector = Detector(DetectorConfig())
+    torch.nn.init.zeros_(detector.network.decoder[-1].weight)
+    torch.nn.init.zeros_(detector.network.decoder[-1].bias)
+    assert validation_error(detector, known, slice(1, 3), MIN_READINGS) == pytest.approx(0.5)
+
+
+def test_households_without_readings_are_left_out() -> None:
+    known = fleets.fleet(fleets.kwh(3, 4))
+    known.kwh[1] = np.nan
+    kept = reporting(replace(known))
+    assert kept.household_ids == ["MAC000000", "MAC000002"]
+    assert kept.kwh.shape == (2, 4, 48)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(
+    home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwh = fleets.kwh(200, NIGHTS)
+    build_lake(kwh)
+    give_store(empty_store)
+    parameters = TrainParameters(max_epochs=40)
+    command = (
+        "from tasks.train import *; "
+        f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parents[1])
+    while process.poll() is None and not list(home.glob("training/*/checkpoints/epoch=3.ckpt")):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9
+    resumed = fit_detector(parameters)
+    found = load(lake.training(resumed.key))
+    monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
+    build_lake(kwh)
+    give_store(empty_store)
+    undisturbed = fit_detector(parameters)
+    assert undisturbed.key == resumed.key
+    assert undisturbed.history == resumed.history
+    assert equal(weights(load(lake.training(undisturbed.key))), weights(found))
+
+
+def test_until_is_held_within_the_lake(home: Path) -> None:
+    build_lake(fleets.kwh(2, 40))
+    assert last_night(TrainParameters()) == fleets.START + timedelta(days=39)
+    late = TrainParameters(until=fleets.START + timedelta(days=99))
+    assert last_night(late) == fleets.START + timedelta(days=39)
+    with pytest.raises(UserError, match="the lake begins on 2013-06-03, after 2013-06-02"):
+        last_night(TrainParameters(until=fleets.START - timedelta(days=1)))
