@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from filelock import FileLock
@@ -31,17 +31,26 @@ from tasks.settings import settings
 MOST_EPOCHS: Final = 20
 
 
+def _drop_down(schema: dict[str, Any]) -> None:
+    """Offer a choice of one as a choice: the form in the UI shows a constant as a locked text."""
+    schema["enum"] = [schema.pop("const")]
+
+
 class TrainParameters(BaseModel):
-    """What a person may choose of a training: the fields of the form in the UI."""
+    """What to learn from, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     until: date | None = Field(
         None, description="last night to learn from (default: the last one of the lake)"
     )
-    model: ModelName = Field("conditional_autoencoder", description="which network to train")
+    model: ModelName = Field(
+        "conditional_autoencoder",
+        description="which network to train",
+        json_schema_extra=_drop_down,
+    )
     seed: int = Field(
-        0, ge=0, lt=2**31, description="same data, seed and machine give the same weights"
+        0, ge=0, le=2**31 - 1, description="same data, seed and machine give the same weights"
     )
     promote: bool = Field(
         True, description="make it the champion if it beats the present one on the same data"
