@@ -1,5 +1,6 @@
 """Delivered rows become household-days; a row that breaks a rule is set aside under its name."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
@@ -127,10 +128,7 @@ def widest(parts: list[pl.DataFrame]) -> pl.DataFrame:
     return every.agg(pl.min("first_ts_utc"), pl.max("last_ts_utc")).sort("household_id")
 
 
-def about(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """What the rows say of their households besides readings: one row a household."""
-    starts = rows.filter(pl.col("household_id").ne_missing(pl.col("household_id").shift()))
-    told = starts.filter(pl.col("household_id").is_not_null())
-    return (
-        told.group_by("household_id").agg(pl.max(*columns) if columns else []).sort("household_id")
-    )
+def about(good: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
+    """What good rows say of their households besides readings: one row a household."""
+    starts = good.filter(pl.col("household_id").ne_missing(pl.col("household_id").shift()))
+    return starts.group_by("household_id").agg(pl.max(*columns)).sort("household_id")

@@ -53,9 +53,12 @@ class Merged:
 
 
 @dataclass
-class _Tally:
-    """What the batches of one file add up to."""
+class _Staging:
+    """One file at work: where its parts are kept, and what they add up to."""
 
+    rank: int
+    place: Path
+    supply_limit_kwh: float
     rows_in: int = 0
     spans: list[pl.DataFrame] = field(default_factory=list)
     about: list[pl.DataFrame] = field(default_factory=list)
@@ -87,19 +90,20 @@ def _stage_new(rank: int, table: Table) -> Staged:
     delivery = digest(table)
     if _is_known(delivery, rank):
         return Staged(rank, table.file, delivery, is_known=True)
-    tally = _Tally()
-    with opened(table, of_rank(rank)) as frame:
+    work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh)
+    with opened(table, work.place) as frame:
         for part, rows in enumerate(batches(table, _standard(table, frame))):
-            _stage_part(rank, part, rows, tally)
-    if not tally.rows_in:
+            _stage_part(work, part, rows)
+    if not work.rows_in:
         raise UserError(f"{table.file}: has no rows below its header")
-    if tally.spans:
-        keep(widest(tally.spans), of_rank(rank) / "spans.arrow")
-        every = pl.concat(tally.about).group_by("household_id").max().sort("household_id")
-        keep(every, of_rank(rank) / "about.arrow")
-    _key(delivery).parent.mkdir(exist_ok=True)
+    if work.spans:
+        keep(widest(work.spans), work.place / "spans.arrow")
+    if work.about:
+        every = pl.concat(work.about).group_by("household_id").max().sort("household_id")
+        keep(every, work.place / "about.arrow")
+    _key(delivery).parent.mkdir(exist_ok=True, parents=True)
     _key(delivery).write_text(str(rank))
-    return Staged(rank, table.file, delivery, tally.rows_in)
+    return Staged(rank, table.file, delivery, work.rows_in)
 
 
 def _standard(table: Table, frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -114,29 +118,30 @@ def _is_known(delivery: str, rank: int) -> bool:
     return _key(delivery).exists() and _key(delivery).read_text() != str(rank)
 
 
-def _stage_part(rank: int, part: int, rows: pl.DataFrame, tally: _Tally) -> None:
-    good, bad = sift(patched(rows), settings().supply_limit_kwh)
-    tally.rows_in += rows.height
+def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> None:
+    good, bad = sift(patched(rows), work.supply_limit_kwh)
+    work.rows_in += rows.height
     if bad.height:
-        keep(bad, of_rank(rank) / f"bad/{part:06d}.arrow")
+        keep(bad, work.place / f"bad/{part:06d}.arrow")
     if not good.height:
         return
     days, taken = household_days(good)
-    tally.spans.append(spans(days))
-    tally.about.append(about(good, [name for name in ABOUT if name in good.columns]))
-    _keep_months(days, pl.col("night"), rank, part, "days")
-    _keep_months(taken, pl.col("ts_utc").dt.date(), rank, part, "taken")
+    work.spans.append(spans(days))
+    if names := [name for name in ABOUT if name in good.columns]:
+        work.about.append(about(good, names))
+    _keep_months(work, part, "days", days, pl.col("night"))
+    _keep_months(work, part, "taken", taken, pl.col("ts_utc").dt.date())
 
 
-def _keep_months(frame: pl.DataFrame, night: pl.Expr, rank: int, part: int, name: str) -> None:
+def _keep_months(work: _Staging, part: int, name: str, frame: pl.DataFrame, night: pl.Expr) -> None:
     marked = frame.with_columns(
-        rank=pl.lit(rank, KEYED["rank"]),
+        rank=pl.lit(work.rank, KEYED["rank"]),
         part=pl.lit(part, KEYED["part"]),
         month=night.dt.strftime("%Y-%m"),
     )
     parts = marked.partition_by("month", as_dict=True, include_key=False)
     for (month,), rows in parts.items():
-        keep(rows, of_rank(rank) / f"{name}/month={month}/{part:06d}.arrow")
+        keep(rows, work.place / f"{name}/month={month}/{part:06d}.arrow")
 
 
 def plan(staged: Iterable[Staged]) -> list[date]:

@@ -83,7 +83,7 @@ class IngestError(UserError):
         self.receipt = receipt
 
 
-@task(name="settle", retries=2)
+@task(name="settle", task_run_name="settle")
 def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestReceipt:
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
@@ -200,8 +200,14 @@ def _references(
     """Prepare the references that this call changes; their names."""
     given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
     for each in new:
-        path = of_rank(each.rank) / "about.arrow"
-        given["households"] += [kept(path)] if path.exists() else []
+        of_file = of_rank(each.rank)
+        paths = [of_file / "spans.arrow", of_file / "about.arrow"]
+        told = [
+            kept(path).drop("first_ts_utc", "last_ts_utc", strict=False)
+            for path in paths
+            if path.exists()
+        ]
+        given["households"] += told
     for kind, table in companions:
         try:
             given[cast(lake.Reference, kind)].append(_companion(table))

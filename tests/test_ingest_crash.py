@@ -97,8 +97,8 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(
 
     draw = random.Random(7)
     # Half the kills fall on a rename (of a prepared file, or while publishing), half on any moment.
-    fatal = draw.sample(range(1, renames + 1), 4)
-    waits = [draw.uniform(0, seconds) for _ in range(3)]
+    fatal = draw.sample(range(1, renames + 1), 3)
+    waits = [draw.uniform(0, seconds) for _ in range(2)]
     for i, (kill_at, wait) in enumerate([*((at, None) for at in fatal), *((0, s) for s in waits)]):
         home = tmp_path / f"killed{i}"
         monkeypatch.setenv("METERWATCH_HOME", str(home))
