@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -30,12 +31,12 @@ class WrongUsageError(Exception):
     """Arguments that are well formed each but do not go together."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failed, 2 wrong usage."""
     # A recorded flow's log goes to Prefect; the person sees the outcome.
     os.environ.setdefault(CONSOLE_LEVEL, "CRITICAL")
     try:
-        app(exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except (CycloptsError, WrongUsageError) as error:
         return _failed(error, WRONG_USAGE)

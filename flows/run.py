@@ -26,6 +26,7 @@ from tasks import lake, warehouse
 from tasks.fleet import last_common_night
 from tasks.settings import settings
 
+FLEET: Final = FleetConfig()
 SIMULATED_NIGHTS: Final = 7
 DELIVERED_NIGHTS: Final = 30
 URGENT: Final = 15
@@ -93,12 +94,12 @@ def _step(name: str) -> Iterator[list[str]]:
 
 
 def _simulated_fleet() -> None:
-    config, written = FleetConfig(), _simulated() / "simulation.json"
+    written = _simulated() / "simulation.json"
     with _step("simulate") as outcome:
-        if written.exists() and FleetConfig.model_validate_json(written.read_text()) == config:
+        if written.exists() and FleetConfig.model_validate_json(written.read_text()) == FLEET:
             outcome.append(f"{_simulated()} is there already")
             return
-        receipt = run_flow(simulate, out=_simulated(), config=config)
+        receipt = run_flow(simulate, out=_simulated(), config=FLEET)
         outcome += [f"{receipt.households:,} households", f"{receipt.rows:,} readings"]
 
 
