@@ -1,0 +1,56 @@
+"""What a run's page says: rows, households by status, the most urgent, checks."""
+
+from datetime import date
+
+import polars as pl
+import pytest
+
+from ml.schemas import Scores
+from tasks import report
+
+NIGHT = date(2014, 2, 2)
+
+
+def scores(flagged: int, normal: int) -> pl.DataFrame:
+    order = pl.int_range(1, pl.len() + 1, dtype=pl.Int32)
+    return Scores.sample(flagged + normal).with_columns(
+        night=pl.lit(NIGHT),
+        rank=order,
+        is_anomaly=order <= flagged,
+        household_id=pl.format("H{}", order),
+    )
+
+
+def test_rows_set_aside_stand_by_rule_the_most_frequent_first() -> None:
+    said = report.delivered(rows_in=1_010, rows_kept=1_000, set_aside={"null": 3, "duplicate": 7})
+    assert "1,010 rows delivered, 1,000 kept, 10 set aside." in said
+    assert said.index("| duplicate | 7 |") < said.index("| null | 3 |")
+
+
+def test_nothing_set_aside_needs_no_table() -> None:
+    assert "|" not in report.delivered(rows_in=5, rows_kept=5, set_aside={})
+
+
+def test_households_stand_by_status() -> None:
+    said = report.by_status({"scored": 5_500, "missing": 67})
+    assert "| scored | 5,500 |" in said
+    assert "| missing | 67 |" in said
+
+
+@pytest.mark.parametrize(("flagged", "shown"), [(3, 3), (12, 10)])
+def test_the_most_urgent_are_at_most_ten_in_order(flagged: int, shown: int) -> None:
+    rows = report.most_urgent(scores(flagged, normal=5), NIGHT).splitlines()
+    assert [row.split(" | ")[1] for row in rows if row.startswith("| ")][2:] == [
+        f"H{rank}" for rank in range(1, shown + 1)
+    ]
+
+
+def test_a_night_without_anomalies_says_so() -> None:
+    assert f"No household was flagged on {NIGHT}." in report.most_urgent(scores(0, 4), NIGHT)
+
+
+def test_checks_name_only_what_fails() -> None:
+    said = report.checked({"gapless": 0, "rows_add_up": 1_200})
+    assert "1 of 2 checks passed." in said
+    assert "| rows_add_up | 1,200 |" in said
+    assert "gapless" not in said
