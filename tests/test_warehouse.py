@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow.parquet
 import pytest
 
+from flows.ingest import ingest
 from ml.errors import UserError
 from tasks import lake, warehouse
 from tests import small_home
@@ -247,6 +248,25 @@ print(sorted({heavy} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_real_household_and_its_correction_add_up(london: Path, tmp_path: Path) -> None:
+    delivered = london / "raw/LCL_MAC000002.csv"
+    ingest.fn([str(delivered)])
+    gaps = warehouse.query("gaps_by_household", {"first_night": "2012-01-01"})
+    # 24,158 rows less 17 duplicates and a Null; the publisher's file lacks 52 half-hours.
+    assert gaps.select("readings", "missing").rows() == [(24_140, 52)]
+    header, *rows = delivered.read_text().splitlines()
+    again = [row for row in rows if "2013-01-0" in row]
+    changed = [f"{row.rpartition(',')[0]},0.777" if i % 3 else row for i, row in enumerate(again)]
+    correction = tmp_path / delivered.name
+    correction.write_text("\n".join([header, *changed, changed[0]]))
+    ingest.fn([str(correction)])
+    assert warehouse.query("SELECT DISTINCT rule, file FROM quarantine ORDER BY rule").rows() == [
+        (rule, delivered.name) for rule in ("duplicate", "null", "superseded")
+    ]
+    assert {name: n for name, rows in warehouse.check().items() if (n := rows.height)} == {}
 
 
 WRITER = """
