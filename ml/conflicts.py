@@ -4,6 +4,7 @@ Deliveries have an order; the later one wins. Within one delivered file, where r
 the largest reading wins. Readings are compared as Float32: 6.5279999 and 6.528 are the same.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -33,11 +34,13 @@ Bools = NDArray[np.bool_]
 class Resolved:
     """Household-days with one reading a half-hour, and the readings that gave way.
 
-    `aside` says of each the delivery it came from (`rank`) and the one whose reading stays (`by`).
+    `aside` says of each the delivery it came from (`rank`) and the one whose reading stays (`by`);
+    `repeated` counts by rank the readings that stay and that the lake held before.
     """
 
     days: pl.DataFrame
     aside: pl.DataFrame
+    repeated: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ def resolve(parts: pl.DataFrame, taken: list[pl.DataFrame]) -> Resolved:
     ids = ids.with_row_index("cell_row")
     rows = parts.join(ids, on=["night", "household_id"], how="left", maintain_order="left")
     cells = _strongest(rows, ids)
-    given_way = [*_given_way(rows, cells), *(_compared(each, cells) for each in taken)]
+    repeated = Counter[int]()
+    given_way = [*_given_way(rows, cells, repeated), *(_compared(each, cells) for each in taken)]
     days = ids.select("night", "household_id", _nulls(cells.kwh))
-    return Resolved(days, pl.concat(given_way).select(ASIDE.names()))
+    return Resolved(days, pl.concat(given_way).select(ASIDE.names()), dict(repeated))
 
 
 def present(days: pl.DataFrame, spans: pl.DataFrame) -> int:
@@ -107,16 +111,19 @@ def _strongest(rows: pl.DataFrame, ids: pl.DataFrame) -> _Cells:
     return _Cells(ids, kwh, ranks)
 
 
-def _given_way(rows: pl.DataFrame, cells: _Cells) -> Iterator[pl.DataFrame]:
-    """The readings of each part that do not stay, with the rule."""
+def _given_way(rows: pl.DataFrame, cells: _Cells, repeated: Counter[int]) -> Iterator[pl.DataFrame]:
+    """The readings of each part that do not stay, with the rule; count those the lake held."""
     yield pl.DataFrame(schema=ASIDE)
     if _count(rows.get_column("kwh").to_numpy()) == _count(cells.kwh):
         return
-    stays = np.zeros(cells.kwh.shape, dtype=bool)
+    stays, held = np.zeros((2, *cells.kwh.shape), dtype=bool)
     for rank, place, given in _parts(rows):
         equal = given == cells.kwh[place]
-        if rank != LAKE:
+        if rank == LAKE:
+            held[place] = equal
+        else:
             yield _listed(cells, place, given, equal & stays[place], "duplicate", rank)
+            repeated[rank] += int(np.count_nonzero(equal & ~stays[place] & held[place]))
             stays[place] |= equal
         yield _listed(cells, place, given, ~np.isnan(given) & ~equal, "superseded", rank)
 

@@ -136,7 +136,10 @@ class Truth(dy.Schema):
 
 
 class Deliveries(dy.Schema):
-    """The ledger of delivered files: what each held and what became of it."""
+    """The ledger of delivered files: what each held and what became of it.
+
+    `rows_repeated` of the kept rows said what the lake already held.
+    """
 
     delivery = dy.String(primary_key=True)
     file = dy.String()
@@ -144,6 +147,7 @@ class Deliveries(dy.Schema):
     rows_in = dy.Int64(min=0)
     rows_kept = dy.Int64(min=0)
     rows_set_aside = dy.Int64(min=0)
+    rows_repeated = dy.Int64(min=0)
     households = dy.Int64(min=0)
     first_ts_utc = dy.Datetime(time_unit="us", nullable=True)
     last_ts_utc = dy.Datetime(time_unit="us", nullable=True)

@@ -45,11 +45,15 @@ class Staged:
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging one month came to; `n_present` counts readings within the call's spans."""
+    """What merging one month came to.
+
+    `n_present` counts readings within the call's spans, `repeated` by rank those the lake held.
+    """
 
     month: date
     is_changed: bool
     n_present: int
+    repeated: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -177,7 +181,7 @@ def merge(month: date) -> Merged:
     is_changed = not resolved.days.equals(held)
     if is_changed:
         lake.replace_month(month, resolved.days, root=lake.prepared())
-    return Merged(month, is_changed, present(resolved.days, call))
+    return Merged(month, is_changed, present(resolved.days, call), resolved.repeated)
 
 
 def _held(month: date) -> pl.DataFrame:

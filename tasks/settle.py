@@ -90,9 +90,11 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
     aside = _aside()
     superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE))
     now = datetime.now(UTC).replace(tzinfo=None)
+    repeated = sum((Counter(month.repeated) for month in months), Counter[int]())
     counts = Counter[str]()
     for each in new:
-        counts += _enter(each, aside, superseded, now + timedelta(microseconds=each.rank))
+        at = now + timedelta(microseconds=each.rank)
+        counts += _enter(each, aside, superseded, repeated[each.rank], at)
     failures = [*found.failures, *(each.failure for each in staged if each.failure)]
     references = _references(found.companions, new, failures)
     receipt = IngestReceipt(
@@ -120,7 +122,7 @@ def _aside() -> pl.DataFrame:
 
 
 def _enter(
-    staged: Staged, aside: pl.DataFrame, superseded: pl.DataFrame, now: datetime
+    staged: Staged, aside: pl.DataFrame, superseded: pl.DataFrame, n_repeated: int, at: datetime
 ) -> Counter[str]:
     """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
     bad = [kept(path) for path in sorted(of_rank(staged.rank).glob("bad/*.arrow"))]
@@ -135,7 +137,7 @@ def _enter(
         )
     spans = _spans(staged)
     lake.replace_ledger("spans", staged.delivery, spans, root=lake.prepared())
-    entry = _entry(staged, own.height, spans, now)
+    entry = _entry(staged, own.height, n_repeated, spans, at)
     lake.replace_ledger("deliveries", staged.delivery, entry, root=lake.prepared())
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
@@ -146,14 +148,17 @@ def _spans(staged: Staged) -> pl.DataFrame:
     return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS)
 
 
-def _entry(staged: Staged, n_aside: int, spans: pl.DataFrame, now: datetime) -> pl.DataFrame:
+def _entry(
+    staged: Staged, n_aside: int, n_repeated: int, spans: pl.DataFrame, at: datetime
+) -> pl.DataFrame:
     row = {
         "delivery": staged.delivery,
         "file": staged.file,
-        "ingested_at_utc": now,
+        "ingested_at_utc": at,
         "rows_in": staged.rows_in,
         "rows_kept": staged.rows_in - n_aside,
         "rows_set_aside": n_aside,
+        "rows_repeated": n_repeated,
         "households": spans.height,
         "first_ts_utc": spans.get_column("first_ts_utc").min(),
         "last_ts_utc": spans.get_column("last_ts_utc").max(),

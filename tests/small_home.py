@@ -122,7 +122,7 @@ def episodes() -> pl.DataFrame:
 def delivery() -> pl.DataFrame:
     """336 kept (A 191, B 49, C 96) and 3 set aside."""
     first, last = datetime(2014, 1, 30), datetime(2014, 2, 2, 23, 30)
-    row = ("first", "block.csv", datetime(2014, 2, 3, 3, 30), 339, 336, 3, 3, first, last)
+    row = ("first", "block.csv", datetime(2014, 2, 3, 3, 30), 339, 336, 3, 0, 3, first, last)
     return table(schemas.Deliveries, [row])
 
 

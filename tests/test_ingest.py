@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml.schemas import RULES
-from tasks import lake
+from tasks import lake, warehouse
 from tests.deliveries import (
     KAGGLE,
     START,
@@ -229,11 +229,24 @@ def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
     receipt = take_in(tmp_path / "in")
     entries = lake.read("deliveries").sort("file").drop("delivery", "ingested_at_utc")
     assert entries.rows() == [
-        ("a.csv", 3, 2, 1, 1, START, datetime(2013, 6, 4, 1)),
-        ("b.zip/readings.csv", 3, 2, 1, 2, START, datetime(2013, 6, 3, 3, 30)),
+        ("a.csv", 3, 2, 1, 0, 1, START, datetime(2013, 6, 4, 1)),
+        ("b.zip/readings.csv", 3, 2, 1, 0, 2, START, datetime(2013, 6, 3, 3, 30)),
     ]
     assert receipt.already_ingested == ("copy.csv",)
     assert receipt.rows_in == receipt.rows_kept + receipt.rows_set_aside == 6
+
+
+def test_rows_add_up_over_calls_that_overlap(home: Path, tmp_path: Path) -> None:
+    take_in(csv(tmp_path / "1/a.csv", rows({0: 0.1, 1: 0.2, 2: "Null"})))
+    take_in(csv(tmp_path / "2/a.csv", rows({0: 0.1, 1: 0.9, 3: 0.3}) + rows({0: 0.1})))
+    take_in(
+        csv(tmp_path / "3/b.csv", rows({0: 0.1, 1: 0.2})), csv(tmp_path / "3/c.csv", rows({1: 0.9}))
+    )
+    entries = lake.read("deliveries").sort("ingested_at_utc")
+    # The second a.csv repeats slot 0 of the first. Of the third call, b.csv repeats slot 0; its
+    # 0.2 is superseded by c.csv, which repeats the lake's 0.9.
+    assert entries.get_column("rows_repeated").to_list() == [0, 1, 1, 1]
+    assert warehouse.check()["rows_add_up"].is_empty()
 
 
 @st.composite

@@ -1,4 +1,5 @@
 -- every delivered row is a reading in the lake or set aside in the quarantine
+-- A row that repeated what the lake held is that same reading.
 -- A delivery's quarantine also holds the earlier files' readings that it superseded.
 WITH
 held AS (
@@ -21,7 +22,7 @@ stored AS (
 ),
 total AS (
     SELECT
-        (SELECT coalesce(sum(rows_in), 0)::BIGINT FROM deliveries) AS rows_in,
+        (SELECT coalesce(sum(rows_in - rows_repeated), 0)::BIGINT FROM deliveries) AS rows_in,
         (SELECT readings FROM stored) AS readings,
         (SELECT count(*) FROM quarantine) AS quarantined
 )
