@@ -61,4 +61,7 @@ FROM read_parquet(getvariable('quarantine'), filename = true);
 
 CREATE VIEW deliveries AS SELECT * FROM read_parquet(getvariable('deliveries'));
 
+-- From when to when a delivery has readings of each household it holds.
+CREATE VIEW spans AS SELECT * FROM read_parquet(getvariable('spans'));
+
 CREATE VIEW runs AS SELECT * FROM read_parquet(getvariable('runs'));

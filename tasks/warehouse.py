@@ -83,11 +83,12 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="meterwatch-") as scratch,
         duckdb.connect() as connection,
     ):
+        home = paths.home().absolute()
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
-        for name, value in _variables(Path(scratch)).items():
+        for name, value in _variables(home, Path(scratch)).items():
             connection.execute(f"SET VARIABLE {name} = $value", {"value": value})
-        allowed = [_home(), escape(_home()), scratch]
+        allowed = [str(home), escape(str(home)), scratch]
         connection.execute("SET allowed_directories = $allowed", {"allowed": allowed})
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
@@ -102,24 +103,17 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
         raise UserError(_first_line(error)) from None
 
 
-def _variables(scratch: Path) -> dict[str, str | float]:
+def _variables(home: Path, scratch: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
-    globs = {name: _glob(name, scratch) for name in paths.GLOBS}
-    limits = {
-        "alert_budget": settings().alert_budget,
-        "supply_limit_kwh": settings().supply_limit_kwh,
-    }
-    return {"results": f"{escape(_home())}/tables/**", **globs, **limits}
+    limits = settings().model_dump(include={"alert_budget", "supply_limit_kwh"})
+    globs = {name: _glob(home, name, scratch) for name in paths.GLOBS}
+    return {"results": f"{escape(str(home))}/tables/**", **globs, **limits}
 
 
-def _home() -> str:
-    return str(paths.home().absolute())
-
-
-def _glob(name: str, scratch: Path) -> str:
+def _glob(home: Path, name: str, scratch: Path) -> str:
     """The glob of a table's files; an absent table is an empty file in `scratch`."""
-    if paths.exists(name):
-        return f"{escape(_home())}/{paths.GLOBS[name]}"
+    if any(home.glob(paths.GLOBS[name])):
+        return f"{escape(str(home))}/{paths.GLOBS[name]}"
     from tasks import lake  # its schemas take a second to import
 
     path = scratch / name / "night=2000-01-01" / "empty.parquet"
