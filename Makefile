@@ -30,7 +30,7 @@ serve: setup
 	.venv/bin/meterwatch serve
 
 bench: setup
-	.venv/bin/python -m pytest tests/benchmarks --benchmark
+	.venv/bin/python -m tests.benchmarks.speed
 
 # Write the lock anew after a change of pyproject.toml; torch without its local version, so that
 # a GPU machine takes the CUDA build.

@@ -16,7 +16,7 @@ Last = Annotated[date, Field(description="last night to score, included")]
 
 @flow(name="backfill", flow_run_name="backfill {first} to {last}")
 def backfill(first: First, last: Last) -> ScoreReceipt:
-    """Score the nights `first` to `last`, a month at a time; the result is that of single nights."""
+    """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
     with recorded("backfill", first, last) as record:
         receipt = total(score_span.map(spans(*wanted(first, last))))
         join_episodes()

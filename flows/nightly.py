@@ -70,6 +70,7 @@ def check_tables() -> dict[str, int]:
 
 def _report(receipt: NightlyReceipt) -> None:
     scored = receipt.scored
+    report.draw(scored.first, scored.last)
     report.leave(
         f"nightly-{scored.last}",
         receipt.ingested.markdown() + report.scored(scored) + report.checked(receipt.checks),

@@ -22,7 +22,7 @@ from flows.train import TrainParameters, train
 from ml.errors import UserError
 from ml.planted import found
 from ml.surroundings import FleetConfig
-from tasks import lake, warehouse
+from tasks import lake, report, warehouse
 from tasks.fleet import last_common_night
 from tasks.settings import settings
 
@@ -30,10 +30,6 @@ FLEET: Final = FleetConfig()
 SIMULATED_NIGHTS: Final = 7
 DELIVERED_NIGHTS: Final = 30
 URGENT: Final = 15
-COLUMNS: Final = (
-    *("rank", "household_id", "reason", "since", "excess_kwh", "actual_kwh", "expected_kwh"),
-    *("score", "p_value", "evidence"),
-)
 
 
 def run(source: Path | None) -> None:
@@ -51,10 +47,10 @@ def run(source: Path | None) -> None:
         first = last - timedelta(days=(DELIVERED_NIGHTS if source else SIMULATED_NIGHTS) - 1)
         _trained(until=first - timedelta(days=1))
         _scored(first, last)
-    _show_anomalies(last)
+    _show_anomalies(first, last)
     if source is None:
         _show_found(first, last)
-    _say_where_next(last)
+    _say_where_next(first, last)
 
 
 @contextmanager
@@ -122,9 +118,9 @@ def _scored(first: date, last: date) -> None:
         outcome += [f"{first} to {last}", f"{receipt.rows:,} rows", f"{receipt.flagged:,} flagged"]
 
 
-def _show_anomalies(night: date) -> None:
-    urgent = warehouse.query("top_anomalies", {"night": str(night), "limit": str(URGENT)})
-    show(urgent.select(COLUMNS), f"\nMost urgent of {night}")
+def _show_anomalies(first: date, last: date) -> None:
+    span = {"first_night": str(first), "last_night": str(last), "limit": str(URGENT)}
+    show(warehouse.query("top_homes", span), f"\nMost urgent homes of {first} to {last}")
 
 
 def _show_found(first: date, last: date) -> None:
@@ -139,9 +135,10 @@ def _show_found(first: date, last: date) -> None:
     )
 
 
-def _say_where_next(night: date) -> None:
+def _say_where_next(first: date, last: date) -> None:
     print(
         f"\nscores, anomalies, episodes   {lake.home() / 'tables'}\n"
-        f"ask in SQL                    meterwatch query top_anomalies --param night={night}\n"
+        f"the same homes, drawn         {report.draw(first, last) or 'none was flagged'}\n"
+        f"ask in SQL                    meterwatch query top_anomalies --param night={last}\n"
         "runs, reports and models      make serve"
     )

@@ -1,10 +1,11 @@
-"""Pictures of a training: its curve, real days beside what was expected, the scores' tail."""
+"""Pictures of a training and of nights: curves, days beside what was expected, scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,6 +29,8 @@ class Example:
     title: str
     actual_kwh: Floats
     expected_kwh: Floats
+    flagged: tuple[float, float] | None = None
+    """The hours that deviate most, from and to."""
 
 
 def examples(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> list[Example]:
@@ -71,14 +74,16 @@ def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figur
     return figure
 
 
-def profiles(days: Sequence[Example]) -> Figure:
-    """Real days with what was expected, small multiples from ordinary to anomalous."""
+def profiles(days: Sequence[Example], title: str) -> Figure:
+    """Real days with what was expected, small multiples in the order given."""
     rows = -(-len(days) // COLUMNS)
     figure = Figure(figsize=(3.2 * COLUMNS, 2.1 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False).ravel()
     for panel, day in zip(panels, days, strict=False):
         panel.step(HOURS, day.actual_kwh, where="post", color=OBSERVED, lw=1.2, label="observed")
         panel.step(HOURS, day.expected_kwh, where="post", color=EXPECTED, lw=1.6, label="expected")
+        if day.flagged:
+            panel.axvspan(*day.flagged, color=EXPECTED, alpha=0.15, lw=0)
         panel.set_ylim(bottom=0)
         _label(panel, day.title, "", "")
     for panel in panels[len(days) :]:
@@ -89,8 +94,23 @@ def profiles(days: Sequence[Example]) -> Figure:
     for panel in panels[::COLUMNS]:
         panel.set_ylabel("kWh per half-hour", fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-    figure.suptitle("Calibration nights, least to most anomalous", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def flagged(anomalies: pl.DataFrame) -> list[Example]:
+    """Rows of the `anomalies` table, with the hours that deviate."""
+    midnight = pl.col("night").cast(pl.Datetime("us"))
+    hours = anomalies.select((pl.col("start_utc", "end_utc") - midnight).dt.total_minutes() / 60)
+    return [
+        Example(
+            title="{household_id}  {night}\n{reason}, p = {p_value:.2g}".format(**row),
+            actual_kwh=np.array(row["actual_kwh"], dtype=float),
+            expected_kwh=np.array(row["expected_kwh"], dtype=float),
+            flagged=span,
+        )
+        for row, span in zip(anomalies.iter_rows(named=True), hours.iter_rows(), strict=True)
+    ]
 
 
 def score_distribution(scores: Floats, alert_budget: float) -> Figure:

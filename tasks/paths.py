@@ -6,11 +6,13 @@ HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
 HOME/staging/                                   an ingest at work; gone when none is
 HOME/runs/*.parquet                             one file a run
 HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
+HOME/pictures/                                  flagged nights, drawn
 HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
 HOME/training/<key>/                            a training at work; gone once registered
 HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
 """
 
+from datetime import date
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +52,11 @@ def champion_file() -> Path:
 def training(key: str) -> Path:
     """Where a training of this data and these parameters works."""
     return home() / "training" / key
+
+
+def picture(night: date) -> Path:
+    """The picture of a span of nights, by its last one."""
+    return home() / f"pictures/{night}.png"
 
 
 def mlflow() -> Path:

@@ -1,12 +1,14 @@
 """What a run leaves behind for people to read, in Markdown."""
 
+import io
 from collections.abc import Iterable, Mapping
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from tasks import lake
+from tasks import lake, paths
 
 if TYPE_CHECKING:
     from tasks.score import ScoreReceipt
@@ -32,6 +34,23 @@ def scored(receipt: "ScoreReceipt") -> str:
     """Household-nights by status, and the most urgent of the last night."""
     of_night = lake.scan("scores").filter(pl.col("night") == receipt.last)
     return by_status(receipt.by_status) + most_urgent(lake.collect(of_night), receipt.last)
+
+
+def draw(first: date, last: date) -> Path | None:
+    """Draw the most urgent homes of a span of nights, each by its rarest night; where it is."""
+    from ml import plots
+
+    span = pl.col("night").is_between(first, last)
+    order = ("p_value", "night", "household_id")
+    found = lake.collect(lake.scan("anomalies").filter(span)).sort(order)
+    urgent = found.unique("household_id", keep="first", maintain_order=True).head(plots.EXAMPLES)
+    if urgent.is_empty():
+        return None
+    title = f"Most urgent homes, {first} to {last}" if first < last else f"Most urgent of {last}"
+    path, image = paths.picture(last), io.BytesIO()
+    plots.profiles(plots.flagged(urgent), title).savefig(image, dpi=90)
+    lake.replace_bytes(path, image.getvalue())
+    return path
 
 
 def delivered(rows_in: int, rows_kept: int, set_aside: Mapping[str, int]) -> str:

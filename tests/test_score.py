@@ -103,10 +103,9 @@ def test_an_error_far_below_the_usual_is_as_suspicious_as_one_far_above(
     detector: Detector,
 ) -> None:
     # A reconstruction error grows with energy, so one side alone ranks every reduction as normal.
-    errors = np.random.default_rng(0).normal(size=(2, 41))
-    errors[:, -1] = np.median(errors[:, -29:-1], axis=1) + [-5.0, 5.0]
-    errors[1, :-1] = errors[0, :-1]
-    errors[1, -1] = 2 * np.median(errors[0, -29:-1]) - errors[0, -1]
+    usual = np.random.default_rng(0).normal(size=40)
+    center = np.median(usual[-scoring.ERROR_NIGHTS :])
+    errors = np.stack([np.append(usual, center - 5), np.append(usual, center + 5)])
     low, high = scoring.two_sided(detector, errors)[:, -1]
     assert low > 3
     assert low == pytest.approx(high, rel=0.2)

@@ -111,6 +111,14 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
         "rank household_id reason start_utc excess_kwh actual_kwh expected_kwh evidence",
         [(1, "C", "spike", datetime(2014, 2, 2, 8), 4.0, 24.0, 20.0, 3.0)],
     ),
+    "top_homes": (
+        {"first_night": "2014-02-01"},
+        "household_id acorn_group reason first_night last_night nights excess_kwh evidence",
+        [
+            ("C", None, "spike", FEB_1, FEB_2, 2, 8.0, 3.0),
+            ("A", "Affluent", "rise", FEB_2, FEB_2, 1, 4.0, 1.0),
+        ],
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scaled
 from ml.score import LEAD_NIGHTS, calibrate
-from tasks import lake, warehouse
+from tasks import lake, report, warehouse
 from tasks.artefact import save
 from tasks.registry import Version
 from tasks.score import NIGHTS_AT_ONCE, spans
@@ -125,6 +125,14 @@ def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> Non
     began = pl.col("first_night") == event
     own = lake.read("episodes").filter(began, pl.col("household_id") == "MAC000003")
     assert own["is_open"].to_list() == [False]
+
+
+def test_the_most_urgent_homes_are_drawn(scored_home: Path) -> None:
+    backfill.fn(LAST - timedelta(days=4), LAST)
+    path = report.draw(LAST - timedelta(days=4), LAST)
+    assert path is not None
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert report.draw(fleets.START, fleets.START) is None
 
 
 def test_the_tables_pass_every_check(scored_home: Path) -> None:
