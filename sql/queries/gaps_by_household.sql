@@ -1,6 +1,6 @@
--- half-hours missing between a household's first and last reading, by default of 90 nights
+-- half-hours missing between a household's first and last reading
 -- :household_id VARCHAR = NULL
--- :first_night DATE = (SELECT max(night) - 89 FROM days)
+-- :first_night DATE = NULL
 -- :last_night DATE = NULL
 WITH
 of_day AS (
