@@ -60,7 +60,8 @@ def server_url() -> str | None:
 def _refuse_unreachable(url: str) -> None:
     from prefect.client.orchestration import get_client
 
-    error = get_client(sync_client=True).api_healthcheck()
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
     if error is not None:
         raise UserError(f"the Prefect server at {url} does not answer: {error}")
 

@@ -1,5 +1,6 @@
 """The command line. A verb imports what it needs when it runs, so that small ones start fast."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+MENDABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
 
 app = App(
     name="meterwatch",
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (CycloptsError, WrongUsageError) as error:
         return _failed(error, WRONG_USAGE)
-    except (UserError, PermissionError, NotADirectoryError) as error:
+    except UserError as error:
         return _failed(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -48,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python would complain again when it closes the pipe at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        return _failed(UserError(f"{error.filename}: {error.strerror}"), FAILED)
     return 0
 
 

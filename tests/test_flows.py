@@ -1,0 +1,219 @@
+"""Flows run the same steps recorded by a server and without one, and what a server then knows."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import flow, run_flow
+from flows.__main__ import main
+from flows.ingest import ingest
+from flows.nightly import nightly
+from flows.processes import free_port, prefect_server
+from flows.score import score
+from flows.train import TrainParameters, train
+from ml.errors import UserError
+from ml.surroundings import FleetConfig
+from tasks import lake, task
+from tasks.simulate import simulate
+
+FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
+LAST = FLEET.nights[-1]
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def fleet_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a small fleet and a champion."""
+    root = tmp_path_factory.mktemp("fleet")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(root / "home"))
+        simulate(root / "delivered", FLEET)
+        ingest.fn(sources=[str(root / "delivered")])
+        train.fn(TrainParameters(max_epochs=1))
+    return root / "home"
+
+
+@pytest.fixture
+def trained(fleet_home: Path, home: Path) -> Path:
+    """A copy of that home."""
+    shutil.copytree(fleet_home, home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(tmp_path_factory.mktemp("server")))
+        with prefect_server(free_port()) as ready:
+            yield ready()
+
+
+@pytest.fixture
+def server(api_url: str) -> Iterator[SyncPrefectClient]:
+    """The server is configured; a client of it."""
+    with temporary_settings({PREFECT_API_URL: api_url}), SyncPrefectClient(api_url) as client:
+        yield client
+
+
+def last_run(server: SyncPrefectClient) -> FlowRun:
+    newest, *_ = server.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
+    return newest
+
+
+def artifacts(server: SyncPrefectClient, flow_run: UUID) -> dict[str | None, str]:
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+    found = server.read_artifacts(artifact_filter=of_run)
+    return {artifact.key: str(artifact.data) for artifact in found if artifact.type == "markdown"}
+
+
+def tables(home: Path) -> dict[Path, bytes]:
+    return {path.relative_to(home): path.read_bytes() for path in home.glob("tables/*/*/*.parquet")}
+
+
+def test_recorded_and_direct_leave_the_same_tables(
+    trained: Path, server: SyncPrefectClient
+) -> None:
+    score.fn(LAST)
+    direct = tables(trained)
+    shutil.rmtree(trained / "tables")
+    run_flow(score, night=LAST)
+    assert {path.parts[1] for path in direct} == {"scores", "anomalies", "episodes"}
+    assert tables(trained) == direct
+    assert last_run(server).name == f"score {LAST}"
+
+
+def test_without_a_server_nothing_is_recorded(trained: Path, server: SyncPrefectClient) -> None:
+    before = len(server.read_flow_runs())
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        run_flow(score, night=LAST)
+    assert len(server.read_flow_runs()) == before
+
+
+def test_a_recorded_night_says_its_night_its_steps_and_what_happened(
+    trained: Path, server: SyncPrefectClient
+) -> None:
+    run_flow(nightly)
+    run = last_run(server)
+    assert run.name == f"nightly {LAST}"
+    assert run.state is not None
+    assert run.state.is_completed()
+    said = artifacts(server, run.id)[f"nightly-{LAST}"]
+    for part in ("rows delivered", "Household-nights by status", f"{LAST}", "checks passed"):
+        assert part in said
+
+
+def test_nightly_takes_in_what_landed_and_scores_although_a_file_is_broken(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    landing = trained / "landing"
+    landing.mkdir()
+    (landing / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
+    (landing / "new.csv").write_text(
+        f"household_id,ts_utc,kwh\nLATE,{LAST}T00:00:00,0.5\n", encoding="utf-8"
+    )
+    assert main(["nightly"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("meterwatch: broken.parquet: ")
+    assert said.count("\n") == 1
+    scored = lake.read("scores")
+    assert scored["night"].unique().to_list() == [LAST]
+    assert scored.height == FLEET.households + 1
+    last = lake.read("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
+    assert last["state"] == "failed"
+
+
+def test_a_mistake_is_one_line_here_and_no_traceback_in_the_log(
+    trained: Path, api_url: str, server: SyncPrefectClient
+) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("meterwatch"), "score", "2031-01-01"],
+        env={**os.environ, "PREFECT_API_URL": api_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    line = done.stderr.removeprefix("meterwatch: ").strip()
+    run = last_run(server)
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    log = [entry.message for entry in server.read_logs(log_filter=of_run)]
+    assert run.state is not None
+    assert run.state.is_failed()
+    assert line in str(run.state.message)
+    assert line in log
+    assert not any("Traceback" in message for message in log)
+
+
+def test_a_server_that_is_down_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: dead}):
+        assert main(["score"]) == 1
+    said = capsys.readouterr().err
+    assert dead in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("error", "tries"), [(UserError("mend me"), 1), (OSError("again"), 3)])
+def test_only_what_may_pass_is_tried_again(
+    error: Exception, tries: int, home: Path, server: SyncPrefectClient
+) -> None:
+    tried = []
+
+    @task(name="fail", retries=2)
+    def fail() -> None:
+        tried.append(1)
+        raise error
+
+    @flow(name="failing")
+    def failing() -> None:
+        fail()
+
+    with pytest.raises(type(error), match=str(error)):
+        run_flow(failing)
+    assert len(tried) == tries
+
+
+def test_a_task_is_a_plain_call_outside_a_flow(home: Path, server: SyncPrefectClient) -> None:
+    @task(name="double")
+    def double(number: int, by: int = 2) -> int:
+        return by * number
+
+    before = len(server.read_task_runs())
+    assert double.map([1, 2], by=3) == [3, 6]
+    assert len(server.read_task_runs()) == before
+
+
+def test_each_step_is_a_named_task_run(trained: Path, server: SyncPrefectClient) -> None:
+    run_flow(score, night=LAST)
+    run = last_run(server)
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    expected = {"score nights", "join episodes"}
+    # The server writes task runs from a stream of events, a moment later.
+    deadline = time.monotonic() + 30
+    names = set[str]()
+    while not expected <= names and time.monotonic() < deadline:
+        steps = server.read_task_runs(flow_run_filter=only)
+        names = {step.name.rsplit("-", 1)[0] for step in steps}
+        time.sleep(0.2)
+    assert expected <= names
