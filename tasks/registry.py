@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock
@@ -37,6 +38,7 @@ ENVIRONMENT: Final = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
@@ -45,6 +47,8 @@ CHAMPION_OF_SQLITE: Final = """
     FROM registered_model_aliases a JOIN model_versions v USING (workspace, name, version)
     WHERE a.name = ? AND a.alias = ?
 """
+
+OUTAGE_WIDTH: Final = 160
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +103,7 @@ def prepare() -> None:
 def register(
     directory: Path,
     *,
+    name: str,
     parameters: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
     figures: Mapping[str, float],
@@ -110,7 +115,7 @@ def register(
     metrics an epoch, `figures` are metrics of the whole.
     """
     client = _client()
-    run = client.create_run(_experiment(client), tags=dict(tags), run_name=directory.name)
+    run = client.create_run(_experiment(client), tags=dict(tags), run_name=name)
     run_id = run.info.run_id
     try:
         _log_metrics(client, run_id, parameters, history, figures)
@@ -246,10 +251,8 @@ def _resolved() -> Version | None:
 
 def _resolved_by_server() -> Version | None:
     client = _client()
-    if not client.search_registered_models(f"name = '{NAME}'"):
-        return None
-    aliases = client.get_registered_model(NAME).aliases
-    if ALIAS not in aliases:
+    models = client.search_registered_models(f"name = '{NAME}'")
+    if not models or ALIAS not in models[0].aliases:
         return None
     found = client.get_model_version_by_alias(NAME, ALIAS)
     return Version(version=str(found.version), run_id=str(found.run_id))
@@ -282,7 +285,7 @@ def _reachable() -> Iterator[None]:
     except Exception as error:
         if not _is_outage(error):
             raise
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        line = shorten(str(error) or type(error).__name__, width=OUTAGE_WIDTH)
         raise StoreDownError(f"MLflow at {store_uri()} is down: {line}") from error
 
 

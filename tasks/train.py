@@ -153,6 +153,7 @@ def register_version(fitted: Fitted) -> Version:
     spans = {name: str(getattr(fitted, name)) for name in ("first", "validation", "calibration")}
     return registry.register(
         lake.training(fitted.key),
+        name=f"until {fitted.until}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
         history=fitted.history,
         figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"}),
@@ -251,7 +252,7 @@ def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
     scores, budget = result.detector.calibration.numpy(), settings().alert_budget
     for name, figure in {
         "loss": plots.loss_curve(result.history, result.best_epoch),
-        "profiles": plots.profiles(days),
+        "profiles": plots.profiles(days, "Calibration nights, least to most anomalous"),
         "scores": plots.score_distribution(scores, budget),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
