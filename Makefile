@@ -32,8 +32,8 @@ serve: setup
 bench: setup
 	.venv/bin/python -m tests.benchmarks.speed
 
-# Write the lock anew after a change of pyproject.toml; torch without its local version, so that
-# a GPU machine takes the CUDA build.
+# Write the lock anew after a change of pyproject.toml. Torch stands there without its build and
+# what only a CUDA build needs: each machine takes the build that it finds.
 lock:
-	.venv/bin/uv pip compile --quiet $(FIND_LINKS) --no-annotate --no-header --group dev pyproject.toml \
-		| sed 's/+cpu$$//' > requirements.lock
+	.venv/bin/uv pip compile --quiet $(FIND_LINKS) --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
+	sed -i -E '/^(cuda|nvidia|triton)/d; s/\+cpu$$//' requirements.lock
