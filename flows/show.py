@@ -18,7 +18,10 @@ LOG_WIDTH: Final = 160
 
 def show(frame: pl.DataFrame, title: str | None = None) -> None:
     """Print a frame as a table, as wide as the terminal; a log has no width of its own."""
-    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(_table(frame, title))
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    if title:
+        console.print(title, style="bold", highlight=False)
+    console.print(_table(frame))
 
 
 def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
@@ -56,9 +59,8 @@ def _encoded(frame: pl.DataFrame, form: Format) -> bytes:
     return buffer.getvalue()
 
 
-def _table(frame: pl.DataFrame, title: str | None = None) -> Table:
-    caption = None if len(frame) else "no rows"
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+def _table(frame: pl.DataFrame) -> Table:
+    table = Table(caption=None if len(frame) else "no rows", caption_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows():

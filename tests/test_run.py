@@ -1,0 +1,81 @@
+"""The main job from nothing to the anomaly table, on a small fleet and a server of its own."""
+
+import sqlite3
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from flows import run as main_job
+from flows.__main__ import main
+from ml.surroundings import FleetConfig
+from tasks import lake
+from tasks.fleet import last_common_night
+from tasks.simulate import simulate
+from tests import small_home
+
+FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture(autouse=True)
+def _no_server_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def recorded_runs(home: Path) -> set[tuple[str, str]]:
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        return set(
+            database.execute(
+                "SELECT f.name, r.state_name FROM flow_run r JOIN flow f ON f.id = r.flow_id"
+            )
+        )
+
+
+@pytest.mark.server
+def test_the_main_job_ends_with_the_anomaly_table(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main_job, "FLEET", FLEET)
+    assert main(["run"]) == 0
+    told, progress = capfd.readouterr()
+    nights = FLEET.nights[-main_job.SIMULATED_NIGHTS :]
+    scores = lake.read("scores")
+    assert lake.nights("scores") == nights
+    assert scores.group_by("night").len()["len"].to_list() == [FLEET.households] * len(nights)
+    for part in ("Most urgent homes", "Planted anomalies", "budget", "make serve"):
+        assert part in told
+    for step in ("simulate", "ingest", "train", "score"):
+        assert f"{step} ..." in progress
+    # The server is gone, and its database in the home has the runs that `make serve` shows.
+    verbs = ("simulate", "ingest", "train", "backfill")
+    assert recorded_runs(home) == {(verb, "Completed") for verb in verbs}
+    # The nights that are scored were not learned from.
+    training = lake.read("runs").filter(verb="train").row(0, named=True)
+    assert training["last_night"] < nights[0]
+
+
+def test_delivered_and_simulated_readings_are_not_mixed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_home.build()
+    assert main(["run"]) == 1
+    assert "holds delivered readings" in capsys.readouterr().err
+    simulate(home / "simulated", FleetConfig(households=1, days=1))
+    assert main(["run", str(tmp_path)]) == 1
+    assert "holds simulated readings" in capsys.readouterr().err
+    assert not (home / "prefect").exists()
+
+
+def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
+    small_home.build()
+    # 30 Jan: A and B; 31 Jan: A; 1 and 2 Feb: A and C or A, B and C.
+    assert last_common_night() == date(2014, 2, 2)
+    lake.replace_month(
+        date(2014, 3, 1),
+        small_home.days()
+        .filter(night=date(2014, 2, 2), household_id="A")
+        .with_columns(night=date(2014, 3, 1)),
+    )
+    assert last_common_night() == date(2014, 2, 2)
