@@ -4,6 +4,7 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ def test_there_are_fifteen_conditions() -> None:
     assert len(features.CONDITIONS) == len(set(features.CONDITIONS)) == 15
 
 
+@pytest.mark.seed_fault
 def test_friday_is_no_weekend() -> None:
     friday = calendar(date(2013, 6, 7), date(2013, 6, 8))
     assert friday["is_friday"].to_list() == [1.0, 0.0]
@@ -50,6 +52,7 @@ def test_the_local_clock_is_known() -> None:
     assert changes["is_summer_time"].to_list() == [0.0, 1.0, 1.0, 0.0]
 
 
+@pytest.mark.seed_fault
 def test_temperature_is_the_mean_of_the_hours_not_of_daily_maxima() -> None:
     night = date(2013, 6, 5)
     hours = [datetime(2013, 6, 5) + timedelta(hours=h) for h in range(4)]
@@ -71,6 +74,7 @@ def test_the_price_signal_reaches_time_of_use_homes_alone() -> None:
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
 
 
+@pytest.mark.seed_fault
 def test_a_missing_half_hour_leaves_the_others_in_their_place() -> None:
     readings = fleets.kwh(1, 1)
     readings[0, 0, 7] = np.nan
@@ -101,6 +105,7 @@ def test_bulk_features_equal_one_night_features_row_for_row(night: int, seed: in
     np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
 
 
+@pytest.mark.seed_fault
 def test_bulk_conditions_equal_one_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
     register = fleets.households(3)

@@ -45,6 +45,7 @@ def scores_of(detector: Detector, readings: np.ndarray, first: int, last: int) -
     return table
 
 
+@pytest.mark.seed_fault
 def test_every_household_has_its_row_with_a_status(
     detector: Detector, readings: np.ndarray
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_batch_in_another_order_gives_the_same_scores(
     assert table.equals(other)
 
 
+@pytest.mark.seed_fault
 def test_a_household_is_scored_alike_alone_and_among_others(
     detector: Detector, readings: np.ndarray
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_household_is_scored_alike_alone_and_among_others(
     assert alone.drop("rank").equals(among.drop("rank"))
 
 
+@pytest.mark.seed_fault
 def test_no_threshold_is_in_kwh(detector: Detector, readings: np.ndarray) -> None:
     small = scores_of(detector, readings, NIGHTS - 1, NIGHTS - 1)
     large = scores_of(detector, readings * 20, NIGHTS - 1, NIGHTS - 1)

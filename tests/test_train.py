@@ -19,6 +19,7 @@ from ml.loop import AutoencoderModule, FitParameters, IndexBatches
 from ml.train import fit, nights_data, reporting, split_nights, standardised, validation_error
 from tasks import lake
 from tasks.artefact import load
+from tasks.provenance import fingerprint
 from tasks.train import TrainParameters, fit_detector, last_night
 from tests import fleets
 from tests.homes import build_lake, give_store
@@ -47,6 +48,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
+@pytest.mark.seed_fault
 def test_spans_are_in_time_order_and_share_no_night() -> None:
     nights = [fleets.START + timedelta(days=day) for day in range(NIGHTS)]
     split = split_nights(nights)
@@ -148,6 +150,7 @@ def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights(detector).values())
 
 
+@pytest.mark.seed_fault
 def test_the_best_weights_come_back(tmp_path: Path) -> None:
     """Two homes over 14 nights are learned by heart, and the validation loss rises again."""
     by_heart = FitParameters(max_epochs=40, patience=40, batch_size=8, learning_rate=0.03)
@@ -257,3 +260,11 @@ def test_until_is_held_within_the_lake(home: Path) -> None:
     assert last_night(late) == fleets.START + timedelta(days=39)
     with pytest.raises(UserError, match="the lake begins on 2013-06-03, after 2013-06-02"):
         last_night(TrainParameters(until=fleets.START - timedelta(days=1)))
+
+
+@pytest.mark.seed_fault
+def test_data_of_the_same_shape_is_other_data() -> None:
+    # The seed kept what it had computed under the shape of the array alone.
+    one, other = fleets.fleet(fleets.kwh(3, 5, seed=1)), fleets.fleet(fleets.kwh(3, 5, seed=2))
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(fleets.fleet(fleets.kwh(3, 5, seed=1)))
