@@ -84,7 +84,7 @@ def simulate(
     """
     from flows import run_flow
     from flows.simulate import simulate as flow
-    from ml.surroundings import FleetConfig
+    from ml.simulate.surroundings import FleetConfig
 
     config = FleetConfig(households=households, days=days, start=start, seed=seed)
     receipt = run_flow(flow, out=out.resolve(), config=config)

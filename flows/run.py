@@ -20,8 +20,8 @@ from flows.show import show
 from flows.simulate import simulate
 from flows.train import TrainParameters, train
 from ml.errors import UserError
-from ml.planted import found
-from ml.surroundings import FleetConfig
+from ml.simulate.planted import found
+from ml.simulate.surroundings import FleetConfig
 from tasks import lake, report, warehouse
 from tasks.fleet import last_common_night
 from tasks.settings import settings

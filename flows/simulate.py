@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows import flow
-from ml.surroundings import FleetConfig
+from ml.simulate.surroundings import FleetConfig
 from tasks import task
 from tasks.runs import recorded
 from tasks.simulate import SimulateReceipt

@@ -16,8 +16,8 @@ from typing import IO, Final, Literal
 import polars as pl
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from ml.delivered import clean
 from ml.errors import UserError
+from ml.ingest.delivered import clean
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
 BATCH_ROWS: Final = 1_000_000

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ml.delivered import HOUSEHOLD_COLUMNS, Kind, Shape, recognise
 from ml.errors import UserError
+from ml.ingest.delivered import HOUSEHOLD_COLUMNS, Kind, Shape, recognise
 from tasks import lake
 from tasks.delivered import SUFFIXES, Table, columns, naming, tables
 

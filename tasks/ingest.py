@@ -13,11 +13,11 @@ from typing import Final
 
 import polars as pl
 
-from ml.conflicts import LAKE, filled, present, resolve
-from ml.delivered import ABOUT, readings, recognise
 from ml.errors import UserError
-from ml.ingest import about, household_days, sift, spans, widest
-from ml.stamps import patched
+from ml.ingest.conflicts import LAKE, filled, present, resolve
+from ml.ingest.delivered import ABOUT, readings, recognise
+from ml.ingest.rules import about, household_days, sift, spans, widest
+from ml.ingest.stamps import patched
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
 from tasks.settings import settings

@@ -7,10 +7,10 @@ from typing import Any, Final, cast
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from ml.companions import KEYS, companion, merged, registered
-from ml.conflicts import ASIDE, LAKE
-from ml.delivered import Kind, recognise
 from ml.errors import UserError
+from ml.ingest.companions import KEYS, companion, merged, registered
+from ml.ingest.conflicts import ASIDE, LAKE
+from ml.ingest.delivered import Kind, recognise
 from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
 from tasks.delivered import Table, naming, read

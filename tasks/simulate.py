@@ -22,9 +22,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
-from ml import simulate as fleet
 from ml.errors import UserError
-from ml.surroundings import PRICES, FleetConfig, World, bank_holidays, stamps, world
+from ml.simulate import fleet
+from ml.simulate.surroundings import PRICES, FleetConfig, World, bank_holidays, stamps, world
 
 READINGS: Final = {"household_id": "LCLid", "ts_utc": "tstp", "kwh": "energy(kWh/hh)"}
 DATASTORE: Final = ("LCLid", "stdorToU", "DateTime", "KWH/hh (per half hour) ")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ml.anomalies import KINDS, plant
+from ml.simulate.anomalies import KINDS, plant
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from flows.__main__ import main
-from ml.surroundings import FleetConfig
+from ml.simulate.surroundings import FleetConfig
 from tasks import lake
 from tasks.simulate import simulate
 from tests import small_home

@@ -32,7 +32,7 @@ from flows.processes import free_port, prefect_server
 from flows.score import score
 from flows.train import TrainParameters, train
 from ml.errors import UserError
-from ml.surroundings import FleetConfig
+from ml.simulate.surroundings import FleetConfig
 from tasks import lake, task
 from tasks.simulate import simulate
 

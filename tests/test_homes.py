@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml import simulate as fleet
-from ml.surroundings import FleetConfig, bank_holidays, world
+from ml.simulate import fleet
+from ml.simulate.surroundings import FleetConfig, bank_holidays, world
 from tests.benchmarks.fleet_comparison import CONFIG, real_kwh, statistics
 
 # Allowed relative distance. Half of the households' scatter is that between one sample of 225

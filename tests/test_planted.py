@@ -5,7 +5,7 @@ from datetime import date
 import polars as pl
 import pytest
 
-from ml.planted import found
+from ml.simulate.planted import found
 
 FIRST, SECOND = date(2014, 2, 1), date(2014, 2, 2)
 # Household, night, flagged, scored.

@@ -9,7 +9,7 @@ import pytest
 
 from flows import run as main_job
 from flows.__main__ import main
-from ml.surroundings import FleetConfig
+from ml.simulate.surroundings import FleetConfig
 from tasks import lake
 from tasks.fleet import last_common_night
 from tasks.simulate import simulate

@@ -14,12 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ml import simulate as fleet
-from ml.anomalies import KINDS, RECENT, VISIBLE
-from ml.dirt import SENTINEL_KWH
 from ml.errors import UserError
 from ml.schemas import Truth
-from ml.surroundings import FleetConfig, Floats, world
+from ml.simulate import fleet
+from ml.simulate.anomalies import KINDS, RECENT, VISIBLE
+from ml.simulate.dirt import SENTINEL_KWH
+from ml.simulate.surroundings import FleetConfig, Floats, world
 from tasks.simulate import SimulateReceipt, simulate
 
 SMALL = FleetConfig(households=300, days=45, start=date(2013, 10, 1), seed=7)
@@ -277,8 +277,8 @@ def test_a_killed_run_leaves_the_old_fleet(tmp_path: Path) -> None:
     simulate(out, config)
     before = contents(out)
     program = (
-        "import os, sys; from pathlib import Path; import ml.simulate as fleet\n"
-        "from ml.surroundings import FleetConfig; from tasks.simulate import simulate\n"
+        "import os, sys; from pathlib import Path; from ml.simulate import fleet\n"
+        "from ml.simulate.surroundings import FleetConfig; from tasks.simulate import simulate\n"
         "fleet.block = lambda *_: os._exit(9)\n"
         "simulate(Path(sys.argv[1]), FleetConfig(households=400, days=2))"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ml.plots_fleet import compare, repetition
-from ml.simulate import fleet_kwh
-from ml.surroundings import FleetConfig, Floats, world
+from ml.simulate.fleet import fleet_kwh
+from ml.simulate.plots import compare, repetition
+from ml.simulate.surroundings import FleetConfig, Floats, world
 
 YEAR = 2013
 CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)

@@ -27,7 +27,7 @@ from flows.ingest import ingest
 from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet, scaled
 from ml.score import LEAD_NIGHTS, score_nights
-from ml.surroundings import FleetConfig
+from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 
 DUCKDB_JOB = """

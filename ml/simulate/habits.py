@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ml.surroundings import WAKING_HOURS, Bools, Floats
+from ml.simulate.surroundings import WAKING_HOURS, Bools, Floats
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.schemas import HALF_HOURS
-from ml.surroundings import Bools, FleetConfig, Floats, Ints
+from ml.simulate.surroundings import Bools, FleetConfig, Floats, Ints
 
 SENTINEL_KWH: Final = 4294967.295
 STARTS_LATE: Final = 0.02

@@ -5,10 +5,10 @@ from typing import Final
 
 import polars as pl
 
-from ml.delivered import ABOUT, PRICES, Shape
 from ml.errors import UserError
+from ml.ingest.delivered import ABOUT, PRICES, Shape
+from ml.ingest.stamps import patched, stamp, text, usual
 from ml.schemas import Holidays, Households, Tariffs, Weather
-from ml.stamps import patched, stamp, text, usual
 
 KEYS: Final = {
     "households": "household_id",

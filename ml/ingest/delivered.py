@@ -7,7 +7,7 @@ from typing import Final, Literal
 import polars as pl
 
 from ml.errors import UserError
-from ml.stamps import stamp, text, usual
+from ml.ingest.stamps import stamp, text, usual
 
 Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
 READING: Final = ("household_id", "ts_utc", "kwh")
@@ -124,7 +124,7 @@ def _listed(columns: list[str], most: int = 6) -> str:
 def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
     """Rows as `household_id`, `stamp` and `value` as delivered, `ts_utc`, `kwh`, `is_null`.
 
-    `ts_utc` is null where the stamp is not written the usual way: `ml.stamps.patched` reads it.
+    `ts_utc` is null where the stamp is not written the usual way: `stamps.patched` reads it.
 
     Raises:
         UserError: a column holds something else than times or numbers.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ml.schemas import HALF_HOURS
-from ml.surroundings import Bools, Floats
+from ml.simulate.surroundings import Bools, Floats
 
 REAL: Final = "#1b5e7a"
 SIMULATED: Final = "#e07b39"

@@ -14,11 +14,11 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml import dirt, homes
-from ml.anomalies import SHARE, Episode, plant
-from ml.habits import habits
 from ml.schemas import Truth
-from ml.surroundings import FleetConfig, Floats, World, stamps, world
+from ml.simulate import dirt, homes
+from ml.simulate.anomalies import SHARE, Episode, plant
+from ml.simulate.habits import habits
+from ml.simulate.surroundings import FleetConfig, Floats, World, stamps, world
 
 BLOCK: Final = 256
 TOU_SHARE: Final = 0.2

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from ml.schemas import HALF_HOURS
-from ml.surroundings import SUPPLY_KWH, Bools, Floats, Ints
+from ml.simulate.surroundings import SUPPLY_KWH, Bools, Floats, Ints
 
 LONGEST: Final = 14
 RECENT: Final = 10

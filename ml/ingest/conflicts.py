@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.ingest import HALF_HOUR_US, RULE, Indices, Readings
+from ml.ingest.rules import HALF_HOUR_US, RULE, Indices, Readings
 from ml.schemas import HALF_HOURS
 
 LAKE: Final = -1  # the rank of what earlier calls delivered
