@@ -1,0 +1,1 @@
+"""From delivered rows to household-days: shapes, rules, conflicts."""
