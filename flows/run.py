@@ -38,7 +38,7 @@ def run(source: Path | None) -> None:
     Raises:
         UserError: the home holds other readings already, or a step failed.
     """
-    _refuse_mixture(source)
+    _keep_fleets_apart(source)
     with stoppable(), _recorded():
         if source is None:
             _simulated_fleet()
@@ -70,13 +70,19 @@ def _simulated() -> Path:
     return lake.home().resolve() / "simulated"
 
 
-def _refuse_mixture(source: Path | None) -> None:
-    is_simulated = _simulated().exists()
-    holds = "simulated" if is_simulated else "delivered"
-    if lake.exists("days") and is_simulated == (source is not None):
+def _keep_fleets_apart(source: Path | None) -> None:
+    """Put a simulated home aside before real readings come; never mix into real ones."""
+    home = lake.home().resolve()
+    if source is None and lake.exists("days") and not _simulated().exists():
         raise UserError(
-            f"{lake.home()} holds {holds} readings: set METERWATCH_HOME to another directory"
+            f"{home} holds delivered readings: set METERWATCH_HOME to another directory"
         )
+    if source is not None and _simulated().exists():
+        aside = home.with_name(f"{home.name}.simulated")
+        if aside.exists():
+            raise UserError(f"{home} holds a simulated fleet, and {aside} another: remove one")
+        home.rename(aside)
+        print(f"the simulated fleet of {home} lies in {aside} now", file=sys.stderr)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from flows import run as main_job
 from flows.__main__ import main
+from ml.errors import UserError
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake
 from tasks.fleet import last_common_night
@@ -56,16 +57,25 @@ def test_the_main_job_ends_with_the_anomaly_table(
     assert training["last_night"] < nights[0]
 
 
-def test_delivered_and_simulated_readings_are_not_mixed(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_simulated_fleet_does_not_come_among_delivered_readings(
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_home.build()
     assert main(["run"]) == 1
     assert "holds delivered readings" in capsys.readouterr().err
-    simulate(home / "simulated", FleetConfig(households=1, days=1))
-    assert main(["run", str(tmp_path)]) == 1
-    assert "holds simulated readings" in capsys.readouterr().err
     assert not (home / "prefect").exists()
+
+
+def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
+    small_home.build()
+    simulate(home / "simulated", FleetConfig(households=1, days=1))
+    main_job._keep_fleets_apart(Path("delivered"))
+    aside = home.with_name("home.simulated")
+    assert not home.exists()
+    assert (aside / "lake").is_dir()
+    simulate(home / "simulated", FleetConfig(households=1, days=1))
+    with pytest.raises(UserError, match="remove one"):
+        main_job._keep_fleets_apart(Path("delivered"))
 
 
 def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
