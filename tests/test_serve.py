@@ -1,0 +1,281 @@
+"""What `make serve` starts: schedules, workers, the form that retrains; and all of it ends."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from playwright.sync_api import Page, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
+
+from flows.__main__ import main
+from flows.ingest import ingest
+from flows.processes import free_port
+from flows.train import TrainParameters, train
+from ml.simulate.surroundings import FleetConfig
+from tasks.simulate import simulate
+
+FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
+LAST = FLEET.nights[-1]
+CHROMIUM = shutil.which("chromium")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+RUN_SECONDS = 180
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `meterwatch serve` and where it said to look."""
+
+    home: Path
+    process: subprocess.Popen[str]
+    prefect: str
+    train_form: str
+    mlflow: str
+
+    def client(self) -> SyncPrefectClient:
+        return SyncPrefectClient(f"{self.prefect}/api")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`meterwatch serve` on a small fleet with a champion; nothing of it may outlive it."""
+    root = tmp_path_factory.mktemp("served")
+    home = root / "home"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(home))
+        environment.setenv("METERWATCH_PREFECT_PORT", str(free_port()))
+        environment.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
+        simulate(root / "delivered", FLEET)
+        ingest.fn(sources=[str(root / "delivered")])
+        train.fn(TrainParameters(max_epochs=1))
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("meterwatch"), "serve"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Served(home, process, **addresses(process))
+        finally:
+            groups = groups_of(process.pid)
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "stopped\n")
+    assert groups
+    assert not [pid for group in groups for pid in members(group)]
+
+
+def addresses(process: subprocess.Popen[str]) -> dict[str, str]:
+    """What `serve` prints once everything is up."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("Ctrl-C"):
+            break
+    prefect, form, mlflow, _ = re.findall(r"http://\S+", said)
+    return {"prefect": prefect, "train_form": form, "mlflow": mlflow}
+
+
+def running() -> list[tuple[int, int, int]]:
+    """Every process that has not ended: its number, its parent's and its group's."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            found.append((int(stat.parent.name), int(parent), int(group)))
+    return found
+
+
+def groups_of(parent: int) -> set[int]:
+    return {group for _, above, group in running() if above == parent}
+
+
+def members(group: int) -> list[int]:
+    return [pid for pid, _, its_group in running() if its_group == group]
+
+
+def eventually(said: str, holds: Callable[[], Any], seconds: float = RUN_SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {said}"
+        time.sleep(0.5)
+    return found
+
+
+def deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
+    return client.read_deployment_by_name(f"{name}/{name}")
+
+
+def runs_of(client: SyncPrefectClient, of: DeploymentResponse, *states: StateType) -> list[FlowRun]:
+    return client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[of.id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
+        )
+    )
+
+
+def finished(client: SyncPrefectClient, run: UUID) -> FlowRun:
+    def its_end() -> FlowRun | None:
+        found = client.read_flow_run(run)
+        return found if found.state and found.state.is_final() else None
+
+    end: FlowRun = eventually("the run ends", its_end)
+    return end
+
+
+@pytest.mark.parametrize(("name", "clock"), [("nightly", "03:30"), ("train", "05:00")])
+def test_deploying_creates_scheduled_runs(name: str, clock: str, served: Served) -> None:
+    """With SQLAlchemy 2.1 everything else works, but nothing is ever scheduled."""
+    with served.client() as client:
+        of = deployment(client, name)
+        scheduled = eventually(
+            "a run is scheduled", lambda: runs_of(client, of, StateType.SCHEDULED)
+        )
+        starts = [run.expected_start_time for run in scheduled]
+    london = ZoneInfo("Europe/London")
+    assert {f"{start.astimezone(london):%H:%M}" for start in starts if start} == {clock}
+
+
+def test_every_deployment_has_its_pool_and_the_nightly_one_runs_once_at_a_time(
+    served: Served,
+) -> None:
+    with served.client() as client:
+        found = {name: deployment(client, name) for name in ("ingest", "train", "nightly")}
+        found["backfill"] = deployment(client, "backfill")
+    pools = {name: each.work_pool_name for name, each in found.items()}
+    assert pools == {"ingest": "cpu", "train": "gpu", "nightly": "cpu", "backfill": "cpu"}
+    assert all(each.enforce_parameter_schema and each.description for each in found.values())
+    nightly = found["nightly"]
+    assert nightly.global_concurrency_limit is not None
+    assert nightly.global_concurrency_limit.limit == 1
+    assert nightly.concurrency_options is not None
+    assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
+
+
+@pytest.mark.parametrize("pool", ["cpu", "gpu"])
+def test_each_pool_has_a_worker(pool: str, served: Served) -> None:
+    with served.client() as client:
+        eventually(
+            "its worker is online",
+            lambda: [
+                worker
+                for worker in client.read_workers_for_work_pool(pool)
+                if worker.status == WorkerStatus.ONLINE
+            ],
+        )
+
+
+def test_the_nightly_deployment_runs_on_its_worker(served: Served) -> None:
+    with served.client() as client:
+        of = deployment(client, "nightly")
+        run = finished(client, client.create_flow_run_from_deployment(of.id).id)
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    assert run.name == f"nightly {LAST}"
+    table = served.home / f"tables/scores/night={LAST}/scores.parquet"
+    assert pl.read_parquet(table).height == FLEET.households
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": "many"}, {"model": "nix"}, {"nix": 1}])
+def test_a_wrong_parameter_is_refused(wrong: dict[str, object], served: Served) -> None:
+    with served.client() as client:
+        of = deployment(client, "train")
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            client.create_flow_run_from_deployment(of.id, parameters={"parameters": wrong})
+
+
+def test_a_second_server_on_the_same_port_is_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = served.prefect.rpartition(":")[2]
+    monkeypatch.setenv("METERWATCH_PREFECT_PORT", port)
+    assert main(["serve"]) == 1
+    said = capsys.readouterr().err
+    assert port in said
+    assert "METERWATCH_PREFECT_PORT" in said
+    assert said.count("\n") == 1
+
+
+def test_a_second_server_on_the_same_home_is_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("METERWATCH_HOME", str(served.home))
+    monkeypatch.setenv("METERWATCH_PREFECT_PORT", str(free_port()))
+    monkeypatch.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
+    assert main(["serve"]) == 1
+    said = capsys.readouterr().err
+    assert str(served.home) in said
+    assert said.count("\n") == 1
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a headless browser."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser.new_page(viewport={"width": 1300, "height": 1400})
+        browser.close()
+
+
+def field(page: Page, name: str) -> Any:
+    return page.locator(".schema-form-property").filter(has_text=name).last
+
+
+@pytest.mark.browser
+def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: Page) -> None:
+    until = FLEET.nights[-3]
+    registry = MlflowClient(tracking_uri=served.mlflow)
+    before = registry.search_model_versions("name = 'meterwatch'")
+    page.goto(served.train_form)
+    page.get_by_role("button", name="date", exact=True).click(timeout=60_000)
+    page.get_by_text("Select date").click()
+    page.locator("input[type=date]").fill(str(until))
+    page.get_by_role("button", name="Apply").click()
+    field(page, "Seed").locator("input").fill("7")
+    field(page, "Promote").locator(".p-toggle__control").click()
+    field(page, "Max Epochs").locator("input").fill("1")
+    page.get_by_role("button", name="Submit").click()
+    with served.client() as client:
+        of = deployment(client, "train")
+        states = [state for state in StateType if state != StateType.SCHEDULED]
+        (run,) = eventually("the run begins", lambda: runs_of(client, of, *states))
+        run = finished(client, run.id)
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    chosen = run.parameters["parameters"]
+    assert (chosen["until"], chosen["seed"]) == (str(until), 7)
+    assert (chosen["promote"], chosen["max_epochs"]) == (False, 1)
+    assert run.name == f"train until {until}"
+    after = registry.search_model_versions("name = 'meterwatch'")
+    assert len(after) == len(before) + 1
