@@ -263,11 +263,11 @@ def test_small_verbs_import_nothing_heavy(home: Path) -> None:
 
 
 def test_a_reader_that_stops_reading_is_no_error(home: Path) -> None:
-    command = f"{METERWATCH} query 'SELECT * FROM range(1000000)' --format csv | head -n 1"
+    command = f"{METERWATCH} query 'SELECT * FROM range(1000000)' --format csv | true"
     done = subprocess.run(
         ["bash", "-c", command], env=environment(home), capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("range\n", "")
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_ctrl_c_ends_without_a_traceback(home: Path) -> None:
