@@ -127,7 +127,8 @@ def ingest(
     try:
         receipt = run_flow(flow, sources=sources, **given)
     except IngestError as error:
-        print(*error.receipt.lines(), sep="\n")
+        if error.receipt.files:
+            print(*error.receipt.lines(), sep="\n")
         raise
     print(*receipt.lines(), sep="\n")
 

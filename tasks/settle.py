@@ -51,28 +51,30 @@ class IngestReceipt(BaseModel):
         """What happened, for a terminal."""
         rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.by_rule.items())
         said = [
-            f"{len(self.files):,} files: {self.rows_in:,} rows delivered, {self.rows_kept:,} kept, "
-            f"{self.rows_set_aside:,} set aside" + (f" ({rules})" if rules else "")
+            f"{_count(len(self.files), 'file')}: {self.rows_in:,} rows delivered, "
+            f"{self.rows_kept:,} kept, {self.rows_set_aside:,} set aside"
+            + (f" ({rules})" if rules else "")
         ]
         if self.superseded_earlier:
-            said.append(f"{self.superseded_earlier:,} earlier readings superseded")
+            said.append(f"{_count(self.superseded_earlier, 'earlier reading')} superseded")
         if self.households:
             said.append(
-                f"{self.households:,} households, {self.first_night} to {self.last_night}, "
-                f"{self.missing_half_hours:,} half-hours missing between their readings"
+                f"{_count(self.households, 'household')}, {self.first_night} to {self.last_night}, "
+                f"{_count(self.missing_half_hours, 'half-hour')} missing between their readings"
             )
-        span = f" ({self.months[0]} to {self.months[-1]})" if self.months else ""
-        said.append(f"{len(self.months)} months written{span}")
+        if self.months:
+            span = f"{self.months[0]} to {self.months[-1]}"
+            said.append(f"{_count(len(self.months), 'month')} written ({span})")
         if self.references:
             said.append(f"references written: {', '.join(self.references)}")
         said += [f"already ingested: {file}" for file in self.already_ingested]
-        said += [f"left aside: {line}" for line in self.left_aside]
-        return said + [f"failed: {line}" for line in self.failures]
+        return said + [f"left aside: {line}" for line in self.left_aside]
 
     def markdown(self) -> str:
         """What happened, for the run's page."""
         rows = report.delivered(self.rows_in, self.rows_kept, self.by_rule)
-        return rows + "\n".join(f"- {line}" for line in self.lines()) + "\n"
+        said = self.lines() + [f"failed: {line}" for line in self.failures]
+        return rows + "\n".join(f"- {line}" for line in said) + "\n"
 
 
 class IngestError(UserError):
@@ -81,6 +83,10 @@ class IngestError(UserError):
     def __init__(self, receipt: IngestReceipt) -> None:
         super().__init__("\n".join(receipt.failures))
         self.receipt = receipt
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @task(name="settle", task_run_name="settle")
