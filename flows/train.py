@@ -6,6 +6,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import flow
+from ml.errors import UserError
 from tasks.runs import recorded
 from tasks.train import (
     TrainParameters,
@@ -25,7 +26,11 @@ DEFAULTS: Final = TrainParameters()
 def name_of_training() -> str:
     """The run's name, which says the last night that is learned from."""
     chosen = TrainParameters.model_validate(flow_run.parameters.get("parameters") or {})
-    return f"train until {last_night(chosen)}"
+    try:
+        return f"train until {last_night(chosen)}"
+    except UserError:
+        # The flow says so itself; a name that raises would leave the run Pending.
+        return f"train until {chosen.until}"
 
 
 @flow(name="train", flow_run_name=name_of_training)

@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import flow, run_flow
@@ -67,6 +68,7 @@ def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         environment.setenv("METERWATCH_HOME", str(tmp_path_factory.mktemp("server")))
         with prefect_server(free_port()) as ready:
             yield ready()
+            APILogHandler().flush()
 
 
 @pytest.fixture
@@ -163,6 +165,17 @@ def test_a_mistake_is_one_line_here_and_no_traceback_in_the_log(
     assert line in str(run.state.message)
     assert line in log
     assert not any("Traceback" in message for message in log)
+
+
+@pytest.mark.parametrize("verb", ["train", "score", "nightly"])
+def test_a_run_on_an_empty_lake_fails_and_is_not_left_pending(
+    verb: str, home: Path, server: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb]) == 1
+    assert "meterwatch: the lake is empty" in capsys.readouterr().err
+    states = {run.state_name for run in server.read_flow_runs()}
+    assert "Pending" not in states
+    assert last_run(server).state_name == "Failed"
 
 
 def test_a_server_that_is_down_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
