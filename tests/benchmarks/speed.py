@@ -55,6 +55,7 @@ def ingest_ours(source: Path, scratch: Path) -> None:
 
 
 def ingest_duckdb(source: Path, scratch: Path) -> None:
+    duckdb.execute("SET enable_progress_bar = false")
     duckdb.execute(DUCKDB_JOB.format(source=source, out=scratch / "days.parquet"))
 
 
