@@ -2,7 +2,8 @@
 .PHONY: run test setup serve bench lock check
 
 PYTHON ?= python3
-FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
+# uv does not read where pip is told to look.
+FIND_LINKS := $(addprefix --find-links ,$(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)))
 SOURCE ?=
 
 run: setup
