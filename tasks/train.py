@@ -177,7 +177,7 @@ def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
     champion = registry.champion_version()
     rival = None if champion is None else _error_of(champion, fitted)
     if rival is None:
-        is_better, why = True, "there is no champion yet"
+        is_better, why = True, "there was no champion"
     else:
         is_better = fitted.error_kwh < rival
         relation = "below" if is_better else "not below"
