@@ -5,6 +5,8 @@ PYTHON ?= python3
 # uv does not read where pip is told to look.
 FIND_LINKS := $(addprefix --find-links ,$(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)))
 SOURCE ?=
+# Without compiled modules every start of Python would compile torch, MLflow and Prefect again.
+unexport PYTHONDONTWRITEBYTECODE
 
 run: setup
 	.venv/bin/meterwatch run $(SOURCE)
