@@ -102,12 +102,10 @@ def accumulate(p_value: Floats) -> Floats:
 
 def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
     """Every figure of every household and night; the first `LEAD_NIGHTS` lack their past."""
-    units = scaled(fleet, min_readings)
-    usable = fleet.n_readings >= min_readings
-    expected, errors = reconstruct(detector, units, fleet.conditions)
-    score = two_sided(detector, np.where(usable, errors, np.nan)).astype(np.float32)
+    units, expected, errors = _rebuilt(detector, fleet, min_readings)
+    score = two_sided(detector, errors).astype(np.float32)
     p_value = p_values(detector, score)
-    history = np.isfinite(trailing(np.where(usable, 1.0, np.nan), LEVEL_NIGHTS + ERROR_NIGHTS))
+    history = np.isfinite(trailing(errors, LEVEL_NIGHTS + ERROR_NIGHTS))
     return Night(
         expected_kwh=np.expm1(expected) * units.level_kwh[:, :, None],
         residual=(units.x - expected) / detector.residual_scale.float().numpy(),
@@ -120,16 +118,13 @@ def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
 
 def calibrate(detector: Detector, fleet: Fleet, nights: int, min_readings: int) -> None:
     """Set the detector's reference from the last `nights` of a fleet: peers, residuals, scores."""
-    units = scaled(fleet, min_readings)
-    usable = fleet.n_readings >= min_readings
-    expected, errors = reconstruct(detector, units, fleet.conditions)
-    recent = np.where(usable, errors, np.nan)[:, -nights:]
-    center, mad = median_and_mad(recent.reshape(1, -1))
+    units, expected, errors = _rebuilt(detector, fleet, min_readings)
+    center, mad = median_and_mad(errors[:, -nights:].reshape(1, -1))
     residual = (units.x - expected)[:, -nights:].reshape(-1, units.x.shape[2])
     detector.peer_center = torch.tensor(float(center[0]))
     detector.peer_scale = torch.tensor(max(float(1.4826 * mad[0]), 1e-3))
     detector.residual_scale = torch.from_numpy(np.nanstd(residual, axis=0) + 1e-3)
-    score = two_sided(detector, np.where(usable, errors, np.nan))[:, -nights:].astype(np.float32)
+    score = two_sided(detector, errors)[:, -nights:].astype(np.float32)
     detector.fit_calibration(torch.from_numpy(score[np.isfinite(score)]))
 
 
@@ -174,6 +169,13 @@ def score_nights(
 def lead(first: date) -> date:
     """The first night that must be known to score `first`."""
     return first - timedelta(days=LEAD_NIGHTS)
+
+
+def _rebuilt(detector: Detector, fleet: Fleet, min_readings: int) -> tuple[Scaled, Floats, Floats]:
+    """Scaled readings, what was expected of them, and the errors, NaN for too few readings."""
+    units = scaled(fleet, min_readings)
+    expected, errors = reconstruct(detector, units, fleet.conditions)
+    return units, expected, np.where(fleet.n_readings >= min_readings, errors, np.nan)
 
 
 def _table(fleet: Fleet, judged: Night, skip: int, min_readings: int) -> pl.DataFrame:
