@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ml.simulate.anomalies import KINDS, plant
+from ml.kinds import KINDS
+from ml.simulate.anomalies import plant
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -14,15 +15,21 @@ def test_kinds_do_what_their_names_say(kind: str) -> None:
     total = after.sum() / days.sum()
     longest_run = max(np.diff(np.flatnonzero(np.diff(after.ravel(), prepend=-1, append=-1))))
     expected = {
-        "scale_down": 0.1 < total < 0.6 and np.allclose(np.diff(after / days), 0, atol=1e-6),
+        "scale_down": 0.1 < total < 0.8 and np.allclose(np.diff(after / days), 0, atol=1e-6),
+        "half_hour_scale": ((after > 0) & (after < 0.81 * days)).all(),
         "zero_window": ((after == 0).sum(axis=1) >= 8).all(),
+        "random_share": (after <= 0.81 * day.mean()).all() and after.std() > 0.05,
+        "constant_mean": np.allclose(after, day.mean()),
+        "reversed_day": (after == days[:, ::-1]).all(),
         "stuck": longest_run >= 14,
+        "near_zero": (after < 0.016).all() and (after > 0).any(),
         "outage_catch_up": np.isclose(total, 1) and (after[0] == 0).sum() >= 8,
         "spike": 1 <= (after > days + 1.9).sum() <= 2,
         "added_baseload": np.allclose(np.diff(after - days), 0, atol=1e-6) and total > 1,
         "night_load": (after > days).any() and not (after > days)[:, 14:].any(),
         "clock_shift": np.allclose(np.sort(after.ravel()), np.sort(days.ravel())) and total == 1,
         "doubled": 2 <= total <= 3,
+        "cap": 1 < (after == after.max()).sum() < after.size and (after <= days).all(),
         "ramp": (np.diff(after.sum(axis=1)) > 0).all(),
         "tenancy": (after == other).all(),
     }

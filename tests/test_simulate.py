@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml.errors import UserError
+from ml.kinds import VISIBLE
 from ml.schemas import Truth
 from ml.simulate import fleet
-from ml.simulate.anomalies import KINDS, RECENT, VISIBLE
+from ml.simulate.anomalies import KINDS, RECENT
 from ml.simulate.dirt import SENTINEL_KWH
 from ml.simulate.surroundings import FleetConfig, Floats, world
 from tasks.simulate import SimulateReceipt, simulate

@@ -5,9 +5,10 @@ from typing import Final
 import numpy as np
 from scipy.signal import lfilter
 
+from ml.kinds import SUPPLY_KWH
 from ml.schemas import HALF_HOURS
 from ml.simulate.habits import Habits
-from ml.simulate.surroundings import SUPPLY_KWH, WAKING_HOURS, Bools, Floats, World
+from ml.simulate.surroundings import WAKING_HOURS, Bools, Floats, World
 
 # What a half-hour's worth of each appliance does in the half-hours after it was switched on.
 COOKING: Final = (1.0, 0.4, 0.05)

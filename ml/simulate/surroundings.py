@@ -23,7 +23,6 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 PRICES: Final = ("Low", "Normal", "High")
-SUPPLY_KWH: Final = 11.5  # what a 100 A supply can deliver in a half-hour
 WAKING_HOUR: Final = 4
 # Hours of local time of the waking day's half-hours: 4.0, 4.5, ... 27.5.
 WAKING_HOURS: Final = (WAKING_HOUR + np.arange(HALF_HOURS) / 2).astype(np.float32)
