@@ -200,7 +200,7 @@ def _by_kind(
     place = scored.truth.kind[scored.truth.counts][scored.planted] - 1
     score = scored.flat[scored.planted]
     weight = weights[scored.household[scored.rows[scored.planted]]]
-    measured = {
+    measured: dict[str, NDArray[Any]] = {
         "auc": 1 - curve.rank(score),
         "recall_at_1.0%": score >= curve.threshold(0.01),
         f"recall_at_{BUDGET}_episodes": score >= limit,

@@ -1,0 +1,119 @@
+"""Detectors without training: a night against the 28 nights before it of the same household.
+
+Each rule gives `[H, D]` figures, higher where a night is more unusual, NaN where there are too few
+readings or less than a week before. They are joined by the maximum of their calibrated ranks.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, scaled, trailing
+from ml.schemas import HALF_HOURS
+
+WARM_NIGHTS: Final = 7
+NEAREST: Final = 3
+# Spread of a logarithm below which a deviation is that of a reading's resolution.
+MIN_SPREAD: Final = 0.1
+MIN_DAILY_KWH: Final = 0.1
+MIN_DISTANCE: Final = 0.01
+# Half-hours below this share of the level differ little.
+MIN_SHARE: Final = 0.05
+BLOCK: Final = 16
+
+
+def daily_kwh(fleet: Fleet, min_readings: int) -> Floats:
+    """Robust z of the logarithm of the day's kWh, on either side."""
+    day = np.nansum(fleet.kwh, axis=2) * HALF_HOURS / np.maximum(fleet.n_readings, 1)
+    enough = fleet.n_readings >= min_readings
+    return np.abs(_robust_z(np.where(enough, np.log(day + MIN_DAILY_KWH), np.nan)))
+
+
+def half_hours(fleet: Fleet, min_readings: int) -> Floats:
+    """How unusual for the household is the mean over half-hours of their robust z, each its own."""
+    return _robust_z(np.log(_by_block(fleet, min_readings, _half_hour_z) + MIN_DISTANCE))
+
+
+def nearest_days(fleet: Fleet, min_readings: int) -> Floats:
+    """How unusual for the household is the distance to the third nearest of the nights before.
+
+    Root mean square of log level units (k nearest neighbours, Ramaswamy et al. 2000).
+    """
+    return _robust_z(np.log(_by_block(fleet, min_readings, _nearest_distance) + MIN_DISTANCE))
+
+
+def identical_run(fleet: Fleet, min_readings: int) -> Floats:
+    """Longest run of identical readings, in units of the run that is usual for the household."""
+    same = np.diff(fleet.kwh, axis=2) == 0
+    run = np.zeros(same.shape[:2])
+    longest = run.copy()
+    for half_hour in range(same.shape[2]):
+        run = (run + 1) * same[:, :, half_hour]
+        longest = np.maximum(longest, run)
+    longest = np.where(fleet.n_readings >= min_readings, longest + 1, np.nan)
+    return longest / _usual(longest)[0]
+
+
+RULES: Final[dict[str, Callable[[Fleet, int], Floats]]] = {
+    "daily_kwh": daily_kwh,
+    "half_hours": half_hours,
+    "nearest_days": nearest_days,
+    "identical_run": identical_run,
+}
+
+
+def calibrated(score: Floats, reference: Floats) -> Floats:
+    """How rare a score is among those of ordinary nights: -log10 of the share at least as high."""
+    ordinary = np.sort(reference[np.isfinite(reference)])
+    above = len(ordinary) - np.searchsorted(ordinary, score, side="left")
+    return np.where(np.isfinite(score), np.log10((1 + len(ordinary)) / (1 + above)), np.nan)
+
+
+def fused(fleet: Fleet, min_readings: int, ordinary: slice) -> Floats:
+    """The maximum of the rules' ranks `[H, D]` among the fleet's `ordinary` nights."""
+    scores = [rule(fleet, min_readings) for rule in RULES.values()]
+    return np.fmax.reduce([calibrated(score, score[:, ordinary]) for score in scores])
+
+
+def _usual(values: Floats) -> tuple[Floats, Floats]:
+    """Median and median deviation of the nights before `[H, D]`; NaN with less than a week."""
+    windows = trailing(values, LEVEL_NIGHTS)
+    median, mad = median_and_mad(windows)
+    return np.where(np.isfinite(windows).sum(axis=-1) >= WARM_NIGHTS, median, np.nan), mad
+
+
+def _robust_z(values: Floats) -> Floats:
+    """Distance of logarithms from the household's median in robust deviations."""
+    median, mad = _usual(values)
+    return (values - median) / (1.4826 * mad + MIN_SPREAD)
+
+
+def _by_block(fleet: Fleet, min_readings: int, rule: Callable[[Floats], Floats]) -> Floats:
+    """A rule over logarithms of readings in level units `[h, D, 48]`, some households at a time."""
+    level = scaled(fleet, min_readings).level_kwh[:, :, None]
+    x = np.log(fleet.kwh / level + np.float32(MIN_SHARE))
+    x[fleet.n_readings < min_readings] = np.nan
+    return np.concatenate([rule(x[start : start + BLOCK]) for start in range(0, len(x), BLOCK)])
+
+
+def _half_hour_z(x: Floats) -> Floats:
+    """Mean over half-hours of |z| `[h, D]`."""
+    homes, nights, half_hours = x.shape
+    z = np.abs(_robust_z(x.transpose(0, 2, 1).reshape(-1, nights)))
+    z = z.reshape(homes, half_hours, nights)
+    count = np.isfinite(z).sum(axis=1)
+    total = np.nansum(z, axis=1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _nearest_distance(x: Floats) -> Floats:
+    """Distance to the third nearest night `[h, D]`; half-hours that either lacks are left out."""
+    distances = np.full((*x.shape[:2], LEVEL_NIGHTS), np.nan)
+    for ago in range(1, min(LEVEL_NIGHTS, x.shape[1] - 1) + 1):
+        square = (x[:, ago:] - x[:, :-ago]) ** 2
+        count = np.isfinite(square).sum(axis=2)
+        mean = np.nansum(square, axis=2) / np.maximum(count, 1)
+        distances[:, ago:, ago - 1] = np.where(count > 0, np.sqrt(mean), np.nan)
+    enough = np.isfinite(distances).sum(axis=2) >= WARM_NIGHTS
+    return np.where(enough, np.sort(distances, axis=2)[:, :, NEAREST - 1], np.nan)
