@@ -1,6 +1,6 @@
 """The figures of the benchmark, each with a bootstrap interval over households.
 
-    table = figures(score, truth)              # figure, value, low, high
+    table = figures(score, truth)              # figure, of, value, low, high
     better(score_a, score_b, truth)            # share of resamples in which a is better
 
 A score `[R, D]` is higher where a night is more anomalous; a night that counts and has none ranks
@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
-from ml.benchmark.plant import NAMES, Bools, Truth
+from ml.benchmark.plant import NAMES, Bools, Ints, Truth
 from ml.features import Floats
 
 SILENCE: Final = 14
@@ -35,6 +35,14 @@ RESAMPLES: Final = 200
 THRESHOLDS: Final = 256
 # The loosest threshold considered lets this share of the clean nights pass.
 LOOSEST: Final = 0.1
+
+SCHEMA: Final = {
+    "figure": pl.String,
+    "of": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+}
 
 Doubles = NDArray[np.float64]
 
@@ -120,6 +128,23 @@ class Scored:
         place = int(over.argmax()) - 1 if over.any() else len(over) - 1
         return float(self.thresholds[max(place, 0)])
 
+    def false_alarms(self, limit: float) -> Doubles:
+        """Clean nights of each household at or above a threshold, `[H]`."""
+        return self.per_household(((self.score >= limit) & self.truth.clean).sum(axis=1))
+
+    def found_within(self, limit: float, nights: int) -> Bools:
+        """Whether each lasting anomaly reaches a threshold within its first `nights`."""
+        spans = (
+            self.score[e.row, e.first : e.first + min(nights, e.length)] for e in self.truth.lasting
+        )
+        return np.array([(span >= limit).any() for span in spans], dtype=np.bool_)
+
+    @cached_property
+    def household_of_lasting(self) -> Ints:
+        """The place of each lasting anomaly's household."""
+        rows = [episode.row for episode in self.truth.lasting]
+        return np.asarray(self.household[np.array(rows, dtype=np.int_)])
+
 
 def false_episodes(score: Floats, truth: Truth, thresholds: Doubles) -> NDArray[np.int_]:
     """Cases `[R, T]` that a clean night opened, at each of `T` thresholds."""
@@ -136,15 +161,18 @@ def false_episodes(score: Floats, truth: Truth, thresholds: Doubles) -> NDArray[
 def figures(
     score: Floats, truth: Truth, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> pl.DataFrame:
-    """Every figure of a detector: `figure`, `kind` (null for all), `value`, `low`, `high`."""
+    """Every figure of a detector: `figure`, `of` (a kind, or null for all), `value`, `low`, `high`.
+
+    Average precision is taken where 0.5, 2 and 8 % of the nights are anomalous.
+    """
     scored = Scored(score, truth)
     values = _values(scored, np.ones(scored.n_households))
     drawn = [_values(scored, weights) for weights in draws(scored.n_households, resamples, seed)]
     spread = np.array([[sample[key] for key in values] for sample in drawn])
     low, high = _interval(spread, len(values))
-    names, kinds = zip(*values, strict=True)
-    columns = {"figure": names, "kind": kinds, "value": list(values.values())}
-    return pl.DataFrame(columns | {"low": low, "high": high}, schema_overrides={"kind": pl.String})
+    names, of = zip(*values, strict=True)
+    columns = {"figure": names, "of": of, "value": list(values.values()), "low": low, "high": high}
+    return pl.DataFrame(columns, schema=SCHEMA, strict=False)
 
 
 def better(
@@ -178,17 +206,20 @@ def draws(n_households: int, resamples: int, seed: int) -> Iterator[Doubles]:
 def _values(scored: Scored, weights: Doubles) -> dict[tuple[str, str | None], float]:
     curve = scored.curve(weights)
     limits = {budget: scored.budget_threshold(budget, weights) for budget in BUDGETS}
-    found = {(f"ap_{p:.1%}", None): curve.average_precision(p) for p in PREVALENCES}
+    found: dict[tuple[str, str | None], float] = {
+        (f"average_precision_{100 * p:g}pct", None): curve.average_precision(p) for p in PREVALENCES
+    }
     found[("auc", None)] = float(auc(curve.false_alarm_rate, curve.recall))
     for rate in RATES:
-        found[(f"recall_at_{rate:.1%}", None)] = _recall(scored, weights, curve.threshold(rate))
+        found[(f"recall_{100 * rate:g}pct", None)] = _recall(scored, weights, curve.threshold(rate))
     for budget, limit in limits.items():
-        found[(f"recall_at_{budget}_episodes", None)] = _recall(scored, weights, limit)
+        found[(f"recall_{budget}_episodes", None)] = _recall(scored, weights, limit)
         for nights in WITHIN:
-            share = _found_within(scored, weights, limit, nights)
-            found[(f"found_within_{nights}_at_{budget}", None)] = share
+            early = scored.found_within(limit, nights)
+            share = _share(early, weights[scored.household_of_lasting])
+            found[(f"found_within_{nights}_nights_{budget}_episodes", None)] = share
     for top in TOPS:
-        found[(f"precision_at_top_{top}", None)] = _precision_at_top(scored, weights, top)
+        found[(f"precision_top_{top}", None)] = _precision_at_top(scored, weights, top)
     found[("worst_homes_share", None)] = _worst_share(scored, weights, limits[BUDGET])
     return found | _by_kind(scored, weights, curve, limits[BUDGET])
 
@@ -202,8 +233,8 @@ def _by_kind(
     weight = weights[scored.household[scored.rows[scored.planted]]]
     measured: dict[str, NDArray[Any]] = {
         "auc": 1 - curve.rank(score),
-        "recall_at_1.0%": score >= curve.threshold(0.01),
-        f"recall_at_{BUDGET}_episodes": score >= limit,
+        "recall_1pct": score >= curve.threshold(0.01),
+        f"recall_{BUDGET}_episodes": score >= limit,
     }
     total = np.bincount(place, weight, minlength=len(NAMES))
     for figure, values in measured.items():
@@ -216,16 +247,6 @@ def _by_kind(
 def _recall(scored: Scored, weights: Doubles, limit: float) -> float:
     weight = weights[scored.household[scored.rows[scored.planted]]]
     return _share(scored.flat[scored.planted] >= limit, weight)
-
-
-def _found_within(scored: Scored, weights: Doubles, limit: float, nights: int) -> float:
-    lasting = scored.truth.lasting
-    rows = np.array([episode.row for episode in lasting], dtype=np.int_)
-    loud = [
-        (scored.score[e.row, e.first : e.first + min(nights, e.length)] >= limit).any()
-        for e in lasting
-    ]
-    return _share(np.array(loud, dtype=np.bool_), weights[scored.household[rows]])
 
 
 def _precision_at_top(scored: Scored, weights: Doubles, top: int) -> float:
@@ -241,8 +262,8 @@ def _precision_at_top(scored: Scored, weights: Doubles, top: int) -> float:
 
 def _worst_share(scored: Scored, weights: Doubles, limit: float) -> float:
     """Share of the false alarms that the worst hundredth of the households, or one, raises."""
-    alarms = scored.per_household(((scored.score >= limit) & scored.truth.clean).sum(axis=1))
-    ordered = np.sort(np.repeat(alarms, weights.astype(int)))[::-1]
+    alarms = np.repeat(scored.false_alarms(limit), weights.astype(int))
+    ordered = np.sort(alarms)[::-1]
     total = ordered.sum()
     worst = ordered[: max(1, round(WORST * scored.n_households))].sum()
     return float(worst / total) if total else float("nan")
