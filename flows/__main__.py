@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 
 from flows import CONSOLE_LEVEL
 from ml.errors import UserError
+from ml.models import DEFAULT, ModelName
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -137,7 +138,7 @@ def ingest(
 def train(
     *,
     until: date | None = None,
-    model: Literal["conditional_autoencoder"] = "conditional_autoencoder",
+    model: ModelName = DEFAULT,
     seed: Seed = 0,
     promote: bool = True,
     max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,

@@ -1,18 +1,24 @@
-"""One artefact: the network, the scales of its inputs and the calibration of its scores."""
+"""One artefact: the network with its scales, and the calibration of its scores."""
 
-from typing import Final, Literal
+from typing import Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
 from torch import Tensor, nn
 
 from ml.features import CONDITIONS
-from ml.models.conditional_autoencoder import ConditionalAutoencoder, ConditionalAutoencoderConfig
+from ml.models import DEFAULT, ModelName, network_class
+from ml.models.network import Judged, NetworkConfig, Windows
 from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 18
-
-ModelName = Literal["conditional_autoencoder"]
 
 
 class DetectorConfig(BaseModel):
@@ -20,23 +26,25 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: ModelName = "conditional_autoencoder"
-    network: ConditionalAutoencoderConfig = ConditionalAutoencoderConfig()
+    model: ModelName = DEFAULT
+    network: SerializeAsAny[NetworkConfig] = Field({}, validate_default=True)
     conditions: tuple[str, ...] = Field(CONDITIONS, description="what the network is told")
     calibration_size: int = Field(0, ge=0, description="household-nights of the calibration")
 
+    @field_validator("network", mode="before")
+    @classmethod
+    def _of_the_model(cls, given: object, info: ValidationInfo) -> NetworkConfig:
+        """Sizes as the model names them, its own where none are given."""
+        return network_class(info.data["model"]).config_class.model_validate(given)
+
 
 class Detector(nn.Module):
-    """A network between the scales it was trained with; every figure is a buffer and travels along.
+    """A network and the calibration of its scores; every figure is a buffer and travels along.
 
     The buffers hold what training and calibration saw and are never taken from a scored batch.
     """
 
-    reading_mean: Tensor
-    reading_scale: Tensor
     residual_scale: Tensor
-    condition_mean: Tensor
-    condition_scale: Tensor
     peer_center: Tensor
     peer_scale: Tensor
     calibration: Tensor
@@ -44,21 +52,11 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = ConditionalAutoencoder(config.network)
-        n_conditions = len(config.conditions)
-        self.register_buffer("reading_mean", torch.zeros(HALF_HOURS))
-        self.register_buffer("reading_scale", torch.ones(HALF_HOURS))
+        self.network = network_class(config.model)(config.network)
         self.register_buffer("residual_scale", torch.ones(HALF_HOURS))
-        self.register_buffer("condition_mean", torch.zeros(n_conditions))
-        self.register_buffer("condition_scale", torch.ones(n_conditions))
         self.register_buffer("peer_center", torch.zeros(()))
         self.register_buffer("peer_scale", torch.ones(()))
         self.register_buffer("calibration", torch.zeros(config.calibration_size))
-
-    def fit_scales(self, x: Tensor, conditions: Tensor) -> None:
-        """Take the scales of readings `[N, 48]` and conditions `[N, 15]`, NaN left out."""
-        self.reading_mean, self.reading_scale = _mean_and_scale(x)
-        self.condition_mean, self.condition_scale = _mean_and_scale(conditions)
 
     def fit_calibration(self, scores: Tensor) -> None:
         """Keep the scores `[N]` of ordinary household-nights, sorted, as a conformal reference."""
@@ -66,30 +64,10 @@ class Detector(nn.Module):
         if len(kept) > CALIBRATION_SIZE:
             places = torch.linspace(0, len(kept) - 1, CALIBRATION_SIZE, dtype=torch.float64)
             kept = kept[places.round().long()]
-        self.calibration = kept.to(self.reading_mean.dtype)
+        self.calibration = kept.to(self.residual_scale.dtype)
         self.config = self.config.model_copy(update={"calibration_size": len(kept)})
 
-    def standardise(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network reads: missing half-hours and unknown conditions at their mean."""
-        readings = torch.nan_to_num((x - self.reading_mean) / self.reading_scale, nan=0.0)
-        known = torch.nan_to_num((conditions - self.condition_mean) / self.condition_scale, nan=0.0)
-        return readings, known
-
-    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected readings `[B, 48]` and log mean squared error `[B]` over observed half-hours.
-
-        `x` is log(1 + kWh / level), NaN where missing; `conditions` NaN where unknown.
-        """
-        standard = self.network(*self.standardise(x, conditions))
-        expected = standard * self.reading_scale + self.reading_mean
-        observed = ~torch.isnan(x)
-        squares = torch.where(observed, (torch.nan_to_num(x) - expected) ** 2, 0.0)
-        error = squares.sum(dim=1) / observed.sum(dim=1).clamp(min=1)
-        return expected, torch.log(error + 1e-6)
-
-
-def _mean_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, NaN left out; a constant column has scale 1."""
-    mean = torch.nan_to_num(values.nanmean(dim=0))
-    scale = torch.nan_to_num(((values - mean) ** 2).nanmean(dim=0).sqrt())
-    return mean, torch.where(scale > 1e-6, scale, 1.0)
+    def forward(self, kwh: Tensor, level: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
+        """What the network makes of `Windows`, as bare tensors in and out: `Judged`."""
+        judged: Judged = self.network(Windows(kwh, level, conditions))
+        return tuple(judged)

@@ -1,4 +1,4 @@
-"""The training loop: batches by index, a Lightning module and data module, a trainer."""
+"""The training loop of every network: batches by index, Lightning modules, a trainer."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,49 +8,57 @@ from typing import Any, Final, Literal
 
 import lightning as L  # noqa: N812
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    Timer,
+)
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from ml.detector import ModelName
+from ml.models import DEFAULT, ModelName, network_class
+from ml.models.network import Network, Recipe, Windows
+from ml.windows import FleetWindows
 
 CLIP_NORM: Final = 1.0
-MONITOR: Final = "val_mse"
+MONITOR: Final = "val_loss"
 
-Batch = tuple[Tensor, Tensor]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-class FitParameters(BaseModel):
-    """How a network is trained."""
+class FitParameters(Recipe):
+    """How a network is trained: its own recipe, except for what is given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelName = "conditional_autoencoder"
+    model: ModelName = DEFAULT
     seed: int = Field(0, ge=0, lt=2**31)
-    max_epochs: int = Field(20, ge=1, le=100)
-    patience: int = Field(5, ge=1, description="epochs without a better validation before the end")
-    batch_size: int = Field(1024, ge=1)
-    epoch_size: int = Field(1 << 17, ge=1, description="most household-nights drawn an epoch")
-    validation_size: int = Field(1 << 16, ge=1, description="most household-nights validated on")
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_model(cls, given: Any) -> Any:
+        """Fill in the model's own recipe."""
+        if isinstance(given, cls):
+            return given
+        return network_class(given.get("model", DEFAULT)).recipe.model_dump() | given
 
 
 class IndexBatches:
-    """Batches of whole tensors, taken by index tensors; an epoch draws anew from seed and epoch.
+    """Batches of a fleet's windows by place `[N]`; an epoch draws anew from seed and epoch.
 
     Lightning calls `sampler.set_epoch` before each epoch, so a resumed training sees the batches
-    that the stopped one would have seen. Without a seed: the same evenly spread rows every epoch.
+    that the stopped one would have seen. Without a seed: the same evenly spread places every epoch.
     """
 
     batch_sampler: Final = None
 
-    def __init__(self, rows: Batch, batch_size: int, size: int, seed: int | None) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.size = min(size, len(rows[0]))
+    def __init__(
+        self, windows: FleetWindows, places: Tensor, batch_size: int, size: int, seed: int | None
+    ) -> None:
+        self.windows, self.places = windows, places
+        self.batch_size, self.seed = batch_size, seed
+        self.size = min(size, len(places))
         self.epoch = 0
 
     @property
@@ -65,50 +73,53 @@ class IndexBatches:
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for index in torch.split(self._order(), self.batch_size):
-            yield self.rows[0][index], self.rows[1][index]
+    def __iter__(self) -> Iterator[Windows]:
+        for places in torch.split(self._order(), self.batch_size):
+            yield self.windows.take(places)
 
     def _order(self) -> Tensor:
-        count = len(self.rows[0])
         if self.seed is None:
-            return torch.linspace(0, count - 1, self.size, dtype=torch.float64).round().long()
+            return spread(self.places, self.size)
         generator = torch.Generator().manual_seed((self.seed << 8) + self.epoch)
-        return torch.randperm(count, generator=generator)[: self.size]
+        return self.places[torch.randperm(len(self.places), generator=generator)[: self.size]]
+
+
+def spread(places: Tensor, size: int) -> Tensor:
+    """At most `size` of the places `[N]`, evenly spread."""
+    index = torch.linspace(0, len(places) - 1, min(size, len(places)), dtype=torch.float64)
+    return places[index.round().long()]
 
 
 class NightsData(L.LightningDataModule):
-    """Household-nights as whole tensors: readings `[N, 48]`, NaN where missing, and conditions."""
+    """The household-nights of a fleet to learn from and to validate on, by their places."""
 
-    def __init__(self, train: Batch, validation: Batch, parameters: FitParameters) -> None:
+    def __init__(
+        self, windows: FleetWindows, train: Tensor, validation: Tensor, parameters: FitParameters
+    ) -> None:
         super().__init__()
-        self.train, self.validation, self.parameters = train, validation, parameters
+        self.windows, self.parameters = windows, parameters
+        self.train, self.validation = train, validation
 
     def train_dataloader(self) -> IndexBatches:
         """A fresh draw every epoch."""
         p = self.parameters
-        return IndexBatches(self.train, p.batch_size, p.epoch_size, p.seed)
+        return IndexBatches(self.windows, self.train, p.batch_size, p.epoch_size, p.seed)
 
     def val_dataloader(self) -> IndexBatches:
         """The same household-nights every epoch."""
         p = self.parameters
-        return IndexBatches(self.validation, 4 * p.batch_size, p.validation_size, seed=None)
+        return IndexBatches(
+            self.windows, self.validation, p.batch_size, p.validation_size, seed=None
+        )
 
 
-class AutoencoderModule(L.LightningModule):
-    """Trains a network to rebuild the half-hours that were observed."""
+class NetworkModule(L.LightningModule):
+    """Lowers the loss of a network; what the loss draws is the same for a step however reached."""
 
-    def __init__(self, network: nn.Module, parameters: FitParameters) -> None:
+    def __init__(self, network: Network, parameters: FitParameters) -> None:
         super().__init__()
         self.network, self.fit_parameters = network, parameters
-        self.train_mse, self.train_mae = MeanSquaredError(), MeanAbsoluteError()
-        self.val_mse, self.val_mae = MeanSquaredError(), MeanAbsoluteError()
         self.history: list[dict[str, float]] = []
-
-    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        """Rebuild standardised readings `[B, 48]`; a missing one is read as the mean, 0."""
-        rebuilt: Tensor = self.network(torch.nan_to_num(x, nan=0.0), conditions)
-        return rebuilt.float()
 
     def on_train_start(self) -> None:
         """Stay stopped where a training that is taken up again had run out of patience."""
@@ -116,26 +127,21 @@ class AutoencoderModule(L.LightningModule):
         if isinstance(stopping, EarlyStopping) and stopping.wait_count >= stopping.patience:
             self.trainer.should_stop = True
 
-    def training_step(self, batch: Batch) -> Tensor:
-        """Mean squared error over observed half-hours."""
-        rebuilt, observed = self._observed(batch)
-        self.train_mse.update(rebuilt.detach(), observed)
-        self.train_mae.update(rebuilt.detach(), observed)
-        return nn.functional.mse_loss(rebuilt, observed)
+    def training_step(self, batch: Windows) -> Tensor:
+        """The network's loss, drawn from the seed and the step."""
+        torch.manual_seed((self.fit_parameters.seed << 32) + self.global_step)
+        loss = self.network.loss(batch)
+        self._log("train_loss", loss, batch)
+        return loss
 
-    def validation_step(self, batch: Batch) -> None:
-        """Measure as in training."""
-        rebuilt, observed = self._observed(batch)
-        self.val_mse.update(rebuilt, observed)
-        self.val_mae.update(rebuilt, observed)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what early stopping watches."""
-        self._log("val_mse", "val_mae")
+    def validation_step(self, batch: Windows, batch_idx: int) -> None:
+        """The network's loss, drawn alike in every epoch."""
+        with torch.random.fork_rng():
+            torch.manual_seed(batch_idx)
+            self._log(MONITOR, self.network.loss(batch), batch)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch in the history, which travels in every checkpoint."""
-        self._log("train_mse", "train_mae")
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": self.current_epoch, "learning_rate": rate} | figures)
@@ -165,16 +171,10 @@ class AutoencoderModule(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         return int(checkpoint["epoch"])
 
-    def _observed(self, batch: Batch) -> Batch:
-        x, conditions = batch
-        observed = ~torch.isnan(x)
-        return self(x, conditions)[observed], x[observed]
-
-    def _log(self, *names: str) -> None:
-        for name in names:
-            metric = getattr(self, name)
-            self.log(name, metric.compute(), prog_bar=True)
-            metric.reset()
+    def _log(self, name: str, loss: Tensor, batch: Windows) -> None:
+        """Keep the mean of an epoch; one that is not finite ends the training."""
+        rows = len(batch.level)
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=rows)
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,16 @@ def make_loop(parameters: FitParameters, directory: str, *, progress: bool) -> L
         enable_version_counter=False,
     )
     timer, stopping = Timer(), EarlyStopping(MONITOR, patience=parameters.patience)
+    averaging: list[Callback] = []
+    if parameters.ema_decay is not None:
+        averaging = [EMAWeightAveraging(decay=parameters.ema_decay)]
     trainer = L.Trainer(
         max_epochs=parameters.max_epochs,
         precision=precision(),
         gradient_clip_val=CLIP_NORM,
         deterministic=True,
         devices=1,
-        callbacks=[stopping, timer, checkpoints],
+        callbacks=[*averaging, stopping, timer, checkpoints],
         logger=False,
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
@@ -214,11 +217,11 @@ def make_loop(parameters: FitParameters, directory: str, *, progress: bool) -> L
 
 
 def precision() -> Precision:
-    """Mixed precision in the best type that the hardware has."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16-mixed" if native else "16-mixed"
-    return "32-true" if torch.backends.mps.is_available() else "bf16-mixed"
+    """Mixed precision in the best type that a GPU has; a CPU is fastest in full precision."""
+    if not torch.cuda.is_available():
+        return "32-true"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
 
 
 @contextmanager

@@ -58,16 +58,16 @@ def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figur
     loss, rate = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     epochs = [int(epoch["epoch"]) + 1 for epoch in history]
     for key, name, colour in (
-        ("train_mse", "training nights", QUIET),
-        ("val_mse", "validation nights", OBSERVED),
+        ("train_loss", "households learned from", QUIET),
+        ("val_loss", "households held out", OBSERVED),
     ):
         loss.plot(epochs, [epoch[key] for epoch in history], label=name, color=colour, lw=1.8)
     best = next(epoch for epoch in history if epoch["epoch"] == best_epoch)
-    loss.plot(best_epoch + 1, best["val_mse"], "o", color=EXPECTED, label="weights kept")
+    loss.plot(best_epoch + 1, best["val_loss"], "o", color=EXPECTED, label="weights kept")
     loss.legend(frameon=False, fontsize=8)
     rate.plot(epochs, [epoch["learning_rate"] for epoch in history], color=QUIET, lw=1.8)
     rate.set_yscale("log")
-    _label(loss, "Mean squared error of standardised readings", "", "")
+    _label(loss, "Loss of the network", "", "")
     _label(rate, "Learning rate", "epoch", "")
     for panel in (loss, rate):
         panel.set_xlim(0.5, max(epochs) + 0.5)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from ml.detector import Detector
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, Scaled, median_and_mad, scaled, trailing
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, trailing
+from ml.models.network import Windows
 from ml.reasons import explain
-from ml.schemas import Anomalies, Scores
+from ml.schemas import HALF_HOURS, Anomalies, Scores
+from ml.windows import FleetWindows
 
 ERROR_NIGHTS: Final = 28
 EVIDENCE_NIGHTS: Final = 14
@@ -28,7 +30,7 @@ WARM_NIGHTS: Final = 28
 PEER_WEIGHT: Final = 4.0
 EVIDENCE_DRIFT: Final = 0.5
 MAX_SURPRISE: Final = 4.0
-BLOCK: Final = 65_536
+BLOCK: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Night:
 
     expected_kwh: Floats
     residual: Floats
-    """Deviation of each half-hour in standard deviations, NaN where missing."""
+    """Deviation of each half-hour in units of its usual one, NaN where missing."""
     score: Floats
     """Two-sided distance of the household's error from its own usual one; NaN if not scored."""
     p_value: Floats
@@ -46,23 +48,37 @@ class Night:
     """Usable nights among the `LEVEL_NIGHTS + ERROR_NIGHTS` before."""
 
 
-def reconstruct(
-    detector: Detector, units: Scaled, conditions: NDArray[np.float32]
-) -> tuple[Floats, Floats]:
-    """Expected readings in level units `[H, D, 48]` and log errors `[H, D]`.
+@dataclass(frozen=True)
+class Rebuilt:
+    """What the network makes of households and nights `[H, D]`, NaN for too few readings."""
+
+    expected_kwh: NDArray[np.float32]
+    """`[H, D, 48]`"""
+    half_hour: NDArray[np.float32]
+    """How far each half-hour deviates, `[H, D, 48]`, NaN where missing."""
+    score: NDArray[np.float64]
+    """The network's own score, not yet compared with anything."""
+
+
+def reconstruct(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> Rebuilt:
+    """Show the network every household-night of these nights that has enough readings.
 
     In double precision, so that a result does not depend on which rows share a batch.
     """
-    shape = units.x.shape
-    x = torch.from_numpy(units.x.reshape(-1, shape[2]))
-    known = torch.from_numpy(conditions.reshape(-1, conditions.shape[2]))
-    expected, error = torch.empty(x.shape), torch.empty(len(x), dtype=torch.float64)
-    precise = copy.deepcopy(detector).double().eval()
+    usable = fleet.n_readings >= min_readings
+    chosen = np.zeros_like(usable)
+    chosen[:, nights] = usable[:, nights]
+    windows = FleetWindows(fleet, detector.network.lead_nights, min_readings)
+    expected, half_hour = (np.full_like(fleet.kwh, np.nan) for _ in range(2))
+    score = np.full(chosen.shape, np.nan)
+    precise = copy.deepcopy(detector.network).double().eval()
     with torch.inference_mode():
-        for start in range(0, len(x), BLOCK):
-            rows = slice(start, start + BLOCK)
-            expected[rows], error[rows] = precise(x[rows].double(), known[rows].double())
-    return expected.numpy().reshape(shape), error.numpy().reshape(shape[:2])
+        for places in np.array_split(np.flatnonzero(chosen), -(-chosen.sum() // BLOCK) or 1):
+            rows = np.unravel_index(places, chosen.shape)
+            batch = windows.take(torch.from_numpy(places))
+            judged = precise(Windows(*(part.double() for part in batch)))
+            expected[rows], half_hour[rows], score[rows] = (part.numpy() for part in judged)
+    return Rebuilt(expected[:, nights], half_hour[:, nights], score[:, nights])
 
 
 def two_sided(detector: Detector, errors: Floats) -> Floats:
@@ -102,13 +118,13 @@ def accumulate(p_value: Floats) -> Floats:
 
 def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
     """Every figure of every household and night; the first `LEAD_NIGHTS` lack their past."""
-    units, expected, errors = _rebuilt(detector, fleet, min_readings)
-    score = two_sided(detector, errors).astype(np.float32)
+    rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
+    score = two_sided(detector, rebuilt.score).astype(np.float32)
     p_value = p_values(detector, score)
-    history = np.isfinite(trailing(errors, LEVEL_NIGHTS + ERROR_NIGHTS))
+    history = np.isfinite(trailing(rebuilt.score, LEVEL_NIGHTS + ERROR_NIGHTS))
     return Night(
-        expected_kwh=np.expm1(expected) * units.level_kwh[:, :, None],
-        residual=(units.x - expected) / detector.residual_scale.float().numpy(),
+        expected_kwh=rebuilt.expected_kwh,
+        residual=rebuilt.half_hour / detector.residual_scale.float().numpy(),
         score=score,
         p_value=p_value,
         evidence=accumulate(p_value),
@@ -118,13 +134,13 @@ def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
 
 def calibrate(detector: Detector, fleet: Fleet, nights: int, min_readings: int) -> None:
     """Set the detector's reference from the last `nights` of a fleet: peers, residuals, scores."""
-    units, expected, errors = _rebuilt(detector, fleet, min_readings)
-    center, mad = median_and_mad(errors[:, -nights:].reshape(1, -1))
-    residual = (units.x - expected)[:, -nights:].reshape(-1, units.x.shape[2])
+    rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
+    center, mad = median_and_mad(rebuilt.score[:, -nights:].reshape(1, -1))
+    squares = rebuilt.half_hour[:, -nights:].reshape(-1, HALF_HOURS) ** 2
     detector.peer_center = torch.tensor(float(center[0]))
     detector.peer_scale = torch.tensor(max(float(1.4826 * mad[0]), 1e-3))
-    detector.residual_scale = torch.from_numpy(np.nanstd(residual, axis=0) + 1e-3)
-    score = two_sided(detector, errors)[:, -nights:].astype(np.float32)
+    detector.residual_scale = torch.from_numpy(np.sqrt(np.nanmean(squares, axis=0)) + 1e-3)
+    score = two_sided(detector, rebuilt.score)[:, -nights:].astype(np.float32)
     detector.fit_calibration(torch.from_numpy(score[np.isfinite(score)]))
 
 
@@ -169,13 +185,6 @@ def score_nights(
 def lead(first: date) -> date:
     """The first night that must be known to score `first`."""
     return first - timedelta(days=LEAD_NIGHTS)
-
-
-def _rebuilt(detector: Detector, fleet: Fleet, min_readings: int) -> tuple[Scaled, Floats, Floats]:
-    """Scaled readings, what was expected of them, and the errors, NaN for too few readings."""
-    units = scaled(fleet, min_readings)
-    expected, errors = reconstruct(detector, units, fleet.conditions)
-    return units, expected, np.where(fleet.n_readings >= min_readings, errors, np.nan)
 
 
 def _table(fleet: Fleet, judged: Night, skip: int, min_readings: int) -> pl.DataFrame:

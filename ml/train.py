@@ -1,5 +1,6 @@
-"""Training: nights split by time, the fit of a detector, and how good its expectation is."""
+"""Training: households held out, the fit of a detector, and how good its expectation is."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import date
@@ -8,36 +9,33 @@ from typing import Final
 import lightning as L  # noqa: N812
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
-from ml.features import Fleet, Scaled, scaled
+from ml.features import Fleet
 from ml.loop import (
-    AutoencoderModule,
-    Batch,
     FitParameters,
+    NetworkModule,
     NightsData,
     Precision,
     expected_warnings,
     make_loop,
     precision,
+    spread,
 )
+from ml.models.network import Network
 from ml.score import LEAD_NIGHTS, calibrate, reconstruct
+from ml.windows import FleetWindows
 
-HELD_OUT_NIGHTS: Final = 28
+HELD_OUT_SHARE: Final = 1 / 8
+CALIBRATION_NIGHTS: Final = 28
 MIN_NIGHTS: Final = 28
+SCALE_ROWS: Final = 1 << 14
 
 # Lightning advertises and repeats itself at level INFO.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Three consecutive spans of a fleet's nights, in time order."""
-
-    train: slice
-    validation: slice
-    calibration: slice
 
 
 @dataclass(frozen=True)
@@ -45,19 +43,28 @@ class FitResult:
     """A calibrated detector with its best weights, and how it came about."""
 
     detector: Detector
-    split: Split
+    calibration: slice
+    """The nights whose scores on the held-out households are the reference."""
     history: list[dict[str, float]]
-    """One entry an epoch; errors in standard deviations of the scaled readings."""
+    """One entry an epoch."""
     best_epoch: int
     seconds: float
     rows_per_second: float
     precision: Precision
 
 
-def split_nights(nights: list[date]) -> Split:
-    """Cut a history in time order: train, then validation, then calibration at its end.
+def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
+    """Which households no network learns from, `[H]`: those whose hash falls under 1/8.
 
-    Validation and calibration take 28 nights each, and a quarter each of less than 112 nights.
+    It stays the same as a fleet grows; where none falls under it, the one of the smallest hash.
+    """
+    digests = (hashlib.sha256(household.encode()).digest() for household in household_ids)
+    hashes = np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
+    return hashes <= max(HELD_OUT_SHARE, hashes.min(initial=1.0))
+
+
+def calibration_nights(nights: list[date]) -> slice:
+    """The last nights of a history: 28, and a quarter of less than 112.
 
     Raises:
         UserError: there are fewer than `MIN_NIGHTS`.
@@ -66,9 +73,7 @@ def split_nights(nights: list[date]) -> Split:
     if count < MIN_NIGHTS:
         held = f"{count} up to {nights[-1]}" if nights else "none"
         raise UserError(f"training needs {MIN_NIGHTS} nights or more, the lake holds {held}")
-    part = min(HELD_OUT_NIGHTS, count // 4)
-    first, second = count - 2 * part, count - part
-    return Split(slice(0, first), slice(first, second), slice(second, count))
+    return slice(count - min(CALIBRATION_NIGHTS, count // 4), count)
 
 
 def fit(
@@ -80,29 +85,29 @@ def fit(
     resume: str | None = None,
     progress: bool = False,
 ) -> FitResult:
-    """Train, restore the best weights, and calibrate on nights that training has not seen.
+    """Train, restore the best weights, and calibrate on households that training has not seen.
 
     Checkpoints go to `directory`; `resume` is the last one of a training that was stopped.
 
     Raises:
-        UserError: too few nights, or no usable household-night among them.
+        UserError: too few nights, or no usable household-night to learn from or to hold out.
     """
-    split = split_nights(fleet.nights)
+    nights = calibration_nights(fleet.nights)
     L.seed_everything(parameters.seed, verbose=False)
     detector = Detector(DetectorConfig(model=parameters.model))
-    data = nights_data(detector, fleet, split, parameters, min_readings)
-    module = AutoencoderModule(detector.network, parameters)
+    data = nights_data(detector.network, fleet, parameters, min_readings)
+    module = NetworkModule(detector.network, parameters)
     loop = make_loop(parameters, directory, progress=progress)
     with expected_warnings():
         loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best_epoch = module.restore(loop.checkpoints.best_model_path)
-    recent = since(fleet, split.calibration.start - LEAD_NIGHTS)
-    calibrate(detector, recent, split.calibration.stop - split.calibration.start, min_readings)
+    recent = since(unseen(fleet), nights.start - LEAD_NIGHTS)
+    calibrate(detector, recent, nights.stop - nights.start, min_readings)
     seconds = loop.timer.time_elapsed()
     rows = data.train_dataloader().size * len(module.history)
     return FitResult(
         detector=detector.cpu().eval(),
-        split=split,
+        calibration=nights,
         history=module.history,
         best_epoch=best_epoch,
         seconds=seconds,
@@ -112,34 +117,36 @@ def fit(
 
 
 def nights_data(
-    detector: Detector, fleet: Fleet, split: Split, parameters: FitParameters, min_readings: int
+    network: Network, fleet: Fleet, parameters: FitParameters, min_readings: int
 ) -> NightsData:
-    """Give the detector the scales of the training nights and standardise by them."""
-    units = scaled(fleet, min_readings)
-    train = usable_rows(fleet, units, split.train, min_readings)
-    validation = usable_rows(fleet, units, split.validation, min_readings)
-    detector.fit_scales(*train)
-    return NightsData(standardised(detector, train), standardised(detector, validation), parameters)
-
-
-def usable_rows(fleet: Fleet, units: Scaled, part: slice, min_readings: int) -> Batch:
-    """Scaled readings `[N, 48]` and conditions `[N, 15]` of the household-nights fit to learn from.
+    """Split by household, and give the network the scales of what it will learn from.
 
     Raises:
-        UserError: no household-night of the part has enough readings.
+        UserError: no household-night of either side has enough readings.
     """
-    usable = fleet.n_readings[:, part] >= min_readings
+    windows = FleetWindows(fleet, network.lead_nights, min_readings)
+    apart = held_out(fleet.household_ids)
+    train = usable_places(fleet, ~apart, "to learn from", min_readings)
+    validation = usable_places(fleet, apart, "held out", min_readings)
+    network.fit_scales(windows.take(spread(train, SCALE_ROWS)))
+    return NightsData(windows, train, validation, parameters)
+
+
+def usable_places(
+    fleet: Fleet, households: NDArray[np.bool_], purpose: str, min_readings: int
+) -> Tensor:
+    """The household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`.
+
+    Raises:
+        UserError: there is none among these households.
+    """
+    usable = (fleet.n_readings >= min_readings) & households[:, None]
     if not usable.any():
-        first, last = fleet.nights[part][0], fleet.nights[part][-1]
-        raise UserError(f"no household has {min_readings} readings on a night {first} to {last}")
-    x, conditions = units.x[:, part][usable], fleet.conditions[:, part][usable]
-    return torch.from_numpy(x), torch.from_numpy(conditions)
-
-
-def standardised(detector: Detector, rows: Batch) -> Batch:
-    """Rows in the detector's scales; a missing half-hour stays NaN, so that no loss counts it."""
-    x, conditions = detector.standardise(*rows)
-    return torch.where(torch.isnan(rows[0]), torch.nan, x), conditions
+        first, last = fleet.nights[0], fleet.nights[-1]
+        raise UserError(
+            f"no household {purpose} has {min_readings} readings on a night {first} to {last}"
+        )
+    return torch.from_numpy(np.flatnonzero(usable))
 
 
 def since(fleet: Fleet, start: int) -> Fleet:
@@ -150,18 +157,25 @@ def since(fleet: Fleet, start: int) -> Fleet:
     )
 
 
+def unseen(fleet: Fleet) -> Fleet:
+    """The households of a fleet that no network learns from."""
+    return _of_households(fleet, held_out(fleet.household_ids))
+
+
 def reporting(fleet: Fleet) -> Fleet:
     """The households with any reading, in the same order."""
-    kept = np.isfinite(fleet.kwh).any(axis=(1, 2))
-    ids = [fleet.household_ids[place] for place in np.flatnonzero(kept)]
-    return Fleet(ids, fleet.nights, fleet.kwh[kept], fleet.conditions[kept])
+    return _of_households(fleet, fleet.n_readings.sum(axis=1) > 0)
 
 
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
-    units = scaled(fleet, min_readings)
-    part = Scaled(units.x[:, nights], units.level_kwh[:, nights])
-    expected, _ = reconstruct(detector, part, fleet.conditions[:, nights])
-    deviation = np.abs(np.expm1(expected) * part.level_kwh[:, :, None] - fleet.kwh[:, nights])
+    judged = reconstruct(detector, fleet, nights, min_readings)
+    deviation = np.abs(judged.expected_kwh - fleet.kwh[:, nights])
     usable = fleet.n_readings[:, nights] >= min_readings
     return float(np.nanmean(deviation[usable]))
+
+
+def _of_households(fleet: Fleet, kept: NDArray[np.bool_]) -> Fleet:
+    """The households of a fleet that `kept` `[H]` names, in the same order."""
+    ids = [fleet.household_ids[place] for place in np.flatnonzero(kept)]
+    return Fleet(ids, fleet.nights, fleet.kwh[kept], fleet.conditions[kept])

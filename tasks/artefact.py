@@ -39,16 +39,18 @@ def export(detector: Detector, path: Path) -> None:
         kind = np.dtype("float32")
         return Schema([TensorSpec(kind, shape, name) for name, shape in shapes.items()])
 
+    window = (detector.network.lead_nights + 1, HALF_HOURS)
     n_conditions = len(detector.config.conditions)
-    widths = (HALF_HOURS, n_conditions)
     save_model(
         detector,
         path,
         signature=ModelSignature(
-            inputs=tensors(x=(-1, HALF_HOURS), conditions=(-1, n_conditions)),
-            outputs=tensors(expected=(-1, HALF_HOURS), error=(-1,)),
+            inputs=tensors(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
+            outputs=tensors(expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)),
         ),
-        input_example=tuple(np.zeros((2, width), dtype=np.float32) for width in widths),
+        input_example=tuple(
+            np.ones((2, *shape), dtype=np.float32) for shape in (window, (), (n_conditions,))
+        ),
         pip_requirements=["torch"],
         serialization_format="pt2",
     )

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ml import plots
-from ml.detector import ModelName
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import FitParameters
+from ml.models import DEFAULT, ModelName
 from ml.score import LEAD_NIGHTS, lead
-from ml.train import FitResult, fit, reporting, since, validation_error
+from ml.train import FitResult, fit, reporting, since, unseen, validation_error
 from tasks import lake, registry, task
 from tasks.artefact import load, save
 from tasks.fleet import load_fleet
@@ -28,12 +28,8 @@ from tasks.registry import Version
 from tasks.report import leave
 from tasks.settings import settings
 
-MOST_EPOCHS: Final = 20
-
-
-def _drop_down(schema: dict[str, Any]) -> None:
-    """Offer a choice of one as a choice: the form in the UI shows a constant as a locked text."""
-    schema["enum"] = [schema.pop("const")]
+NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision"}
+CHOICES: Final = {"model", "seed", "max_epochs"}
 
 
 class TrainParameters(BaseModel):
@@ -44,19 +40,18 @@ class TrainParameters(BaseModel):
     until: date | None = Field(
         None, description="last night to learn from (default: the last one of the lake)"
     )
-    model: ModelName = Field(
-        "conditional_autoencoder",
-        description="which network to train",
-        json_schema_extra=_drop_down,
-    )
+    model: ModelName = Field(DEFAULT, description="which network to train")
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="same data, seed and machine give the same weights"
     )
     promote: bool = Field(
         True, description="make it the champion if it beats the present one on the same data"
     )
-    max_epochs: int = Field(
-        MOST_EPOCHS, ge=1, le=100, description="most passes; it ends earlier once it stops learning"
+    max_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="most passes (default: the model's own); it ends once it stops learning",
     )
 
 
@@ -69,10 +64,10 @@ class Fitted(BaseModel):
     parameters: FitParameters
     data: str
     first: date
-    validation: date
     calibration: date
     until: date
     households: int
+    held_out: int
     nights: int
     rows: int
     epochs: int
@@ -134,9 +129,7 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
     """
     torch.set_num_threads(settings().threads)
     registry.prepare()
-    chosen = FitParameters(
-        model=parameters.model, seed=parameters.seed, max_epochs=parameters.max_epochs
-    )
+    chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
     fleet = reporting(load_fleet(lake.extent()[0], last_night(parameters)))
     data = fingerprint(fleet)
     key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
@@ -149,11 +142,11 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
 @task(name="register")
 def register_version(fitted: Fitted) -> Version:
     """Register a fitted detector as the next version, with all that is known of it."""
-    numbers = fitted.model_dump(include={"households", "nights", "rows", "best_epoch", "precision"})
-    spans = {name: str(getattr(fitted, name)) for name in ("first", "validation", "calibration")}
+    numbers = fitted.model_dump(include=NUMBERS)
+    spans = {name: str(getattr(fitted, name)) for name in ("first", "calibration")}
     return registry.register(
         lake.training(fitted.key),
-        name=f"until {fitted.until}, seed {fitted.parameters.seed}",
+        name=f"{fitted.parameters.model} until {fitted.until}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
         history=fitted.history,
         figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"}),
@@ -173,7 +166,7 @@ def promote_version(fitted: Fitted, version: Version, *, wanted: bool) -> Verdic
 
 
 def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
-    """Hold a fitted detector against the champion on the nights that neither has learned from."""
+    """Hold a fitted detector against the champion on households that neither has learned from."""
     champion = registry.champion_version()
     rival = None if champion is None else _error_of(champion, fitted)
     if rival is None:
@@ -201,14 +194,13 @@ def report_training(receipt: TrainReceipt) -> None:
         f"{'Promoted' if receipt.promoted else 'Not promoted'}: {verdict.why}.",
         f"- Data `{fitted.data}`: {fitted.households:,} households, {fitted.nights} nights, "
         f"{fitted.rows:,} household-nights with readings",
-        f"- Split: train from {fitted.first}, validate from {fitted.validation}, "
-        f"calibrate from {fitted.calibration} until {fitted.until}",
-        f"- Fit: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
+        f"- Split: {fitted.held_out:,} households held out of the training from {fitted.first}; "
+        f"calibrated on their nights from {fitted.calibration} until {fitted.until}",
+        f"- Fit of `{fitted.parameters.model}`: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
         f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.precision}), "
         f"best epoch {fitted.best_epoch + 1}, "
-        f"validation loss {fitted.history[fitted.best_epoch]['val_mse']:.4f}",
-        f"- Error of the expected profile on the calibration nights: {fitted.error_kwh:.4f} kWh "
-        "a half-hour",
+        f"validation loss {fitted.history[fitted.best_epoch]['val_loss']:.4f}",
+        f"- Error of the expected profile there: {fitted.error_kwh:.4f} kWh a half-hour",
         f"- Curves and pictures: {registry.page(receipt.version)}",
     )
     leave(f"train-{fitted.until}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
@@ -240,14 +232,14 @@ def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
         progress=sys.stderr.isatty(),
     )
     save(result.detector, lake.training(key))
-    _draw(result, fleet, lake.training(key))
+    _draw(result, unseen(fleet), lake.training(key))
     fitted = _fitted(key, data, parameters, fleet, result)
     lake.replace_bytes(_report(key), fitted.model_dump_json(indent=2).encode())
 
 
 def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
-    recent = since(fleet, result.split.calibration.start - LEAD_NIGHTS)
-    nights = slice(len(recent.nights) - _length(result.split.calibration), None)
+    recent = since(fleet, result.calibration.start - LEAD_NIGHTS)
+    nights = slice(len(recent.nights) - _length(result.calibration), None)
     days = plots.examples(result.detector, recent, nights, settings().min_readings)
     scores, budget = result.detector.calibration.numpy(), settings().alert_budget
     for name, figure in {
@@ -261,18 +253,16 @@ def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
 def _fitted(
     key: str, data: str, parameters: FitParameters, fleet: Fleet, result: FitResult
 ) -> Fitted:
-    split, nights = result.split, fleet.nights
-    calibration = split.calibration
-    error = validation_error(result.detector, fleet, calibration, settings().min_readings)
+    nights, apart = fleet.nights, unseen(fleet)
     return Fitted(
         key=key,
         parameters=parameters,
         data=data,
         first=nights[0],
-        validation=nights[split.validation.start],
-        calibration=nights[calibration.start],
+        calibration=nights[result.calibration.start],
         until=nights[-1],
         households=len(fleet.household_ids),
+        held_out=len(apart.household_ids),
         nights=len(nights),
         rows=int((fleet.n_readings > 0).sum()),
         epochs=len(result.history),
@@ -280,14 +270,16 @@ def _fitted(
         seconds=result.seconds,
         rows_per_second=result.rows_per_second,
         precision=result.precision,
-        error_kwh=error,
+        error_kwh=validation_error(
+            result.detector, apart, result.calibration, settings().min_readings
+        ),
         history=result.history,
     )
 
 
 def _error_of(version: Version, fitted: Fitted) -> float:
-    """The error of a registered version on the calibration nights of a training."""
-    fleet = reporting(load_fleet(max(lead(fitted.calibration), fitted.first), fitted.until))
+    """The error of a registered version on the calibration nights of the households held out."""
+    fleet = unseen(reporting(load_fleet(max(lead(fitted.calibration), fitted.first), fitted.until)))
     nights = slice(fleet.nights.index(fitted.calibration), None)
     detector = load(lake.model(version.version))
     return validation_error(detector, fleet, nights, settings().min_readings)

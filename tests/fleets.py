@@ -4,9 +4,15 @@ from datetime import date, timedelta
 
 import numpy as np
 import polars as pl
+import torch
 
+from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet
+from ml.models import DEFAULT
+from ml.models.network import Windows
 from ml.schemas import Days, Holidays, Households, Tariffs, Weather
+from ml.score import calibrate
+from ml.windows import FleetWindows
 
 START = date(2013, 6, 3)
 
@@ -60,3 +66,18 @@ def fleet(readings: np.ndarray, start: date = START) -> Fleet:
     unknown = np.full((n, nights, len(CONDITIONS)), np.nan, dtype=np.float32)
     ids = [f"MAC{i:06d}" for i in range(n)]
     return Fleet(ids, [start + timedelta(days=i) for i in range(nights)], readings, unknown)
+
+
+def detector(known: Fleet, model: str = DEFAULT) -> Detector:
+    """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
+    torch.manual_seed(0)
+    built = Detector(DetectorConfig(model=model))
+    built.network.fit_scales(windows(known, built.network.lead_nights))
+    calibrate(built, known, nights=28, min_readings=36)
+    return built
+
+
+def windows(known: Fleet, lead_nights: int) -> Windows:
+    """Every household-night with its past."""
+    places = torch.arange(known.kwh[..., 0].size)
+    return FleetWindows(known, lead_nights, min_readings=36).take(places)

@@ -56,23 +56,24 @@ def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
     assert fetched.config == detector.config
     mlflow.set_tracking_uri(registry.store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
-    x, conditions = torch.rand(7, 48), torch.rand(7, 15)
-    x[0, :5], conditions[1, 2] = torch.nan, torch.nan
-    for one, other in zip(detector(x, conditions), graph(x, conditions), strict=True):
-        assert torch.equal(one, other)
+    kwh, level, conditions = torch.rand(7, 1, 48), torch.rand(7), torch.rand(7, 15)
+    kwh[0, 0, :5], conditions[1, 2] = torch.nan, torch.nan
+    rows = (kwh, level, conditions)
+    for one, other in zip(detector(*rows), graph(*rows), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
     mlflow.set_tracking_uri(registry.store_uri())
     signature = mlflow.models.get_model_info("models:/meterwatch@champion").signature
-    assert signature.inputs.input_names() == ["x", "conditions"]
-    assert [spec.shape for spec in signature.inputs.inputs] == [(-1, 48), (-1, 15)]
+    assert signature.inputs.input_names() == ["kwh", "level", "conditions"]
+    assert [spec.shape for spec in signature.inputs.inputs] == [(-1, 1, 48), (-1,), (-1, 15)]
     client = mlflow.MlflowClient(registry.store_uri(), registry.store_uri())
     version = client.get_model_version("meterwatch", "1")
     run = client.get_run(version.run_id)
     assert {"households": "12", "nights": "60", "rows": "720"}.items() <= run.data.params.items()
     assert {"data", "until", "package", "promoted", "why"} <= version.tags.keys()
-    epochs = client.get_metric_history(version.run_id, "val_mse")
+    epochs = client.get_metric_history(version.run_id, "val_loss")
     assert [metric.step for metric in epochs] == list(range(len(epochs)))
     pictures = {Path(file.path).name for file in client.list_artifacts(version.run_id, "pictures")}
     assert pictures == {"loss.png", "profiles.png", "scores.png"}

@@ -9,8 +9,8 @@ import torch
 
 from ml import score as scoring
 from ml.detector import Detector, DetectorConfig
-from ml.features import Fleet, scaled
-from ml.score import LEAD_NIGHTS, calibrate, score_nights
+from ml.features import Fleet
+from ml.score import LEAD_NIGHTS, score_nights
 from tests import fleets
 
 NIGHTS = LEAD_NIGHTS + 30
@@ -25,13 +25,7 @@ def readings() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def detector(readings: np.ndarray) -> Detector:
-    torch.manual_seed(0)
-    built = Detector(DetectorConfig())
-    known = fleets.fleet(readings)
-    x = torch.from_numpy(scaled(known, 36).x.reshape(-1, 48))
-    built.fit_scales(x, torch.from_numpy(known.conditions.reshape(-1, 15)))
-    calibrate(built, known, nights=28, min_readings=36)
-    return built
+    return fleets.detector(fleets.fleet(readings))
 
 
 def window(readings: np.ndarray, first: int, last: int) -> Fleet:

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from flows.backfill import backfill
 from flows.score import score
-from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
-from ml.features import scaled
-from ml.score import LEAD_NIGHTS, calibrate
+from ml.score import LEAD_NIGHTS
 from tasks import lake, report, warehouse
 from tasks.artefact import save
 from tasks.registry import Version
@@ -35,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("METERWATCH_HOME", str(path))
         fill(readings)
         lake.replace_reference("households", fleets.households(HOUSEHOLDS + 1))
-        save(detector(), lake.model("7"))
+        save(fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))), lake.model("7"))
         champion = Version(version="7", run_id="none").model_dump_json()
         lake.replace_bytes(lake.champion_file(), champion.encode())
     return path
@@ -52,15 +49,6 @@ def fill(readings: np.ndarray) -> None:
     for (month,), days in fleets.days(readings).group_by(pl.col("night").dt.truncate("1mo")):
         assert isinstance(month, date)
         lake.replace_month(month, days)
-
-
-def detector() -> Detector:
-    torch.manual_seed(0)
-    known, built = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS)), Detector(DetectorConfig())
-    x = torch.from_numpy(scaled(known, 36).x.reshape(-1, 48))
-    built.fit_scales(x, torch.from_numpy(known.conditions.reshape(-1, 15)))
-    calibrate(built, known, nights=28, min_readings=36)
-    return built
 
 
 def tables(home: Path) -> dict[str, bytes]:

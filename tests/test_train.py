@@ -15,8 +15,9 @@ from torch import Tensor
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scaled
-from ml.loop import AutoencoderModule, FitParameters, IndexBatches
-from ml.train import fit, nights_data, reporting, split_nights, standardised, validation_error
+from ml.loop import FitParameters, IndexBatches
+from ml.train import calibration_nights, fit, held_out, nights_data, reporting, validation_error
+from ml.windows import FleetWindows
 from tasks import lake
 from tasks.artefact import load
 from tasks.provenance import fingerprint
@@ -27,8 +28,6 @@ from tests.homes import build_lake, give_store
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
 QUICK = FitParameters(max_epochs=3, batch_size=64)
-# The nights of a history of 60: a quarter each for validation and calibration.
-FIRST_VALIDATION, FIRST_CALIBRATION = 30, 45
 MARK = -1.0
 
 
@@ -48,99 +47,88 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-@pytest.mark.seed_fault
-def test_spans_are_in_time_order_and_share_no_night() -> None:
-    nights = [fleets.START + timedelta(days=day) for day in range(NIGHTS)]
-    split = split_nights(nights)
-    spans = [nights[part] for part in (split.train, split.validation, split.calibration)]
-    assert [night for span in spans for night in span] == nights
-    assert [len(span) for span in spans] == [30, 15, 15]
+def test_an_eighth_of_the_households_is_held_out_and_stays_so_as_the_fleet_grows() -> None:
+    ids = [f"MAC{i:06d}" for i in range(4000)]
+    apart = held_out(ids)
+    # 4,000 draws of 1/8: a mean of 500, a standard error of 21.
+    assert 400 < apart.sum() < 600
+    assert held_out(ids[:500]).tolist() == apart[:500].tolist()
+    assert held_out(ids[::-1]).tolist() == apart[::-1].tolist()
 
 
-def test_long_histories_hold_out_four_weeks_twice() -> None:
+def test_a_fleet_too_small_for_an_eighth_holds_out_one_household() -> None:
+    trained = [f"MAC{i:06d}" for i in np.flatnonzero(~held_out([f"MAC{i:06d}" for i in range(9)]))]
+    assert held_out(trained).sum() == 1
+    assert held_out([]).tolist() == []
+
+
+def test_calibration_takes_the_last_four_weeks_or_a_quarter() -> None:
     nights = [fleets.START + timedelta(days=day) for day in range(365)]
-    split = split_nights(nights)
-    assert (split.validation, split.calibration) == (slice(309, 337), slice(337, 365))
+    assert calibration_nights(nights) == slice(337, 365)
+    assert calibration_nights(nights[:60]) == slice(45, 60)
 
 
 @pytest.mark.parametrize("count", [0, 27])
 def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
     with pytest.raises(UserError, match=r"needs 28 nights or more, the lake holds (none|27 up to)"):
-        split_nights([fleets.START + timedelta(days=day) for day in range(count)])
+        calibration_nights([fleets.START + timedelta(days=day) for day in range(count)])
 
 
-def test_nights_without_readings_to_learn_from_are_the_users_mistake(tmp_path: Path) -> None:
-    silent = fleets.kwh(2, NIGHTS)
-    silent[:, :FIRST_VALIDATION] = np.nan
-    with pytest.raises(UserError, match="no household has 36 readings on a night 2013-06-03 to"):
-        fit(fleets.fleet(silent), QUICK, MIN_READINGS, str(tmp_path))
+@pytest.mark.parametrize(("silent", "purpose"), [(True, "held out"), (False, "to learn from")])
+def test_households_without_readings_are_the_users_mistake(
+    silent: bool, purpose: str, readings: np.ndarray, tmp_path: Path
+) -> None:
+    known = fleets.fleet(readings.copy())
+    known.kwh[held_out(known.household_ids) == silent] = np.nan
+    said = f"no household {purpose} has 36 readings on a night 2013-06-03 to"
+    with pytest.raises(UserError, match=said):
+        fit(known, QUICK, MIN_READINGS, str(tmp_path))
 
 
-def test_scales_and_weights_come_from_the_training_nights_alone(
+@pytest.mark.seed_fault
+def test_scales_and_weights_come_from_the_households_learned_from_alone(
     readings: np.ndarray, tmp_path: Path
 ) -> None:
-    """A random split of rows, or scales of the batch at hand, would see the later nights."""
-    later = readings.copy()
-    later[:, FIRST_CALIBRATION:] *= np.linspace(1, 9, 48, dtype=np.float32)
-    one, other = (
-        fit(fleets.fleet(kwh), QUICK, MIN_READINGS, str(tmp_path / name)).detector
-        for name, kwh in (("as-is", readings), ("later", later))
+    """A random split of rows, or scales of the batch at hand, would see the others' nights."""
+    known = fleets.fleet(readings)
+    apart = held_out(known.household_ids)
+    other = fleets.fleet(readings.copy())
+    other.kwh[apart] *= np.linspace(1, 9, 48, dtype=np.float32)
+    one, two = (
+        fit(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
+        for name, fleet in (("as-is", known), ("other", other))
     )
-    seen = scaled(fleets.fleet(readings), MIN_READINGS).x[:, :FIRST_VALIDATION]
-    rows = np.isfinite(readings[:, :FIRST_VALIDATION]).sum(axis=2) >= MIN_READINGS
-    np.testing.assert_allclose(one.reading_mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
-    kept = [name for name in weights(one) if name.startswith(("network", "reading", "condition"))]
-    assert all(torch.equal(weights(one)[name], weights(other)[name]) for name in kept)
-    assert not torch.equal(one.calibration, other.calibration)
+    seen = scaled(known, MIN_READINGS).x[~apart]
+    rows = np.isfinite(readings[~apart]).sum(axis=2) >= MIN_READINGS
+    np.testing.assert_allclose(one.network.readings.mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
+    assert equal(one.network.state_dict(), two.network.state_dict())
+    assert not torch.equal(one.calibration, two.calibration)
 
 
-def test_a_night_is_scaled_as_in_training_whatever_shares_its_batch(readings: np.ndarray) -> None:
+@pytest.mark.seed_fault
+def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray) -> None:
     """z-scores of the batch being scored would make zeros of a single night."""
     known = fleets.fleet(readings)
-    detector = Detector(DetectorConfig())
-    data = nights_data(detector, known, split_nights(known.nights), QUICK, MIN_READINGS)
-    row = torch.from_numpy(scaled(known, MIN_READINGS).x[:1, 0])
-    alone, _ = standardised(detector, (row, torch.zeros(1, 15)))
-    assert torch.equal(alone[0], data.train[0][0])
-    assert alone.abs().max() > 0
+    network = fleets.detector(known).network.double()
+    windows = FleetWindows(known, 0, MIN_READINGS).take(torch.arange(100))
+    alone, among = (
+        network(type(windows)(*(part[:rows].double() for part in windows))) for rows in (1, 100)
+    )
+    torch.testing.assert_close(alone.score[0], among.score[0], rtol=1e-12, atol=0)
 
 
-def test_an_epoch_draws_each_household_night_once_in_its_own_order() -> None:
-    rows = torch.arange(10.0)[:, None]
-    batches = IndexBatches((rows, rows), batch_size=4, size=100, seed=7)
+def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.ndarray) -> None:
+    known = fleets.fleet(readings)
+    known.conditions[..., 0] = np.arange(HOUSEHOLDS * NIGHTS).reshape(HOUSEHOLDS, NIGHTS)
+    windows, places = FleetWindows(known, 0, MIN_READINGS), torch.arange(5, 15)
+    batches = IndexBatches(windows, places, batch_size=4, size=100, seed=7)
     orders = []
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
-        orders.append(torch.cat([x for x, _ in batches]).ravel().tolist())
+        orders.append(torch.cat([batch.conditions[:, 0] for batch in batches]).tolist())
     assert len(batches) == 3
-    assert sorted(orders[0]) == rows.ravel().tolist()
+    assert sorted(orders[0]) == places.tolist()
     assert orders[0] == orders[2] != orders[1]
-
-
-def test_a_step_lowers_the_loss_and_keeps_the_shapes() -> None:
-    torch.manual_seed(0)
-    module = AutoencoderModule(Detector(DetectorConfig()).network, QUICK)
-    x, conditions = torch.randn(32, 48), torch.randn(32, 15)
-    x[0, :5] = torch.nan
-    assert module(x, conditions).shape == (32, 48)
-    optimizer = torch.optim.AdamW(module.network.parameters(), lr=1e-2)
-    before = module.training_step((x, conditions))
-    before.backward()
-    optimizer.step()
-    assert module.training_step((x, conditions)) < before
-
-
-def test_missing_half_hours_count_for_nothing() -> None:
-    """Their reading is unknown: neither the loss nor a weight may depend on a made-up one."""
-    torch.manual_seed(0)
-    module = AutoencoderModule(Detector(DetectorConfig()).network, QUICK)
-    x, conditions = torch.randn(8, 48), torch.randn(8, 15)
-    x[:, 20:] = torch.nan
-    loss = module.training_step((x, conditions))
-    by_hand = ((module(x, conditions)[:, :20] - x[:, :20]) ** 2).mean()
-    loss.backward()
-    assert loss.item() == pytest.approx(by_hand.item())
-    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
 def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
@@ -156,15 +144,11 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     by_heart = FitParameters(max_epochs=40, patience=40, batch_size=8, learning_rate=0.03)
     known = fleets.fleet(fleets.kwh(2, 28))
     result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
-    losses = [epoch["val_mse"] for epoch in result.history]
-    data = nights_data(
-        Detector(DetectorConfig()), known, split_nights(known.nights), by_heart, MIN_READINGS
-    )
-    x, conditions = data.validation
-    loss = torch.nanmean((result.detector.network(x, conditions) - x) ** 2).item()
+    losses = [epoch["val_loss"] for epoch in result.history]
+    data = nights_data(result.detector.network, known, by_heart, MIN_READINGS)
+    loss = result.detector.network.loss(data.windows.take(data.validation)).item()
     assert losses[result.best_epoch] == min(losses) < 0.97 * losses[-1]
-    # bfloat16 keeps 8 bits: the loss was measured in it, and here in full.
-    assert loss == pytest.approx(min(losses), rel=0.01)
+    assert loss == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_same_seed_same_weights(readings: np.ndarray, tmp_path: Path) -> None:
@@ -220,7 +204,7 @@ def test_households_without_readings_are_left_out() -> None:
 def mark(checkpoint: Path) -> None:
     """Write into a checkpoint's history, so that a training shows that it went on from there."""
     state = torch.load(checkpoint, weights_only=True)
-    state["history"][0]["train_mse"] = MARK
+    state["history"][0]["train_loss"] = MARK
     torch.save(state, checkpoint)
 
 
@@ -248,7 +232,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     give_store(empty_store)
     undisturbed = fit_detector(parameters)
     assert undisturbed.key == resumed.key
-    assert resumed.history[0]["train_mse"] == MARK
+    assert resumed.history[0]["train_loss"] == MARK
     assert undisturbed.history[1:] == resumed.history[1:]
     assert equal(weights(load(lake.training(undisturbed.key))), weights(found))
 

@@ -4,36 +4,40 @@ A reconstruction that knows the calendar, the weather and the kind of household;
 two is meant to be looked at.
 """
 
+from typing import ClassVar
+
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from ml.features import CONDITIONS
+from ml.models.network import ExpectingNetwork, NetworkConfig
+from ml.schemas import HALF_HOURS
 
-class ConditionalAutoencoderConfig(BaseModel):
-    """Sizes of the network; 48, 15, 8 and 2 make 1,106 parameters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ConditionalAutoencoderConfig(NetworkConfig):
+    """Sizes of the network; 8 and 2 make 1,106 parameters."""
 
-    n_readings: int = Field(48, ge=1)
-    n_conditions: int = Field(15, ge=0)
     hidden: int = Field(8, ge=1)
     latent: int = Field(2, ge=1)
 
 
-class ConditionalAutoencoder(nn.Module):
-    """Readings `[B, n_readings]` and conditions `[B, n_conditions]` in, readings rebuilt out."""
+class ConditionalAutoencoder(ExpectingNetwork):
+    """Readings `[B, 48]` and conditions `[B, 15]` in, readings rebuilt out."""
+
+    config_class: ClassVar[type[NetworkConfig]] = ConditionalAutoencoderConfig
 
     def __init__(self, config: ConditionalAutoencoderConfig) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(config.n_readings + config.n_conditions, config.hidden),
+            nn.Linear(HALF_HOURS + len(CONDITIONS), config.hidden),
             nn.ReLU(),
             nn.Linear(config.hidden, config.latent),
         )
         self.decoder = nn.Sequential(
-            nn.Linear(config.latent + config.n_conditions, config.hidden),
+            nn.Linear(config.latent + len(CONDITIONS), config.hidden),
             nn.ReLU(),
-            nn.Linear(config.hidden, config.n_readings),
+            nn.Linear(config.hidden, HALF_HOURS),
         )
 
     def encode(self, x: Tensor, conditions: Tensor) -> Tensor:
@@ -42,10 +46,10 @@ class ConditionalAutoencoder(nn.Module):
         return z
 
     def decode(self, z: Tensor, conditions: Tensor) -> Tensor:
-        """The readings `[B, n_readings]` of a latent point under these conditions."""
+        """The readings `[B, 48]` of a latent point under these conditions."""
         x: Tensor = self.decoder(torch.cat((z, conditions), dim=1))
         return x
 
-    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        """Rebuild `x`."""
-        return self.decode(self.encode(x, conditions), conditions)
+    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
+        """Rebuild the night."""
+        return self.decode(self.encode(readings[:, -1], conditions), conditions)

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from flows.ingest import ingest
 from ml.detector import Detector, DetectorConfig
-from ml.features import CONDITIONS, Fleet, scaled
+from ml.features import CONDITIONS, Fleet
 from ml.score import LEAD_NIGHTS, score_nights
 from ml.simulate.surroundings import FleetConfig
+from ml.windows import FleetWindows
 from tasks.simulate import simulate
 
 DUCKDB_JOB = """
@@ -73,12 +74,10 @@ def score_ours(source: Path, scratch: Path) -> None:
 
 def score_seed(source: Path, scratch: Path) -> None:
     detector, fleet = _night(source)
-    x = scaled(fleet, 36).x[:, -1]
+    windows = FleetWindows(fleet, 0, 36)
     with torch.inference_mode():
-        for readings, known in zip(x, fleet.conditions[:, -1], strict=True):
-            row = torch.from_numpy(readings[None]), torch.from_numpy(known[None])
-            _, error = detector(*row)
-            error.item()
+        for place in torch.arange(LEAD_NIGHTS, fleet.kwh[..., 0].size, len(fleet.nights)):
+            detector.network(windows.take(place[None])).score.item()
 
 
 def _night(source: Path) -> tuple[Detector, Fleet]:
