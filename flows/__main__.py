@@ -207,6 +207,32 @@ def nightly(night: date | None = None, /) -> None:
 
 
 @app.command
+def evaluate(
+    *,
+    until: date | None = None,
+    seed: Seed = 0,
+    detectors: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    copies: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
+) -> None:
+    """Run the detection benchmark: every detector side by side on planted nights.
+
+    Args:
+        until: The last night to learn from (default: two thirds of the lake).
+        seed: The same seed on the same data plants the same.
+        detectors: Detectors, or the groups rules, peers and networks (default: all).
+        copies: How often each held-out household is planted (default: by their number).
+    """
+    from flows import run_flow
+    from flows.evaluate import EvaluateParameters
+    from flows.evaluate import evaluate as flow
+
+    parameters = EvaluateParameters(
+        until=until, seed=seed, detectors=tuple(detectors or ()), copies=copies
+    )
+    print(*run_flow(flow, parameters=parameters).lines(), sep="\n")
+
+
+@app.command
 def check() -> None:
     """Check the tables; fail with the offending rows if there are any."""
     from flows.show import show

@@ -18,8 +18,8 @@ def load_fleet(first: date, last: date) -> Fleet:
     )
 
 
-def last_common_night() -> date:
-    """The last night of which at least half as many households report as on the fullest.
+def common_nights() -> tuple[date, date]:
+    """The first and last night of which at least half as many report as on the fullest.
 
     Raises:
         UserError: nothing has been ingested.
@@ -27,5 +27,14 @@ def last_common_night() -> date:
     lake.extent()
     counts = lake.collect(lake.scan("days").group_by("night").agg(households=pl.len()))
     common = counts.filter(2 * pl.col("households") >= pl.max("households"))
-    night: date = common.select(pl.max("night")).item()
-    return night
+    first, last = common.select(first=pl.min("night"), last=pl.max("night")).row(0)
+    return first, last
+
+
+def last_common_night() -> date:
+    """The last night of which at least half as many households report as on the fullest.
+
+    Raises:
+        UserError: nothing has been ingested.
+    """
+    return common_nights()[1]

@@ -8,6 +8,7 @@ HOME/runs/*.parquet                             one file a run
 HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
 HOME/pictures/                                  flagged nights, drawn
 HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
+HOME/benchmark/<id>/                            figures, table and pictures of a benchmark
 HOME/training/<key>/                            a training at work; gone once registered
 HOME/mlflow/, HOME/prefect/, HOME/landing/      stores of their own
 """
@@ -52,6 +53,11 @@ def champion_file() -> Path:
 def training(key: str) -> Path:
     """Where a training of this data and these parameters works."""
     return home() / "training" / key
+
+
+def benchmark(key: str) -> Path:
+    """What a benchmark leaves."""
+    return home() / "benchmark" / key
 
 
 def picture(night: date) -> Path:

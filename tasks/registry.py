@@ -134,6 +134,32 @@ def register(
     return Version(version=version, run_id=run_id)
 
 
+def record_benchmark(
+    directory: Path,
+    *,
+    parameters: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, float]],
+    tags: Mapping[str, str],
+) -> str:
+    """Record a benchmark: a run with the files of `directory`, and one below it a detector.
+
+    The run's id is returned. `figures` are the metrics of each detector.
+    """
+    client = _client()
+    experiment = _experiment(client, f"{NAME} benchmark")
+    run = client.create_run(experiment, tags=dict(tags), run_name=directory.name)
+    parent = str(run.info.run_id)
+    _log_metrics(client, parent, parameters, [], {})
+    client.log_artifacts(parent, str(directory))
+    for name, metrics in figures.items():
+        below = dict(tags) | {"mlflow.parentRunId": parent}
+        child = client.create_run(experiment, tags=below, run_name=name).info.run_id
+        _log_metrics(client, child, {"detector": name, **parameters}, [], metrics)
+        client.set_terminated(child)
+    client.set_terminated(parent)
+    return parent
+
+
 def promote(version: Version) -> None:
     """Make a version the champion, and keep a local copy."""
     _client().set_registered_model_alias(NAME, ALIAS, version.version)
@@ -197,12 +223,12 @@ def _upgrade(database: Path) -> None:
     upgrade.callback(f"sqlite:///{database.resolve()}")
 
 
-def _experiment(client: "MlflowClient") -> str:
-    found = client.get_experiment_by_name(NAME)
+def _experiment(client: "MlflowClient", name: str = NAME) -> str:
+    found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     local = None if settings().mlflow_uri else (lake.mlflow() / "artifacts").resolve().as_uri()
-    return client.create_experiment(NAME, artifact_location=local)
+    return client.create_experiment(name, artifact_location=local)
 
 
 def _log_metrics(

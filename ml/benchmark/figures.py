@@ -21,6 +21,7 @@ from sklearn.metrics import auc, roc_curve
 
 from ml.benchmark.plant import NAMES, Bools, Ints, Truth
 from ml.features import Floats
+from ml.kinds import LASTING_NIGHTS
 
 SILENCE: Final = 14
 BUDGETS: Final = (1, 3, 10)
@@ -134,10 +135,27 @@ class Scored:
 
     def found_within(self, limit: float, nights: int) -> Bools:
         """Whether each lasting anomaly reaches a threshold within its first `nights`."""
-        spans = (
-            self.score[e.row, e.first : e.first + min(nights, e.length)] for e in self.truth.lasting
-        )
-        return np.array([(span >= limit).any() for span in spans], dtype=np.bool_)
+        return np.asarray(self.peaks[:, nights - 1] >= limit)
+
+    @cached_property
+    def peaks(self) -> Doubles:
+        """Highest score of each lasting anomaly up to each of its nights, `[E, 14]`."""
+        peaks = np.full((len(self.truth.lasting), LASTING_NIGHTS), -np.inf)
+        for place, episode in enumerate(self.truth.lasting):
+            span = slice(episode.first, episode.first + episode.length)
+            peaks[place, : episode.length] = self.score[episode.row, span]
+        return np.maximum.accumulate(peaks, axis=1)
+
+    @cached_property
+    def order(self) -> Ints:
+        """Rows by falling score of each tested night, `[R, D]`; those that do not count last."""
+        score = np.where(self.truth.counts, self.score, -np.inf)[:, self.tested]
+        return np.asarray(np.argsort(-score, axis=0, kind="stable"))
+
+    @cached_property
+    def tested(self) -> Bools:
+        """`[D]` nights of which any row counts."""
+        return np.asarray(self.truth.counts.any(axis=0))
 
     @cached_property
     def household_of_lasting(self) -> Ints:
@@ -251,13 +269,10 @@ def _recall(scored: Scored, weights: Doubles, limit: float) -> float:
 
 def _precision_at_top(scored: Scored, weights: Doubles, top: int) -> float:
     """Share of planted nights among the `top` highest scores of each night."""
-    truth = scored.truth
-    score = np.where(truth.counts, scored.score, -np.inf)[:, truth.counts.any(axis=0)]
-    kind = truth.kind[:, truth.counts.any(axis=0)]
-    first = np.argsort(-score, axis=0, kind="stable")[:top]
-    listed = np.isfinite(np.take_along_axis(score, first, axis=0))
-    weight = np.where(listed, weights[scored.household[first]], 0.0)
-    return _share(np.take_along_axis(kind, first, axis=0) > 0, weight)
+    first = scored.order[:top]
+    counts = np.take_along_axis(scored.truth.counts[:, scored.tested], first, axis=0)
+    kind = np.take_along_axis(scored.truth.kind[:, scored.tested], first, axis=0)
+    return _share(kind > 0, np.where(counts, weights[scored.household[first]], 0.0))
 
 
 def _worst_share(scored: Scored, weights: Doubles, limit: float) -> float:

@@ -20,17 +20,21 @@ PYOD: Final[Mapping[str, tuple[str, str, Mapping[str, Any], int]]] = {
     "pca": ("pca", "PCA", {"n_components": 8, "n_selected_components": 8}, 50_000),
     "knn": ("knn", "KNN", {"n_neighbors": 5}, 10_000),
     "gmm": ("gmm", "GMM", {"n_components": 8}, 20_000),
-    "autoencoder": ("auto_encoder", "AutoEncoder", {"verbose": 0}, 20_000),
+    "plain_autoencoder": ("auto_encoder", "AutoEncoder", {"verbose": 0}, 20_000),
 }
 PEERS: Final = (*PYOD, MATRIX_PROFILE)
-SEEDED: Final = ("isolation_forest", "gmm", "autoencoder")
+SEEDED: Final = ("isolation_forest", "gmm", "plain_autoencoder")
+
+
+class MissingLibraryError(UserError):
+    """A peer's library is not installed."""
 
 
 def fit_peer(name: str, fleet: Fleet, *, seed: int, min_readings: int) -> Callable[[Fleet], Floats]:
     """Fit a peer to a fleet's usable household-days; what it then makes of another fleet `[H, D]`.
 
     Raises:
-        UserError: the peer's library is not installed.
+        MissingLibraryError: the peer's library is not installed.
     """
     if name == MATRIX_PROFILE:
         _library("stumpy")
@@ -80,6 +84,6 @@ def _library(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed; it comes with `make setup`, or leave the peers out"
+        raise MissingLibraryError(
+            f"{error.name} is not installed; `make setup` installs it"
         ) from None

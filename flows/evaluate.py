@@ -1,0 +1,25 @@
+"""The detection benchmark."""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from flows import flow
+from tasks.evaluate import EvaluateParameters, EvaluateReceipt, run_benchmark
+from tasks.runs import recorded
+
+__all__ = ["EvaluateParameters", "EvaluateReceipt", "evaluate"]
+
+DEFAULTS: Final = EvaluateParameters()
+
+
+@flow(name="evaluate")
+def evaluate(
+    parameters: Annotated[EvaluateParameters, Field(description="what to measure")] = DEFAULTS,
+) -> EvaluateReceipt:
+    """Set every detector beside the others on planted nights."""
+    with recorded("evaluate") as record:
+        receipt = run_benchmark(parameters)
+        record.first_night, record.last_night = receipt.first, receipt.last
+        record.message = f"written to {receipt.directory}"
+    return receipt

@@ -1,0 +1,118 @@
+"""The benchmark's table as a person reads it, in Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import polars as pl
+
+from ml.benchmark.figures import BUDGET, BUDGETS
+from ml.benchmark.plant import NAMES
+
+HEADLINE: Final = f"recall_{BUDGET}_episodes"
+ORDER: Final = "average_precision_8pct"
+MAIN: Final = {
+    ORDER: "AP at 8 %",
+    "average_precision_2pct": "AP at 2 %",
+    "average_precision_0.5pct": "AP at 0.5 %",
+    "auc": "AUC",
+    "recall_1pct": "R@1%",
+    "recall_0.1pct": "R@.1%",
+    **{f"recall_{budget}_episodes": f"recall at {budget}" for budget in BUDGETS},
+    **{
+        f"found_within_7_nights_{budget}_episodes": f"14-night in 7 at {budget}"
+        for budget in BUDGETS
+    },
+}
+DETAIL: Final = {
+    **{f"found_within_{n}_nights_{BUDGET}_episodes": f"found in {n}" for n in (1, 3, 7, 14)},
+    "precision_top_10": "precision top 10",
+    "precision_top_50": "precision top 50",
+    "worst_homes_share": "false alarms of the worst 1 % of homes",
+}
+WITH_INTERVAL: Final = (ORDER, HEADLINE)
+
+
+def markdown(table: pl.DataFrame, about: Sequence[str]) -> str:
+    """The figures of every detector: `detector`, `homes`, `figure`, `of`, `value`, `low`, `high`.
+
+    `homes` is "unseen" for households that no network learned from, "seen" for the others.
+    """
+    order = ranking(table)
+    unseen = table.filter(homes="unseen")
+    of_all = pl.col("of").is_null()
+    sections = [
+        ("Households that no network learned from", _pivot(unseen.filter(of_all), order, MAIN)),
+        (f"At {BUDGET} false episodes in 1,000 nights", _pivot(unseen, order, DETAIL)),
+        (
+            "Households that were learned from",
+            _pivot(table.filter(of_all, homes="seen"), order, MAIN),
+        ),
+        (
+            f"Recall by kind at {BUDGET} false episodes in 1,000 nights",
+            _by(unseen.filter(~of_all), order, HEADLINE, NAMES),
+        ),
+        ("AUC by kind", _by(unseen.filter(~of_all), order, "auc", NAMES)),
+        (
+            f"Alarms in 1,000 nights that must not alert, at the threshold of {BUDGET} episodes",
+            _by(unseen, order, "alarms_per_1000"),
+        ),
+        (
+            f"Realised over target alarm rate by month, {BUDGET} in 1,000 nights",
+            _by(unseen, order, "alarms_over_target"),
+        ),
+    ]
+    lines = ["# Detection benchmark", "", *(f"- {line}" for line in about), ""]
+    for title, rows in sections:
+        lines += [f"## {title}", "", *rows, ""]
+    return "\n".join(lines)
+
+
+def summary(table: pl.DataFrame) -> str:
+    """The first section alone."""
+    unseen = table.filter(pl.col("of").is_null(), homes="unseen")
+    return "\n".join(_pivot(unseen, ranking(table), MAIN))
+
+
+def ranking(table: pl.DataFrame) -> list[str]:
+    """The detectors, best average precision on unseen households first."""
+    chosen = table.filter(homes="unseen", figure=ORDER)
+    names: list[str] = chosen.sort("value", descending=True, nulls_last=True)["detector"].to_list()
+    return names
+
+
+def _pivot(table: pl.DataFrame, order: Sequence[str], columns: dict[str, str]) -> list[str]:
+    cells = {
+        (detector, figure): _cell(value, low, high, figure in WITH_INTERVAL)
+        for detector, figure, value, low, high in table.select(
+            "detector", "figure", "value", "low", "high"
+        ).iter_rows()
+    }
+    rows = ([name, *(cells.get((name, figure), "") for figure in columns)] for name in order)
+    return _ruled(["detector", *columns.values()], rows)
+
+
+def _by(
+    table: pl.DataFrame, order: Sequence[str], figure: str, columns: Sequence[str] | None = None
+) -> list[str]:
+    chosen = table.filter(figure=figure)
+    names = columns or chosen["of"].unique(maintain_order=True).to_list()
+    cells = dict(zip(chosen.select("detector", "of").iter_rows(), chosen["value"], strict=True))
+    rows = ([name, *(_number(cells.get((name, of))) for of in names)] for name in order)
+    return _ruled(["detector", *(name.replace("_", " ") for name in names)], rows)
+
+
+def _cell(value: float, low: float | None, high: float | None, interval: bool) -> str:
+    if not interval or low is None or high is None:
+        return _number(value)
+    return f"{_number(value)} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _ruled(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    ruler = ["---", *("---:" for _ in header[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (header, ruler, *rows)]

@@ -1,0 +1,359 @@
+"""The detection benchmark: detectors side by side on the same planted nights, written and recorded.
+
+HOME/benchmark/<id>/figures.parquet, table.md, *.png
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import Progress
+
+from ml import models, rules
+from ml.benchmark import plots
+from ml.benchmark.calibration import by_month
+from ml.benchmark.controls import Controls, alarms, controls
+from ml.benchmark.figures import BUDGET, Scored, figures
+from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
+from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
+from ml.benchmark.table import markdown, ranking, summary
+from ml.errors import UserError
+from ml.features import LEVEL_NIGHTS, Fleet, Floats
+from ml.kinds import LASTING_NIGHTS
+from ml.loop import FitParameters
+from ml.score import LEAD_NIGHTS, judge, reconstruct
+from ml.train import fit, held_out, reporting
+from tasks import lake, paths, registry, task
+from tasks.fleet import common_nights, load_fleet
+from tasks.provenance import code_version, fingerprint
+from tasks.report import leave
+from tasks.settings import settings
+
+FUSION: Final = "fusion"
+SEED_MODEL: Final = "conditional_autoencoder"
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "rules": (*rules.RULES, FUSION),
+    "peers": PEERS,
+    "networks": models.NAMES,
+}
+CHOICES: Final = (*GROUPS, *(name for names in GROUPS.values() for name in names))
+ORDINARY_NIGHTS: Final = 56
+MIN_NIGHTS: Final = 28
+MIN_TEST_NIGHTS: Final = 2 * LASTING_NIGHTS
+# Enough copies of the held-out households for about as many rows, and no more than kinds.
+ROWS: Final = 500
+BEST: Final = 6
+
+Scorer = Callable[[Fleet], dict[str, Floats]]
+
+
+class EvaluateParameters(BaseModel):
+    """What to measure, and on which nights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    until: date | None = Field(
+        None, description="last night to learn from (default: two thirds of the lake)"
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of what is planted and of the networks")
+    detectors: tuple[str, ...] = Field((), description="detectors or groups (default: all)")
+    copies: int | None = Field(
+        None, ge=1, description="times that a held-out household is planted (default: by number)"
+    )
+
+
+class EvaluateReceipt(BaseModel):
+    """Where a benchmark lies and what it found."""
+
+    directory: Path
+    run_id: str
+    first: date
+    last: date
+    skipped: list[str]
+    table: str
+
+    def lines(self) -> list[str]:
+        """What there is to say."""
+        return [*self.skipped, self.table, f"figures and pictures: {self.directory}"]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What detectors learn from and what they are judged on; nights are places in `planted`."""
+
+    learn: Fleet
+    planted: Fleet
+    truth: Truth
+    unseen: Ints
+    seen: Ints
+    controls: list[Controls]
+    ordinary: slice
+    about: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of every detector, and their scores."""
+
+    table: pl.DataFrame
+    scored: dict[str, Scored]
+    skipped: list[str]
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The detectors that these names of detectors and groups mean; all where there are none.
+
+    Raises:
+        UserError: there is no such detector.
+    """
+    unknown = sorted(set(names) - set(CHOICES))
+    if unknown:
+        raise UserError(f"no detector {unknown[0]!r}; there are {', '.join(CHOICES)}")
+    wanted = {one for name in names or GROUPS for one in GROUPS.get(name, (name,))}
+    return [name for group in GROUPS.values() for name in group if name in wanted]
+
+
+@task(name="benchmark")
+def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
+    """Plant, fit and judge every detector, write the figures, record them with MLflow.
+
+    Raises:
+        UserError: there is no such detector, too few nights, or MLflow is down.
+    """
+    names = chosen(parameters.detectors)
+    torch.set_num_threads(settings().threads)
+    registry.prepare()
+    arena = prepare(parameters)
+    outcome = measure(arena, names, parameters)
+    directory = paths.benchmark(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
+    _write(directory, arena, outcome)
+    run_id = registry.record_benchmark(
+        directory,
+        parameters=_parameters(arena, parameters),
+        figures=_metrics(outcome.table),
+        tags={"data": fingerprint(arena.learn)} | code_version(),
+    )
+    leave("benchmark", (directory / "table.md").read_text())
+    return EvaluateReceipt(
+        directory=directory,
+        run_id=run_id,
+        first=arena.planted.nights[arena.ordinary.stop],
+        last=arena.planted.nights[-1],
+        skipped=outcome.skipped,
+        table=summary(outcome.table),
+    )
+
+
+def prepare(parameters: EvaluateParameters) -> Arena:
+    """Split the lake by household and by time, and plant the later nights.
+
+    Raises:
+        UserError: too few nights on either side, or no household to learn from.
+    """
+    fleet = reporting(load_fleet(*common_nights()))
+    stop = _first_test_night(fleet, parameters.until)
+    apart = held_out(fleet.household_ids)
+    unseen = np.flatnonzero(apart)
+    if not len(unseen) or apart.all():
+        raise UserError(f"the benchmark needs more than {len(apart)} households")
+    copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(NAMES)))
+    rows = copies_of(unseen, copies)
+    seen = _some(np.flatnonzero(~apart), len(rows))
+    test = _nights(fleet, max(0, stop - ORDINARY_NIGHTS - LEAD_NIGHTS))
+    start = test.nights.index(fleet.nights[stop])
+    span, least = slice(start, len(test.nights)), settings().min_readings
+    planted, truth = plant(
+        test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
+    )
+    return Arena(
+        learn=_nights(fleet, 0, stop),
+        planted=planted,
+        truth=truth,
+        unseen=unseen,
+        seen=seen,
+        controls=controls(test, unseen, span, least),
+        ordinary=slice(max(0, start - ORDINARY_NIGHTS), start),
+        about=_about(fleet, stop, truth, unseen, copies),
+    )
+
+
+def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) -> Outcome:
+    """Fit and judge each detector; one whose library is missing is left out, unless named."""
+    tables, scored, skipped = [], {}, []
+    for name in _with_progress(names):
+        try:
+            scorer = _fitted(name, arena, parameters.seed)
+        except MissingLibraryError as missing:
+            if name in parameters.detectors:
+                raise
+            skipped.append(f"{name} was left out: {missing}")
+            continue
+        scores = scorer(arena.planted)
+        quiet = [(control, scorer(control.fleet)) for control in arena.controls]
+        for label, score in scores.items():
+            one = Scored(score, arena.truth.among(arena.unseen))
+            scored[label] = one
+            found = [(control, made[label]) for control, made in quiet]
+            tables.append(_figures(label, arena, one, found, parameters.seed))
+    return Outcome(pl.concat(tables), scored, skipped)
+
+
+def _figures(
+    label: str, arena: Arena, one: Scored, quiet: list[tuple[Controls, Floats]], seed: int
+) -> pl.DataFrame:
+    """All rows of one detector: `detector`, `homes`, and those of `figures`."""
+    limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
+    unseen = [
+        figures(one.score, one.truth, seed=seed),
+        alarms(quiet, limit),
+        by_month(one.score, one.truth, arena.planted.nights, arena.ordinary),
+    ]
+    seen = figures(one.score, arena.truth.among(arena.seen), seed=seed)
+    return pl.concat(
+        [
+            pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),
+            seen.select(pl.lit("seen").alias("homes"), pl.all()),
+        ]
+    ).select(pl.lit(label).alias("detector"), pl.all())
+
+
+def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
+    least = settings().min_readings
+    if name == FUSION:
+        return lambda fleet: {name: rules.fused(fleet, least, arena.ordinary)}
+    if name in rules.RULES:
+        return lambda fleet: {name: rules.RULES[name](fleet, least)}
+    if name in PEERS:
+        learned = ~held_out(arena.learn.household_ids)
+        peer = fit_peer(name, _homes(arena.learn, learned), seed=seed, min_readings=least)
+        early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
+        return lambda fleet: {name: _late(peer(_nights(fleet, early)), early)}
+    return _network(name, arena.learn, seed)
+
+
+def _network(name: str, learn: Fleet, seed: int) -> Scorer:
+    least = settings().min_readings
+    with tempfile.TemporaryDirectory() as directory:
+        detector = fit(learn, FitParameters(model=name, seed=seed), least, directory).detector
+
+    def scores(fleet: Fleet) -> dict[str, Floats]:
+        judged = judge(detector, fleet, least)
+        found = {name: judged.score, f"{name} evidence": judged.evidence}
+        if name == SEED_MODEL:
+            raw = reconstruct(detector, fleet, slice(None), least).score
+            found[f"{name} one-sided"] = raw
+        return found
+
+    return scores
+
+
+def _first_test_night(fleet: Fleet, until: date | None) -> int:
+    nights = fleet.nights
+    last = until or nights[2 * len(nights) // 3 - 1]
+    stop = sum(night <= last for night in nights)
+    if stop < MIN_NIGHTS or len(nights) - stop < MIN_TEST_NIGHTS:
+        raise UserError(
+            f"the benchmark needs {MIN_NIGHTS} nights to learn from and {MIN_TEST_NIGHTS} "
+            f"after them; of {nights[0]} to {nights[-1]} there are {stop} and {len(nights) - stop}"
+        )
+    return stop
+
+
+def _late(score: Floats, early: int) -> Floats:
+    """Scores `[H, D]` of a fleet of which only the nights after the `early` ones were scored."""
+    return np.pad(score, ((0, 0), (early, 0)), constant_values=np.nan)
+
+
+def _nights(fleet: Fleet, start: int, stop: int | None = None) -> Fleet:
+    part = slice(start, stop)
+    return Fleet(
+        fleet.household_ids, fleet.nights[part], fleet.kwh[:, part], fleet.conditions[:, part]
+    )
+
+
+def _homes(fleet: Fleet, kept: np.ndarray) -> Fleet:
+    ids = [fleet.household_ids[place] for place in np.flatnonzero(kept)]
+    return Fleet(ids, fleet.nights, fleet.kwh[kept], fleet.conditions[kept])
+
+
+def _some(places: Ints, most: int) -> Ints:
+    """At most so many of these, evenly spread."""
+    count = min(most, len(places))
+    return places[np.linspace(0, len(places) - 1, count).round().astype(int)]
+
+
+def _about(fleet: Fleet, stop: int, truth: Truth, unseen: Ints, copies: int) -> list[str]:
+    apart = truth.among(unseen)
+    share = apart.planted.sum() / apart.counts.sum()
+    return [
+        f"learned from {len(fleet.household_ids) - len(unseen):,} households until "
+        f"{fleet.nights[stop - 1]}; judged from {fleet.nights[stop]} to {fleet.nights[-1]}",
+        f"{len(unseen):,} households held out, planted {copies} times each: "
+        f"{apart.counts.sum():,} household-nights, {share:.1%} planted, "
+        f"{len(apart.lasting):,} anomalies of {LASTING_NIGHTS} nights",
+        "intervals of 95 % by a bootstrap over households",
+    ]
+
+
+def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
+    table = outcome.table
+    order = ranking(table)
+    best = order[:BEST]
+    months = table.filter(figure="alarms_over_target")
+    pictures = {
+        "precision_recall": plots.precision_recall(outcome.scored, best),
+        "recall_per_kind": plots.recall_per_kind(table.filter(homes="unseen"), order),
+        "calibration": plots.calibration(outcome.scored, best, arena.ordinary, months),
+        "time_to_detection": plots.time_to_detection(outcome.scored, best),
+        "alarms_per_home": plots.alarms_per_home(outcome.scored, best),
+    }
+    text = markdown(table, [*arena.about, *outcome.skipped])
+    for name, figure in pictures.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=110)
+        lake.replace_bytes(directory / f"{name}.png", image.getvalue())
+    stored = io.BytesIO()
+    table.write_parquet(stored)
+    lake.replace_bytes(directory / "figures.parquet", stored.getvalue())
+    lake.replace_bytes(directory / "table.md", text.encode())
+
+
+def _parameters(arena: Arena, parameters: EvaluateParameters) -> dict[str, object]:
+    return {
+        "seed": parameters.seed,
+        "until": str(arena.learn.nights[-1]),
+        "last": str(arena.planted.nights[-1]),
+        "held_out": len(arena.unseen),
+        "rows": len(arena.truth.household),
+    }
+
+
+def _metrics(table: pl.DataFrame) -> Mapping[str, Mapping[str, float]]:
+    """What MLflow keeps of each detector, under `homes/figure` or `homes/figure/of`."""
+    path = pl.concat_str("homes", "figure", "of", separator="/", ignore_nulls=True)
+    known = table.select("detector", path.alias("path"), "value").filter(
+        pl.col("value").is_finite()
+    )
+    return {
+        str(name[0]): dict(rows.select("path", "value").iter_rows())
+        for name, rows in known.group_by("detector", maintain_order=True)
+    }
+
+
+def _with_progress(names: Sequence[str]) -> Iterator[str]:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("evaluate", total=len(names))
+        for name in names:
+            progress.update(bar, description=name)
+            yield name
+            progress.advance(bar)
