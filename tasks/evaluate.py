@@ -22,7 +22,7 @@ from ml import models, rules
 from ml.benchmark import plots
 from ml.benchmark.calibration import by_month
 from ml.benchmark.controls import Controls, alarms, controls
-from ml.benchmark.figures import BUDGET, Scored, figures
+from ml.benchmark.figures import BUDGET, Scored, figures, figures_of
 from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
 from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
 from ml.benchmark.table import markdown, ranking, summary
@@ -131,8 +131,8 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
     """
     names = chosen(parameters.detectors)
     torch.set_num_threads(settings().threads)
-    registry.prepare()
     arena = prepare(parameters)
+    registry.prepare()
     outcome = measure(arena, names, parameters)
     directory = paths.benchmark(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
     _write(directory, arena, outcome)
@@ -203,21 +203,26 @@ def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) 
             one = Scored(score, arena.truth.among(arena.unseen))
             scored[label] = one
             found = [(control, made[label]) for control, made in quiet]
-            tables.append(_figures(label, arena, one, found, parameters.seed))
+            tables.append(_figures(label, arena, score, one, found, parameters.seed))
     return Outcome(pl.concat(tables), scored, skipped)
 
 
 def _figures(
-    label: str, arena: Arena, one: Scored, quiet: list[tuple[Controls, Floats]], seed: int
+    label: str,
+    arena: Arena,
+    score: Floats,
+    one: Scored,
+    quiet: list[tuple[Controls, Floats]],
+    seed: int,
 ) -> pl.DataFrame:
     """All rows of one detector: `detector`, `homes`, and those of `figures`."""
     limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
     unseen = [
-        figures(one.score, one.truth, seed=seed),
+        figures_of(one, seed=seed),
         alarms(quiet, limit),
         by_month(one.score, one.truth, arena.planted.nights, arena.ordinary),
     ]
-    seen = figures(one.score, arena.truth.among(arena.seen), seed=seed)
+    seen = figures(score, arena.truth.among(arena.seen), seed=seed)
     return pl.concat(
         [
             pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),

@@ -75,9 +75,14 @@ class Curve:
 
 
 class Scored:
-    """A detector's scores laid beside the truth, ready to be weighed by household."""
+    """A detector's scores laid beside the truth, ready to be weighed by household.
+
+    Rows of which no night counts are left out.
+    """
 
     def __init__(self, score: Floats, truth: Truth) -> None:
+        kept = np.asarray(truth.counts.any(axis=1))
+        score, truth = score[kept], truth.rows(kept)
         lowest = float(np.nanmin(score[truth.counts], initial=0.0)) - 1
         self.truth = truth
         self.score: Doubles = np.where(np.isfinite(score), score, lowest).astype(np.float64)
@@ -183,7 +188,11 @@ def figures(
 
     Average precision is taken where 0.5, 2 and 8 % of the nights are anomalous.
     """
-    scored = Scored(score, truth)
+    return figures_of(Scored(score, truth), seed=seed, resamples=resamples)
+
+
+def figures_of(scored: Scored, *, seed: int = 0, resamples: int = RESAMPLES) -> pl.DataFrame:
+    """As `figures`, of scores that lie beside the truth already."""
     values = _values(scored, np.ones(scored.n_households))
     drawn = [_values(scored, weights) for weights in draws(scored.n_households, resamples, seed)]
     spread = np.array([[sample[key] for key in values] for sample in drawn])

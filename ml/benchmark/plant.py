@@ -10,7 +10,7 @@ the others make an episode of `LASTING_NIGHTS`. What was planted stays in the re
 history of a later night is contaminated as it would be in service.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -67,6 +67,16 @@ class Truth:
         kept = np.isin(self.household, households)
         lasting = tuple(episode for episode in self.lasting if kept[episode.row])
         return Truth(self.household, self.counts & kept[:, None], self.kind, lasting)
+
+    def rows(self, kept: Bools) -> "Truth":
+        """These rows `[R]` alone."""
+        place = np.cumsum(kept) - 1
+        lasting = tuple(
+            replace(episode, row=int(place[episode.row]))
+            for episode in self.lasting
+            if kept[episode.row]
+        )
+        return Truth(self.household[kept], self.counts[kept], self.kind[kept], lasting)
 
 
 def copies_of(households: Ints, copies: int) -> Ints:

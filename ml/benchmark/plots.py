@@ -45,7 +45,7 @@ def time_to_detection(scored: Mapping[str, Scored], best: Sequence[str]) -> Figu
 
     figure, panel = _figure(f"Lasting anomalies found, at {BUDGET} false episodes in 1,000 nights")
     _lines(panel, scored, best, line)
-    panel.set(xlabel="nights since it began", ylabel="share found", ylim=(0, 1.02))
+    panel.set(xlabel="nights since it began", ylabel="share found", ylim=(0, None))
     panel.set_xticks((1, 3, 7, 14))
     return figure
 
@@ -72,7 +72,6 @@ def calibration(
     by_month.axhline(1, color=INK, lw=1, ls=":")
     by_month.set(yscale="symlog", ylabel="realised over target", ylim=(0, None))
     _label(by_month, f"By month, target {BUDGET} alarms in 1,000 nights")
-    rates.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
@@ -91,7 +90,6 @@ def alarms_per_home(scored: Mapping[str, Scored], best: Sequence[str]) -> Figure
     panel.plot((0, 1), (0, 1), color=INK, lw=1, ls=":")
     panel.set(xlabel="share of homes, most alarms first", ylabel="share of false alarms")
     panel.set(xlim=(0, 1), ylim=(0, 1.02))
-    panel.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -112,11 +110,11 @@ def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
             panel.text(
                 column, row, f"{value:.2f}"[-4:], ha="center", va="center", color=shade, fontsize=7
             )
-    panel.set_xticks(range(len(NAMES)), [name.replace("_", " ") for name in NAMES], fontsize=8)
+    panel.set_xticks(range(len(NAMES)), [_words(name) for name in NAMES], fontsize=8)
     panel.tick_params(axis="x", rotation=35)
     for tick in panel.get_xticklabels():
         tick.set_horizontalalignment("right")
-    panel.set_yticks(range(len(order)), order, fontsize=8)
+    panel.set_yticks(range(len(order)), [_words(name) for name in order], fontsize=8)
     panel.set_title(f"Recall at {BUDGET} false episodes in 1,000 nights", loc="left", fontsize=11)
     figure.colorbar(image, ax=panel, fraction=0.02, pad=0.01)
     return figure
@@ -132,21 +130,19 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 def _lines(
     panel: Axes, scored: Mapping[str, Scored], best: Sequence[str], line: Callable[[Scored], Line]
 ) -> None:
-    for name, one in scored.items():
+    for name in (*(name for name in scored if name not in best), *best):
         colour, order = _style(name, best)
-        label = name if name in best else None
-        panel.plot(*line(one), color=colour, lw=1.8 if label else 1, label=label, zorder=order)
-    handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    panel.legend(
-        [handles[name] for name in best if name in handles],
-        [name for name in best if name in handles],
-        frameon=False,
-        fontsize=8,
-    )
+        label, width = (_words(name), 1.8) if name in best else (None, 1)
+        panel.plot(*line(scored[name]), color=colour, lw=width, label=label, zorder=order)
+    panel.legend(frameon=False, fontsize=8)
 
 
 def _style(name: str, best: Sequence[str]) -> tuple[str, int]:
     return (COLOURS[list(best).index(name)], 3) if name in best else (QUIET, 2)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _label(panel: Axes, title: str) -> None:

@@ -96,9 +96,15 @@ def _by(
 ) -> list[str]:
     chosen = table.filter(figure=figure)
     names = columns or chosen["of"].unique(maintain_order=True).to_list()
+    nights = dict(table.filter(figure="control_nights").select("of", "value").iter_rows())
     cells = dict(zip(chosen.select("detector", "of").iter_rows(), chosen["value"], strict=True))
     rows = ([name, *(_number(cells.get((name, of))) for of in names)] for name in order)
-    return _ruled(["detector", *(name.replace("_", " ") for name in names)], rows)
+    return _ruled(["detector", *(_heading(name, nights.get(name)) for name in names)], rows)
+
+
+def _heading(name: str, nights: float | None) -> str:
+    words = name.replace("_", " ")
+    return words if nights is None else f"{words} ({nights:,.0f} nights)"
 
 
 def _cell(value: float, low: float | None, high: float | None, interval: bool) -> str:

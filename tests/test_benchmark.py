@@ -1,0 +1,332 @@
+"""The benchmark plants what it says, and measures as well-kept libraries and a pencil do."""
+
+import subprocess
+import sys
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ml import rules
+from ml.benchmark import peers
+from ml.benchmark.calibration import by_month, realised
+from ml.benchmark.controls import alarms, controls
+from ml.benchmark.figures import Scored, better, false_episodes, figures
+from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
+from ml.errors import UserError
+from ml.features import CONDITIONS, Fleet
+from ml.kinds import LASTING_NIGHTS, ONE_NIGHT, SLOW
+from tests import fleets
+
+NIGHTS = slice(40, 96)
+LEAST = 36
+
+
+def a_fleet(households: int = 8) -> Fleet:
+    """Readings with gaps, of which a household's eleventh half-hours are never there."""
+    kwh = fleets.kwh(households, NIGHTS.stop)
+    kwh[0, :, 10] = np.nan
+    kwh[1, 50, :20] = np.nan
+    return fleets.fleet(kwh)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Fleet, Fleet, Truth]:
+    """A fleet, the same with every kind planted in every household, and the truth."""
+    fleet = a_fleet()
+    rows = copies_of(np.arange(8), len(NAMES))
+    return fleet, *plant(fleet, rows, NIGHTS, seed=3, min_readings=LEAST)
+
+
+def test_readings_change_where_the_truth_says_and_nowhere_else(
+    planted: tuple[Fleet, Fleet, Truth],
+) -> None:
+    fleet, after, truth = planted
+    before = fleet.kwh[truth.household]
+    changed = ((after.kwh != before) & np.isfinite(before)).any(axis=2)
+    assert (changed == (truth.kind > 0)).all()
+    assert (np.isnan(after.kwh) == np.isnan(before)).all()
+    assert not changed[:, : NIGHTS.start].any()
+    assert not truth.counts[truth.household == 1, 50].any()
+
+
+def test_every_copy_of_a_household_carries_another_kind(
+    planted: tuple[Fleet, Fleet, Truth],
+) -> None:
+    _, _, truth = planted
+    kinds = [set(np.unique(row)) - {0} for row in truth.kind]
+    assert all(len(kind) <= 1 for kind in kinds)
+    for household in range(8):
+        carried = [
+            kind for kind, home in zip(kinds, truth.household, strict=True) if home == household
+        ]
+        assert len(set.union(*carried)) == sum(map(len, carried))
+
+
+def test_about_a_twelfth_is_planted_half_of_it_lasting(
+    planted: tuple[Fleet, Fleet, Truth],
+) -> None:
+    _, _, truth = planted
+    assert 0.05 < truth.planted.sum() / truth.counts.sum() < 0.11
+    lasting = np.zeros_like(truth.planted)
+    for episode in truth.lasting:
+        assert episode.kind not in ONE_NIGHT
+        assert episode.length <= LASTING_NIGHTS
+        lasting[episode.row, episode.first : episode.first + episode.length] = True
+        assert truth.of(episode.kind)[episode.row, episode.first]
+    assert 0.3 < (lasting & truth.planted).sum() / truth.planted.sum() < 0.7
+    assert (lasting | ~truth.of(SLOW[0])).all()
+
+
+def test_the_same_seed_plants_the_same() -> None:
+    fleet, rows = a_fleet(), np.arange(8)
+    one, _ = plant(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
+    two, _ = plant(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
+    other, _ = plant(fleet, rows, NIGHTS, seed=2, min_readings=LEAST)
+    np.testing.assert_array_equal(one.kwh, two.kwh)
+    assert not np.array_equal(one.kwh, other.kwh, equal_nan=True)
+
+
+def by_hand(kind: list[list[int]], lasting: tuple[Lasting, ...] = ()) -> Truth:
+    """One row a household, every night counts."""
+    kinds = np.array(kind, dtype=np.int8)
+    return Truth(np.arange(len(kinds)), np.ones(kinds.shape, dtype=bool), kinds, lasting)
+
+
+def value(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
+    return float(
+        table.filter(pl.col("figure") == figure, pl.col("of").eq_missing(of))["value"].item()
+    )
+
+
+@hypothesis_settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 50]))
+def test_figures_are_those_of_scikit_learn(seed: int, steps: int) -> None:
+    """Also where many scores are equal."""
+    random = np.random.default_rng(seed)
+    kind = random.integers(0, 3, (6, 40)) * (random.random((6, 40)) < 0.3)
+    kind[0, :3] = (0, 1, 2)
+    truth = by_hand(kind.tolist())
+    score = np.round((random.random(kind.shape) + 0.3 * (kind > 0)) * steps)
+    flat, is_planted = score.ravel(), kind.ravel() > 0
+    table, scored = figures(score, truth, resamples=0), Scored(score, truth)
+    curve = scored.curve(np.ones(6))
+    natural = curve.average_precision(float(is_planted.mean()))
+    assert natural == pytest.approx(average_precision_score(is_planted, flat))
+    assert value(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
+    kept = (kind.ravel() == 1) | ~is_planted
+    of_kind = roc_auc_score(is_planted[kept], flat[kept])
+    assert value(table, "auc", NAMES[0]) == pytest.approx(of_kind)
+
+
+def test_recall_counts_what_reaches_a_threshold_that_few_clean_nights_reach() -> None:
+    # 200 clean nights of scores 0 to 199, of which one in a hundred allows two: 198 and 199.
+    score = np.append(np.arange(200.0), (196.5, 198.0, 250.0, 3.0))[None]
+    table = figures(score, by_hand([[0] * 200 + [1, 1, 2, 2]]), resamples=0)
+    assert value(table, "recall_1pct") == 2 / 4
+    assert value(table, "recall_1pct", NAMES[0]) == 1 / 2
+    # No clean night may pass at 1 in 1,000.
+    assert value(table, "recall_0.1pct") == 1 / 4
+
+
+def test_an_open_case_silences_a_fortnight() -> None:
+    score = np.zeros((1, 40))
+    # Alert on 0 opens a case; 5 and 13 fall in its silence; 14 opens the next; 30 a third.
+    score[0, [0, 5, 13, 14, 30]] = 1
+    clean = by_hand([[0] * 40])
+    assert false_episodes(score, clean, np.array([1.0]))[0, 0] == 3
+    # What a planted night opened is no false episode, and silences what follows it.
+    told = by_hand([[1] + [0] * 39])
+    assert false_episodes(score, told, np.array([1.0]))[0, 0] == 2
+
+
+def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> None:
+    lasting = Lasting(row=0, first=20, length=14, kind=NAMES[0])
+    truth = by_hand([[0] * 20 + [1] * 14 + [0] * 66, [0] * 100], (lasting,))
+    score = np.zeros((2, 100))
+    score[0, 24] = 1  # the fifth night
+    table = figures(score, truth, resamples=0)
+    found = [value(table, f"found_within_{n}_nights_3_episodes") for n in (1, 3, 7, 14)]
+    assert found == [0, 0, 1, 1]
+
+
+def test_precision_at_the_top_of_a_night() -> None:
+    # Twenty homes, one night: four of the ten highest scores are planted ones.
+    kind = [[1] if home in (0, 1, 2, 3, 15) else [0] for home in range(20)]
+    table = figures(-np.arange(20.0)[:, None], by_hand(kind), resamples=0)
+    assert value(table, "precision_top_10") == 4 / 10
+    assert value(table, "precision_top_50") == 5 / 20
+
+
+def test_a_night_without_a_score_ranks_last() -> None:
+    score = np.array([[1.0, 2.0, np.nan, 5.0]])
+    assert value(figures(score, by_hand([[0, 0, 1, 1]]), resamples=0), "auc") == 0.5
+
+
+def test_households_that_do_not_count_change_nothing() -> None:
+    random = np.random.default_rng(0)
+    score = random.random((6, 30))
+    truth = by_hand((random.random((6, 30)) < 0.2).astype(int).tolist())
+    apart = figures(score[:3], by_hand(truth.kind[:3].tolist()), resamples=20)
+    among = figures(score, truth.among(np.arange(3)), resamples=20)
+    assert among.equals(apart, null_equal=True)
+
+
+def test_the_interval_is_of_households_and_holds_the_value() -> None:
+    """Copies of a household are one draw: more copies make no narrower interval."""
+    random = np.random.default_rng(1)
+    kind = (random.random((12, 60)) < 0.1).astype(np.int8)
+    score = random.normal(size=kind.shape) + kind * random.random((12, 1)) * 4
+    once = figures(score, by_hand(kind.tolist()), seed=5)
+    counts = np.ones((48, 60), dtype=bool)
+    copied = Truth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
+    four = figures(np.tile(score, (4, 1)), copied, seed=5)
+    for table in (once, four):
+        row = table.filter(pl.col("of").is_null(), figure="average_precision_8pct")
+        assert row["low"].item() < row["value"].item() < row["high"].item()
+    width = [(table["high"] - table["low"]).head(1).item() for table in (once, four)]
+    assert width[0] == pytest.approx(width[1])
+
+
+def test_better_is_sure_of_a_real_difference_and_unsure_of_none() -> None:
+    random = np.random.default_rng(2)
+    kind = (random.random((30, 60)) < 0.1).astype(np.int8)
+    truth = by_hand(kind.tolist())
+    good = random.normal(size=kind.shape) + 3 * kind
+    poor = random.normal(size=kind.shape) + kind
+    assert better(good, poor, truth) == 1
+    assert better(poor, good, truth) == 0
+    assert better(good, good, truth) == 0.5
+
+
+def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() -> None:
+    nights = [date(2013, 9, 1 + day) for day in range(30)] + [
+        date(2013, 10, 1 + d) for d in range(20)
+    ]
+    score = np.tile(np.arange(1000.0)[:, None], (1, 50))
+    score[:, 40:] += 30  # in the last ten nights three in a hundred more pass
+    counts = np.zeros((1000, 50), dtype=bool)
+    counts[:, 20:] = True
+    truth = Truth(np.arange(1000), counts, np.zeros((1000, 50), dtype=np.int8), ())
+    # 3 in 1,000 of the first twenty nights pass 997; 33 in 1,000 of the last ten.
+    table = by_month(score, truth, nights, slice(0, 20))
+    assert table["of"].to_list() == ["2013-09", "2013-10"]
+    assert table["value"].to_list() == pytest.approx([1.0, (3 + 33) / 2 / 3], rel=0.01)
+    assert realised(score[:, :40], truth_until(truth, 40), slice(0, 20), np.array([0.01])) == (
+        pytest.approx([0.01], rel=0.01)
+    )
+
+
+def truth_until(truth: Truth, night: int) -> Truth:
+    return Truth(truth.household, truth.counts[:, :night], truth.kind[:, :night], ())
+
+
+def test_controls_are_the_nights_they_are_named_for() -> None:
+    fleet = a_fleet()
+    known = fleet.conditions
+    known[...] = 0
+    known[:, 60:, CONDITIONS.index("is_summer_time")] = 1
+    known[:, 70, CONDITIONS.index("is_day_off")] = 1
+    known[:, [71, 72], CONDITIONS.index("is_day_off")] = 1
+    known[:, [71, 72], CONDITIONS.index("is_saturday")] = 1
+    known[2, 80, CONDITIONS.index("price_signal")] = 0.5
+    fleet.kwh[3, 85:90] = 0.001
+    real, snap, new = controls(fleet, np.arange(8), NIGHTS, LEAST)
+    places = {name: set(np.nonzero(nights)[1]) for name, nights in real.nights.items()}
+    assert places["clock_change"] == {60}
+    assert places["bank_holiday"] == {70}
+    assert places["price_event"] == {80}
+    assert places["absence"] == set(range(85, 90))
+    assert not real.nights["absence"][[0, 1, 2]].any()
+    span = snap.nights["cold_snap"].any(axis=0)
+    np.testing.assert_allclose(snap.fleet.kwh[:, span], fleet.kwh[:, span] * 1.3, rtol=1e-5)
+    np.testing.assert_array_equal(snap.fleet.kwh[:, ~span], fleet.kwh[:, ~span])
+    assert np.isnan(new.fleet.kwh[:, : NIGHTS.start - 7]).all()
+    assert new.nights["new_meter"].any(axis=0).argmax() == NIGHTS.start
+    loud = alarms([(real, np.where(real.nights["absence"], 1.0, 0.0))], limit=1)
+    assert value(loud, "alarms_per_1000", "absence") == 1000
+    assert value(loud, "alarms_per_1000", "bank_holiday") == 0
+
+
+@pytest.mark.parametrize("name", ["isolation_forest", "pca", "ecod"])
+def test_peers_see_a_day_unlike_any_other(name: str) -> None:
+    fleet = a_fleet()
+    peer = peers.fit_peer(name, fleet, seed=0, min_readings=LEAST)
+    other = fleets.fleet(fleet.kwh.copy())
+    other.kwh[4, 60, ::2] *= 20
+    score = peer(other)
+    assert np.nanargmax(score) == np.ravel_multi_index((4, 60), score.shape)
+    assert np.isnan(score[1, 50])
+
+
+def test_a_peer_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyod.models.iforest", None)
+    with pytest.raises(UserError, match="iforest is not installed"):
+        peers.fit_peer("isolation_forest", a_fleet(), seed=0, min_readings=LEAST)
+
+
+def test_the_benchmark_is_imported_without_its_peers() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['pyod'] = sys.modules['stumpy'] = None\n"
+        "import ml.benchmark.peers, ml.benchmark.plots, ml.benchmark.table\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rules_do_not_look_ahead_or_at_other_homes() -> None:
+    """A night in a longer history, and beside others, has the same figures."""
+    fleet = a_fleet()
+    early = fleets.fleet(fleet.kwh[2:4, :80])
+    for name, rule in rules.RULES.items():
+        whole, part = rule(fleet, LEAST), rule(early, LEAST)
+        np.testing.assert_allclose(part, whole[2:4, :80], rtol=1e-5, err_msg=name)
+
+
+def planted_days(day: np.ndarray) -> np.ndarray:
+    fleet = fleets.fleet(fleets.kwh(1, 60))
+    fleet.kwh[0, 59] = day
+    return np.array([rule(fleet, LEAST)[0] for rule in rules.RULES.values()])
+
+
+@pytest.mark.parametrize(
+    ("rule", "day"),
+    [
+        ("daily_kwh", fleets.kwh(1, 60)[0, 59] * 5),
+        ("daily_kwh", fleets.kwh(1, 60)[0, 59] / 5),
+        ("half_hours", fleets.kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
+        ("nearest_days", fleets.kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
+        ("identical_run", np.where(np.arange(48) < 20, 0.3, fleets.kwh(1, 60)[0, 59])),
+    ],
+)
+def test_each_rule_finds_what_it_is_for(rule: str, day: np.ndarray) -> None:
+    score = planted_days(day)[list(rules.RULES).index(rule)]
+    assert score.shape == (60,)
+    assert np.nanargmax(score) == 59
+
+
+def test_rules_are_silent_without_a_week_of_past_and_with_too_few_readings() -> None:
+    fleet = a_fleet()
+    for rule in rules.RULES.values():
+        score = rule(fleet, LEAST)
+        assert np.isnan(score[:, :7]).all()
+        assert np.isnan(score[1, 50])
+        assert np.isfinite(score[0, 60])
+
+
+def test_fusion_takes_the_rarest_of_ranks() -> None:
+    # Of 9 ordinary nights 4 reach 5: (1 + 4) / (1 + 9).
+    ordinary = np.array([1.0, 2, 3, 4, 4.5, 5, 6, 7, 8])
+    rank = rules.calibrated(np.array([[5.0, 9.0, np.nan]]), ordinary)
+    np.testing.assert_allclose(rank, [[-np.log10(0.5), 1.0, np.nan]])
+    fleet = a_fleet()
+    together = rules.fused(fleet, LEAST, slice(40, 60))
+    for rule in rules.RULES.values():
+        score = rule(fleet, LEAST)
+        alone = rules.calibrated(score, score[:, 40:60])
+        assert (together >= alone)[np.isfinite(alone)].all()

@@ -1,0 +1,111 @@
+"""`meterwatch evaluate`: from a lake to a table, pictures and runs."""
+
+from pathlib import Path
+
+import mlflow
+import polars as pl
+import pytest
+
+from flows.__main__ import main
+from ml.errors import UserError
+from tasks import evaluate, lake, registry
+from tasks.evaluate import EvaluateParameters, chosen, run_benchmark
+from tests import fleets
+from tests.homes import build_lake, give_store
+
+HOUSEHOLDS, NIGHTS = 24, 130
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A home with one benchmark of the rules and a network."""
+    home = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METERWATCH_HOME", str(home))
+        environment.setattr(evaluate, "ROWS", 40)
+        give_store(empty_store)
+        build_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        names = ("rules", "conditional_autoencoder")
+        run_benchmark(EvaluateParameters(detectors=names, seed=1))
+    return home
+
+
+@pytest.fixture
+def directory(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the benchmark left, with its home in use."""
+    monkeypatch.setenv("METERWATCH_HOME", str(benchmark))
+    (found,) = (benchmark / "benchmark").iterdir()
+    return found
+
+
+def test_every_detector_has_every_figure_on_seen_and_unseen_households(directory: Path) -> None:
+    table = pl.read_parquet(directory / "figures.parquet")
+    names = {*chosen(["rules"]), "conditional_autoencoder"}
+    names |= {f"conditional_autoencoder {kind}" for kind in ("evidence", "one-sided")}
+    assert set(table["detector"]) == names
+    keys = ("homes", "figure", "of")
+    (per_detector,) = set(table.group_by("detector").len()["len"])
+    assert table.select("detector", *keys).is_unique().all()
+    assert per_detector == table.select(keys).n_unique()
+    assert set(table["homes"]) == {"unseen", "seen"}
+    bounded = table.filter(pl.col("low").is_finite() & pl.col("value").is_finite())
+    assert bounded.select((pl.col("low") <= pl.col("high")).all()).item()
+
+
+def test_rules_beat_a_network_that_saw_nothing_but_noise(directory: Path) -> None:
+    """An identical run is never natural in simulated noise: the benchmark can see what is good."""
+    table = pl.read_parquet(directory / "figures.parquet").filter(
+        homes="unseen", figure="auc", detector="fusion"
+    )
+    stuck = table.filter(of="stuck")["value"].item()
+    assert stuck > 0.95
+    assert table.filter(pl.col("of").is_null())["value"].item() > 0.8
+
+
+def test_the_table_is_written_for_people(directory: Path) -> None:
+    text = (directory / "table.md").read_text()
+    assert text.count("| fusion |") == 7
+    assert "households held out, planted" in text
+    assert {path.stem for path in directory.glob("*.png")} == {
+        "precision_recall",
+        "recall_per_kind",
+        "calibration",
+        "time_to_detection",
+        "alarms_per_home",
+    }
+
+
+def test_each_detector_is_a_run_below_the_benchmark(directory: Path) -> None:
+    client = mlflow.MlflowClient(registry.store_uri())
+    experiment = client.get_experiment_by_name("meterwatch benchmark")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == [directory.name]
+    below = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    table = pl.read_parquet(directory / "figures.parquet")
+    assert set(below) == set(table["detector"])
+    value = table.filter(pl.col("of").is_null(), detector="fusion", homes="unseen", figure="auc")[
+        "value"
+    ].item()
+    assert below["fusion"].data.metrics["unseen/auc"] == value
+    kept = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+    assert {"table.md", "figures.parquet", "recall_per_kind.png"} <= kept
+
+
+def test_names_and_groups_are_detectors_in_one_order() -> None:
+    assert chosen(["pca", "daily_kwh", "rules"]) == [*chosen(["rules"]), "pca"]
+    assert set(chosen([])) == {name for names in evaluate.GROUPS.values() for name in names}
+    with pytest.raises(UserError, match="no detector 'oracle'; there are rules, peers"):
+        chosen(["oracle"])
+
+
+@pytest.mark.usefixtures("home")
+def test_too_few_nights_is_one_line(capfd: pytest.CaptureFixture[str], empty_store: Path) -> None:
+    give_store(empty_store)
+    build_lake(fleets.kwh(6, 40))
+    assert main(["evaluate", "--detectors", "rules"]) == 1
+    _, said = capfd.readouterr()
+    assert said.count("\n") == 1
+    assert "needs 28 nights to learn from and 28 after them" in said
+    assert not (lake.home() / "benchmark").exists()
