@@ -1,0 +1,308 @@
+"""A night against the household's own past: what a person would look at, as tensors.
+
+Everything is in log units of the household's own level, log(1 + kWh / level), and is computed for
+each household-night by itself.
+"""
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ml.schemas import HALF_HOURS
+
+HISTORY_NIGHTS: Final = 42
+RECENT_NIGHTS: Final = 14
+WEEK: Final = 7
+LEAST_HALF_HOURS: Final = 24
+LEAST_LEVEL_KWH: Final = 0.02
+SAME_KWH: Final = 5e-4
+
+QUANTILES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+NEAREST: Final = (0, 1, 2, 4, 9, 19, 30, 41)
+TYPICAL: Final = (2, 10, 21, 31, 39)
+"""Ranks among the household's own nights at which their distances are read."""
+MIDDLE: Final = HISTORY_NIGHTS // 2
+THIRDS: Final = 3
+QUARTERS: Final = 4
+DISTANT: Final = 1e4
+LIMIT: Final = 8.0
+
+
+class Described(NamedTuple):
+    """Nights `[B, K]` and what their past says of them."""
+
+    x: Tensor
+    """`[B, K, 48]` the night in level units, what is missing at the household's median."""
+    half_hours: Tensor
+    """`[B, K, C, 48]` figures of each half-hour."""
+    night: Tensor
+    """`[B, K, G]` figures of the night."""
+
+
+class _Past(NamedTuple):
+    """Nights before `[B, N, 48]`, and each half-hour's distribution among them."""
+
+    x: Tensor
+    ordered: Tensor
+    """`[B, 48, N]`."""
+    quantiles: Tensor
+    """`[B, Q, 48]`."""
+    recent: tuple[Tensor, Tensor]
+    """Mean and standard deviation `[B, 48]` of the last two weeks."""
+    older: tuple[Tensor, Tensor]
+    """The same of the nights before those."""
+    all: tuple[Tensor, Tensor]
+
+
+def usual_level(history: Tensor) -> Tensor:
+    """Median of the daily means `[B]` of nights `[B, N, 48]`, kWh per half-hour."""
+    observed = ~history.isnan()
+    enough = observed.sum(dim=2) >= LEAST_HALF_HOURS
+    means = torch.where(enough, history.nanmean(dim=2), torch.nan)
+    return means.nanmedian(dim=1).values.nan_to_num(nan=0.0).clamp(min=LEAST_LEVEL_KWH)
+
+
+def complete(history: Tensor, level: Tensor) -> Tensor:
+    """Nights `[B, N, 48]` without gaps: half-hours at their mean, whole nights as another one.
+
+    Nights that are missing are stood in for by those that are there, the latest first.
+    """
+    there = (~history.isnan()).sum(dim=2) >= LEAST_HALF_HOURS
+    mean = torch.where(there[:, :, None], history, torch.nan).nanmean(dim=1, keepdim=True)
+    mean = torch.where(mean.isnan(), level[:, None, None], mean)
+    filled = torch.where(history.isnan(), mean, history)
+    nights = history.shape[1]
+    latest = torch.arange(nights - 1, -1, -1, device=history.device)
+    found = torch.where(there, latest, latest + nights).argsort(dim=1)
+    turn = latest % there.sum(dim=1, keepdim=True).clamp(min=1)
+    stand_in = torch.where(there, nights - 1 - latest, found.gather(1, turn))
+    return filled.gather(1, stand_in[:, :, None].expand_as(filled))
+
+
+def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
+    """Hold nights `[B, K, 48]`, NaN where missing, against `HISTORY_NIGHTS` complete nights.
+
+    Both in kWh; the nights follow upon the history, one after another.
+    """
+    unit = level[:, None, None]
+    past = _past(torch.log1p(history / unit))
+    observed = ~nights.isnan()
+    median = past.quantiles[:, None, len(QUANTILES) // 2]
+    x = torch.where(observed, torch.log1p(nights / unit), median)
+    days = torch.cat((past.x, x), dim=1)
+    views = _views(days)
+    distances = [_distances(view) for view in views]
+    near = [_blend(distances[view], past.x, width) for view, width in ((0, 0.08), (1, 0.06))]
+    half_hours = [*_positions(past, x), *(x - blend for blend in near), x - _same_weekday(past, x)]
+    outside = _outside(past, x, near[0])
+    repeats, zeros, habits = _repeats(history, nights)
+    wide = [past.recent[0] - past.older[0], past.all[1], *past.quantiles.unbind(dim=1)]
+    half_hours += [*outside[:4], repeats, zeros, observed.to(x.dtype)]
+    half_hours += [value[:, None].expand_as(x) for value in wide]
+    figures = [
+        *(_nearness(view, distance) for view, distance in zip(views, distances, strict=True)),
+        _statistics(days, views[3]),
+        habits,
+        _alignment(past.all[0], x),
+        level.log()[:, None, None].expand(*x.shape[:2], 1),
+        observed.to(x.dtype).mean(dim=2, keepdim=True),
+        *_pooled(outside),
+    ]
+    night = torch.cat(figures, dim=2).clamp(-LIMIT, LIMIT)
+    return Described(x, torch.stack(half_hours, dim=2), night)
+
+
+def ordered(values: Tensor) -> Tensor:
+    """Sorted along the last dimension; on a CPU by NumPy, which is nine times as fast."""
+    if values.is_cuda or torch.compiler.is_exporting():
+        return values.sort(dim=-1).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+
+
+def _past(x: Tensor) -> _Past:
+    by_half_hour = ordered(x.transpose(1, 2).contiguous())
+    places = [round(q * (HISTORY_NIGHTS - 1)) for q in QUANTILES]
+    return _Past(
+        x=x,
+        ordered=by_half_hour,
+        quantiles=by_half_hour[:, :, places].transpose(1, 2).contiguous(),
+        recent=_moments(x[:, -RECENT_NIGHTS:]),
+        older=_moments(x[:, :-RECENT_NIGHTS]),
+        all=_moments(x),
+    )
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over dimension 1."""
+    mean = values.mean(dim=1)
+    return mean, ((values**2).mean(dim=1) - mean**2).clamp(min=0).sqrt()
+
+
+def _z(x: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    mean, deviation = (value[:, None] for value in moments)
+    return ((x - mean) / (deviation + 0.12)).clamp(-LIMIT, LIMIT)
+
+
+def _rank(among: Tensor, values: Tensor) -> Tensor:
+    """Share of `among` `[..., N]`, sorted, that lies below, half of what is equal."""
+    below = torch.searchsorted(among, values)
+    upto = torch.searchsorted(among, values, right=True)
+    return (below + upto).to(values.dtype) / (2 * among.shape[-1])
+
+
+def _positions(past: _Past, x: Tensor) -> list[Tensor]:
+    """Where each half-hour stands among the same half-hours of the nights before."""
+    rank = _rank(past.ordered, x.transpose(1, 2).contiguous()).transpose(1, 2)
+    median = past.quantiles[:, None, len(QUANTILES) // 2]
+    return [x, x - median, _z(x, past.all), _z(x, past.older), _z(x, past.recent), rank]
+
+
+def _same_weekday(past: _Past, x: Tensor) -> Tensor:
+    """Mean of the nights one, two, three ... weeks before each night."""
+    means = []
+    for night in range(x.shape[1]):
+        last = HISTORY_NIGHTS + night
+        weeks = [place for place in range(last - WEEK, -1, -WEEK) if place < HISTORY_NIGHTS]
+        means.append(past.x[:, weeks].mean(dim=1))
+    return torch.stack(means, dim=1)
+
+
+def _outside(past: _Past, x: Tensor, near: Tensor) -> list[Tensor]:
+    """How far each half-hour leaves what was seen at that time of day, an hour's slack given."""
+    high = nn.functional.max_pool1d(past.quantiles[:, -2:], 3, 1, 1)[:, None]
+    low = -nn.functional.max_pool1d(-past.quantiles[:, :2], 3, 1, 1)[:, None]
+    z = _z(x, past.older) / 4
+    signed = (x - high[:, :, 1], low[:, :, 0] - x, x - high[:, :, 0], low[:, :, 1] - x)
+    return [value.clamp(min=0) for value in (*signed, x - near, near - x, z, -z)]
+
+
+def _pooled(outside: list[Tensor]) -> list[Tensor]:
+    """Means and maxima over the quarters of the day, and over the day."""
+    quarters = _parts(torch.stack(outside, dim=2), QUARTERS)
+    mean, most = quarters.mean(dim=4), quarters.amax(dim=4)
+    day = mean.mean(dim=3)
+    pooled = (3 * mean.flatten(2), 3 * day, most.flatten(2), most.amax(dim=3))
+    return [*pooled, torch.log1p(20 * day)]
+
+
+def _views(days: Tensor) -> list[Tensor]:
+    """Days `[B, N, 48]` as vectors: by half-hour, coarser, sorted, and their steps."""
+    coarse = _parts(days, 16).mean(dim=3)
+    coarser = _parts(coarse, 4).mean(dim=3)
+    return [days, coarse, coarser, ordered(days), days.diff(dim=2)]
+
+
+def _distances(view: Tensor) -> Tensor:
+    """Root mean square distances `[B, K, N]` of the nights to those before."""
+    return _squares(view, slice(HISTORY_NIGHTS, None)).clamp(min=0).sqrt()
+
+
+def _squares(view: Tensor, rows: slice) -> Tensor:
+    """Mean squared distances of some nights `[B, R, W]` to the history, by a Gram matrix."""
+    vectors = view / math.sqrt(view.shape[2])
+    norms = (vectors**2).sum(dim=2)
+    ours, past = vectors[:, rows], vectors[:, :HISTORY_NIGHTS]
+    norm = norms[:, rows, None] + norms[:, None, :HISTORY_NIGHTS]
+    return torch.baddbmm(norm, ours, past.transpose(1, 2), alpha=-2)
+
+
+def _nearness(view: Tensor, distances: Tensor) -> Tensor:
+    """How near the nights before are, next to how near they are to one another, `[B, K, 18]`.
+
+    Nearest neighbours are taken in each third of the history, so that a recent anomaly that lasts
+    does not pass for a habit.
+    """
+    among = _squares(view, slice(0, HISTORY_NIGHTS))
+    among = among + DISTANT * torch.eye(HISTORY_NIGHTS, device=view.device)
+    own = ordered(_by_third(among).clamp(min=0).sqrt().mean(dim=2))
+    thirds = _by_third(distances)
+    nearest = torch.stack(
+        (thirds.mean(dim=2), thirds[:, :, :-1].mean(dim=2), thirds[:, :, -1]), dim=2
+    )
+    ratio = (nearest / (own[:, MIDDLE, None, None] + 0.03)).log().clamp(min=-LIMIT)
+    rank = torch.searchsorted(own, nearest[:, :, :2].flatten(1).contiguous())
+    return torch.cat(
+        (
+            ordered(distances)[:, :, NEAREST],
+            own[:, None, TYPICAL].expand(-1, distances.shape[1], -1),
+            ratio,
+            rank.view(*nearest.shape[:2], 2).to(view.dtype) / HISTORY_NIGHTS,
+        ),
+        dim=2,
+    )
+
+
+def _by_third(distances: Tensor) -> Tensor:
+    """The least distance `[B, R, 3]` to each third of the history."""
+    return _parts(distances, THIRDS).amin(dim=3)
+
+
+def _blend(distances: Tensor, past: Tensor, width: float) -> Tensor:
+    """The nights before, weighted by how near they are."""
+    return torch.bmm(torch.softmax(-distances / width, dim=2), past)
+
+
+def _statistics(days: Tensor, by_size: Tensor) -> Tensor:
+    """Plain figures of a day, each as z, as z against the older nights, and as rank."""
+    mean = days.mean(dim=2)
+    step = days.diff(dim=2)
+    slope = torch.linspace(-1, 1, HALF_HOURS, device=days.device, dtype=days.dtype)
+    quarters = _parts(days, QUARTERS).mean(dim=3)
+    figures = torch.stack(
+        (
+            mean,
+            *(by_size[:, :, place] for place in (47, 45, 2, 12, 24, 36)),
+            step.abs().mean(dim=2),
+            step.abs().amax(dim=2),
+            ((days**2).mean(dim=2) - mean**2).clamp(min=0).sqrt(),
+            *quarters.unbind(dim=2),
+            ((days - mean[:, :, None]) * slope).mean(dim=2),
+            (step.abs() < 1e-6).to(days.dtype).mean(dim=2),
+        ),
+        dim=2,
+    )
+    before, nights = figures[:, :HISTORY_NIGHTS], figures[:, HISTORY_NIGHTS:]
+    center, spread = (value[:, None] for value in _moments(before))
+    older, older_spread = (value[:, None] for value in _moments(before[:, :-RECENT_NIGHTS]))
+    rank = _rank(
+        ordered(before.transpose(1, 2).contiguous()), nights.transpose(1, 2).contiguous()
+    ).transpose(1, 2)
+    z, older_z = (nights - center) / (spread + 0.03), (nights - older) / (older_spread + 0.03)
+    usual = (center.expand_as(nights), spread.expand_as(nights))
+    return torch.cat((z.clamp(-LIMIT, LIMIT), older_z.clamp(-LIMIT, LIMIT), rank, *usual), dim=2)
+
+
+def _repeats(history: Tensor, nights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Half-hours that repeat the one before, and zeros; runs of them beside the habit."""
+    repeated = nn.functional.pad((nights.diff(dim=2).abs() < SAME_KWH).to(nights.dtype), (1, 0))
+    zero = (nights < SAME_KWH).to(nights.dtype)
+    habit = torch.stack(
+        (
+            (history.diff(dim=2).abs() < SAME_KWH).to(nights.dtype).mean(dim=(1, 2)),
+            (history < SAME_KWH).to(nights.dtype).mean(dim=(1, 2)),
+        ),
+        dim=1,
+    )
+    runs = [nn.functional.avg_pool1d(repeated, 2 * n + 1, 1, n).amax(dim=2) for n in (3, 6)]
+    own = torch.stack((*runs, repeated.mean(dim=2), zero.mean(dim=2)), dim=2)
+    return repeated, zero, torch.cat((own, habit[:, None].expand(-1, own.shape[1], -1)), dim=2)
+
+
+def _alignment(mean: Tensor, x: Tensor) -> Tensor:
+    """Correlation with the mean day, turned by every hour, and with the mean day backwards."""
+    usual = (mean - mean.mean(dim=1, keepdim=True))[:, None]
+    day = x - x.mean(dim=2, keepdim=True)
+    size = (day.norm(dim=2) * usual.norm(dim=2) + 0.1)[:, :, None]
+    waves, usual_waves = torch.fft.rfft(day), torch.fft.rfft(usual).conj()
+    turned = torch.fft.irfft(waves * usual_waves, n=HALF_HOURS) / size
+    backwards = torch.fft.irfft(waves.conj() * usual_waves, n=HALF_HOURS) / size
+    gain = turned.amax(dim=2, keepdim=True) - turned[:, :, :1]
+    return torch.cat((turned[:, :, ::2], backwards[:, :, -2:-1], gain), dim=2)
+
+
+def _parts(values: Tensor, count: int) -> Tensor:
+    """The last dimension in `count` equal parts, `[..., count, width]`."""
+    return values.reshape(*values.shape[:-1], count, -1)

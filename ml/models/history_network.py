@@ -1,0 +1,186 @@
+"""A denoising autoencoder with detection heads, told the household's own last six weeks.
+
+It learns to tell real nights from corrupted ones, to point at the half-hours, and to rebuild what
+was there before (outlier exposure, Hendrycks et al. 2019; denoising autoencoders, Vincent et al.
+2008). No label is needed.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ml.corruptions import corrupt
+from ml.features import CONDITIONS
+from ml.history import HISTORY_NIGHTS, Described, complete, describe, usual_level
+from ml.models.network import Judged, Network, NetworkConfig, Recipe, Standard, Windows
+from ml.schemas import HALF_HOURS
+
+NIGHTS = 4
+"""Nights that share a history while training."""
+CORRUPTED_NIGHTS = 17
+"""The last nights of a window that may be corrupted: two weeks of history among them."""
+CONDITION_SIZE = 8
+
+
+class HistoryNetworkConfig(NetworkConfig):
+    """Sizes of the network."""
+
+    width: int = Field(256, ge=1)
+    blocks: int = Field(2, ge=0)
+    channels: int = Field(16, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+
+class _Block(nn.Module):
+    """A residual layer (He et al. 2016), normalised first."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = x + self.layers(x)
+        return changed
+
+
+class HistoryNetwork(Network):
+    """The last six weeks, the conditions and a night in; log odds of an anomaly out."""
+
+    lead_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
+    two_sided: ClassVar[bool] = False
+    config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
+    recipe: ClassVar[Recipe] = Recipe(
+        max_epochs=24,
+        patience=24,
+        batch_size=128,
+        epoch_size=1 << 15,
+        validation_size=1 << 11,
+        learning_rate=2e-3,
+        weight_decay=0.02,
+    )
+
+    def __init__(self, config: HistoryNetworkConfig) -> None:
+        super().__init__()
+        self.conditions = Standard(len(CONDITIONS))
+        n_half_hour, n_night = _sizes()
+        self.half_hour_scale = nn.BatchNorm1d(n_half_hour)
+        self.night_scale = nn.BatchNorm1d(n_night)
+        self.convolution = nn.Conv1d(n_half_hour, config.channels, 5, padding=2)
+        self.condition = nn.Sequential(nn.Linear(len(CONDITIONS), CONDITION_SIZE), nn.GELU())
+        size = (HALF_HOURS + 2) * config.channels + n_night + CONDITION_SIZE
+        self.trunk = nn.Sequential(
+            nn.Identity(),
+            nn.Linear(size, config.width),
+            *(_Block(config.width, config.dropout) for _ in range(config.blocks)),
+            nn.LayerNorm(config.width),
+            nn.GELU(),
+        )
+        self.night_head = nn.Linear(config.width, 1)
+        self.half_hour_head = nn.Linear(config.width, 2 * HALF_HOURS)
+        self.local_head = nn.Conv1d(config.channels, 2, 1)
+
+    def fit_scales(self, windows: Windows) -> None:
+        """Scales of the conditions; those of the history are learnt with the network."""
+        self.conditions.fit(windows.conditions)
+
+    def forward(self, windows: Windows) -> Judged:
+        """Log odds that the night, and that each half-hour, is not the household's own."""
+        history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
+        level = usual_level(history)
+        described = describe(complete(history, level), night, level)
+        logit, half_hour, expected = self._heads(described, windows.conditions)
+        kwh = torch.expm1(expected).clamp(min=0) * level[:, None]
+        return Judged(kwh, torch.where(night[:, 0].isnan(), torch.nan, half_hour), logit)
+
+    def loss(self, windows: Windows) -> Tensor:
+        """Cross-entropy of nights and half-hours, and how well the real night is rebuilt."""
+        observed = ~windows.kwh[:, -NIGHTS:].isnan()
+        real = augmented(complete(windows.kwh, usual_level(windows.kwh)))
+        level = usual_level(real[:, :HISTORY_NIGHTS])
+        kept = real[:, :-CORRUPTED_NIGHTS]
+        corrupted = corrupt(real[:, -CORRUPTED_NIGHTS:], level, NIGHTS)
+        kwh = torch.cat((kept, corrupted.kwh), dim=1)
+        history = kwh[:, :HISTORY_NIGHTS]
+        level = usual_level(history)
+        nights = torch.where(observed & _seen(observed), kwh[:, -NIGHTS:], torch.nan)
+        described = describe(history, nights, level)
+        conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
+        logit, half_hour, expected = self._heads(described, conditions)
+        target = torch.log1p(real[:, -NIGHTS:] / level[:, None, None]).flatten(0, 1)
+        binary = nn.functional.binary_cross_entropy_with_logits
+        night_loss = binary(logit, corrupted.night[:, -NIGHTS:].flatten().to(logit.dtype))
+        shown = corrupted.half_hour[:, -NIGHTS:].flatten(0, 1).to(logit.dtype)
+        rebuilt = nn.functional.smooth_l1_loss(expected, target)
+        return night_loss + 0.3 * binary(half_hour, shown) + 0.3 * rebuilt
+
+    def _heads(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log odds `[B]` and `[B, 48]`, and the expected readings in level units `[B, 48]`."""
+        dtype = self.night_head.weight.dtype
+        half_hours = self.half_hour_scale(described.half_hours.flatten(0, 1).to(dtype))
+        local = nn.functional.gelu(self.convolution(half_hours))
+        known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
+        told = self.condition(known.to(dtype))
+        if self.training:
+            told = told * (torch.rand(len(told), 1, device=told.device) < 0.5)
+        night = self.night_scale(described.night.flatten(0, 1).to(dtype))
+        inputs = (local.flatten(1), local.mean(dim=2), local.amax(dim=2), night, told)
+        hidden = self.trunk(torch.cat(inputs, dim=1))
+        wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
+        return self.night_head(hidden)[:, 0], wide[:, 0], wide[:, 1]
+
+
+def augmented(kwh: Tensor) -> Tensor:
+    """Other homes that might be, from windows `[B, N, 48]` without gaps.
+
+    The sum of two homes is a home; so is one of another size, on another clock, with other days in
+    its past, or one of which little is known and the rest is borrowed from another home.
+    """
+    rows, nights = kwh.shape[:2]
+    device = kwh.device
+
+    def chance(share: float) -> Tensor:
+        return torch.rand(rows, 1, 1, device=device) < share
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(rows, 1, 1, device=device)
+
+    mean = kwh.mean(dim=(1, 2), keepdim=True).clamp(min=0.02)
+    other = (kwh / mean)[torch.randperm(rows, device=device)] * mean
+    kwh = torch.lerp(kwh, other, torch.where(chance(0.2), uniform(0, 0.9), 0.0))
+    kwh = kwh * torch.where(chance(0.7), uniform(-0.8, 0.8), 0.0).exp()
+    shift = torch.where(chance(0.5), uniform(-4, 5).floor(), 0.0)[:, 0].long()
+    place = torch.arange(nights * HALF_HOURS, device=device) + shift
+    kwh = kwh.flatten(1).gather(1, place.clamp(0, nights * HALF_HOURS - 1)).view_as(kwh)
+    past = torch.arange(nights, device=device) < HISTORY_NIGHTS
+    swapped = (torch.rand(rows, nights, device=device) < 0.1) & chance(0.2)[:, 0] & past
+    anywhere = torch.randint(HISTORY_NIGHTS, (rows, nights), device=device)
+    source = torch.where(swapped, anywhere, torch.arange(nights, device=device))
+    kwh = kwh.gather(1, source[:, :, None].expand_as(kwh))
+    unknown = HISTORY_NIGHTS - uniform(3, 28).long()
+    borrowed = chance(0.05) & (torch.arange(nights, device=device)[:, None] < unknown)
+    return (torch.where(borrowed, other, kwh) * 1000).round() / 1000
+
+
+def _seen(observed: Tensor) -> Tensor:
+    """Hide a stretch of some nights `[B, K, 48]`, as a meter that did not report."""
+    rows = (*observed.shape[:2], 1)
+    clock = torch.arange(HALF_HOURS, device=observed.device)
+    first = torch.randint(HALF_HOURS, rows, device=observed.device)
+    length = torch.randint(1, 13, rows, device=observed.device)
+    hidden = torch.rand(rows, device=observed.device) < 0.1
+    return ~(hidden & ((clock - first) % HALF_HOURS < length))
+
+
+def _sizes() -> tuple[int, int]:
+    """How many figures `describe` gives of a half-hour and of a night."""
+    nothing = torch.zeros(1, HISTORY_NIGHTS, HALF_HOURS)
+    described = describe(nothing, nothing[:, :1], torch.ones(1))
+    return described.half_hours.shape[2], described.night.shape[2]
