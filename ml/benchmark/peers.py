@@ -19,7 +19,7 @@ PYOD: Final[Mapping[str, tuple[str, str, Mapping[str, Any], int]]] = {
     "ecod": ("ecod", "ECOD", {}, 20_000),
     "pca": ("pca", "PCA", {"n_components": 8, "n_selected_components": 8}, 50_000),
     "knn": ("knn", "KNN", {"n_neighbors": 5}, 10_000),
-    "gmm": ("gmm", "GMM", {"n_components": 8}, 20_000),
+    "gmm": ("gmm", "GMM", {"n_components": 8, "max_iter": 500}, 20_000),
     "plain_autoencoder": ("auto_encoder", "AutoEncoder", {"verbose": 0}, 20_000),
 }
 PEERS: Final = (*PYOD, MATRIX_PROFILE)

@@ -134,7 +134,7 @@ def _lines(
         colour, order = _style(name, best)
         label, width = (_words(name), 1.8) if name in best else (None, 1)
         panel.plot(*line(scored[name]), color=colour, lw=width, label=label, zorder=order)
-    panel.legend(frameon=False, fontsize=8)
+    panel.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 
 
 def _style(name: str, best: Sequence[str]) -> tuple[str, int]:
