@@ -74,7 +74,8 @@ class IndexBatches:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Windows]:
-        for places in torch.split(self._order(), self.batch_size):
+        # Of nearly equal size: batch normalisation fails on a last batch of one.
+        for places in torch.tensor_split(self._order(), len(self)):
             yield self.windows.take(places)
 
     def _order(self) -> Tensor:

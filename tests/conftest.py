@@ -1,10 +1,14 @@
 """Fixtures that several test modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tasks import lake
+
+# Two workers on two cores: a second thread of torch would only spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONDON = Path(__file__).parents[2] / "shared" / "lcl"
 

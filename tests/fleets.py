@@ -70,10 +70,16 @@ def fleet(readings: np.ndarray, start: date = START) -> Fleet:
 
 def detector(known: Fleet, model: str = DEFAULT) -> Detector:
     """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
+    built = untrained(known, model)
+    calibrate(built, known, nights=28, min_readings=36)
+    return built
+
+
+def untrained(known: Fleet, model: str = DEFAULT) -> Detector:
+    """A detector that has learned nothing but scales."""
     torch.manual_seed(0)
     built = Detector(DetectorConfig(model=model))
     built.network.fit_scales(windows(known, built.network.lead_nights))
-    calibrate(built, known, nights=28, min_readings=36)
     return built
 
 

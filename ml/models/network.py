@@ -63,6 +63,8 @@ class Network(nn.Module, ABC):
     """Nights of readings wanted before the night."""
     two_sided: ClassVar[bool] = True
     """Whether an unusually low score is as suspicious as a high one."""
+    at_once: ClassVar[int] = 2048
+    """Household-nights that are judged at once: what is fastest on a CPU."""
     config_class: ClassVar[type[NetworkConfig]]
     recipe: ClassVar[Recipe] = Recipe()
 
@@ -147,6 +149,38 @@ class ExpectingNetwork(Network):
     def _expected(self, standard: Tensor, conditions: Tensor) -> Tensor:
         known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
         return self.expect(torch.nan_to_num(standard, nan=0.0), known).to(standard.dtype)
+
+
+class ForecastingNetwork(ExpectingNetwork):
+    """A network that forecasts a night in blocks, each from the half-hours right before it."""
+
+    lead_nights: ClassVar[int] = 3
+    at_once: ClassVar[int] = 16
+    window: ClassVar[int] = 100
+    horizon: ClassVar[int] = 12
+
+    @abstractmethod
+    def forecast(self, past: Tensor) -> Tensor:
+        """The standardised readings `[N, horizon]` that follow `past` `[N, window]`."""
+
+    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+        """Forecast every block of the night."""
+        return self.forecast(self._pasts(readings).flatten(0, 1)).view(-1, HALF_HOURS)
+
+    def loss(self, windows: Windows) -> Tensor:
+        """Mean squared error of one block of each night, drawn at random, in standard units."""
+        standard = self.readings(in_level_units(windows))
+        pasts = self._pasts(torch.nan_to_num(standard, nan=0.0))
+        rows = torch.arange(len(pasts), device=pasts.device)
+        block = torch.randint(pasts.shape[1], (len(pasts),), device=pasts.device)
+        forecast = self.forecast(pasts[rows, block]).to(standard.dtype)
+        return mean_square(forecast - standard[:, -1].unflatten(1, (-1, self.horizon))[rows, block])
+
+    def _pasts(self, readings: Tensor) -> Tensor:
+        """The half-hours before each block, `[B, 48 / horizon, window]`."""
+        first = self.lead_nights * HALF_HOURS - self.window
+        series = readings.flatten(1)[:, first : -self.horizon]
+        return series.unfold(1, self.window, self.horizon)
 
 
 def in_level_units(windows: Windows) -> Tensor:

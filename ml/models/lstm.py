@@ -1,0 +1,43 @@
+"""The LSTM forecaster (Hochreiter & Schmidhuber 1997): 100 half-hours in, the next 12 out."""
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ml.models.network import ForecastingNetwork, NetworkConfig, Recipe
+
+
+class LstmConfig(NetworkConfig):
+    """Sizes of the network."""
+
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Lstm(ForecastingNetwork):
+    """The last state of the last layer, projected on the horizon."""
+
+    config_class: ClassVar[type[NetworkConfig]] = LstmConfig
+    at_once: ClassVar[int] = 64
+    recipe: ClassVar[Recipe] = Recipe(
+        max_epochs=10,
+        learning_rate=1e-3,
+        batch_size=256,
+        epoch_size=1 << 14,
+        validation_size=1 << 11,
+    )
+
+    def __init__(self, config: LstmConfig) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(
+            1, config.width, config.layers, batch_first=True, dropout=config.dropout
+        )
+        self.head = nn.Linear(config.width, self.horizon)
+
+    def forecast(self, past: Tensor) -> Tensor:
+        """Forecast from the state after the last half-hour."""
+        states, _ = self.recurrent(past[..., None])
+        following: Tensor = self.head(states[:, -1])
+        return following

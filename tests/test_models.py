@@ -1,0 +1,244 @@
+"""Every network that a file names keeps what training, scoring and registering rely on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from ml.detector import Detector, DetectorConfig
+from ml.features import scaled
+from ml.loop import FitParameters, NetworkModule
+from ml.models import NAMES, network_class
+from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
+from ml.models.transformer import sinusoids
+from ml.score import judge
+from ml.train import fit
+from ml.windows import FleetWindows
+from tasks.artefact import load, save
+from tasks.train import TrainParameters
+from tests import fleets
+from tests.test_train import equal
+
+SEEDS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
+HOUSEHOLDS, NIGHTS, MIN_READINGS = 4, 30, 36
+every_model = pytest.mark.parametrize("model", NAMES)
+
+
+def built(model: str) -> Network:
+    """A network in double precision that has learned nothing but its scales."""
+    known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+    return fleets.untrained(known, model).network.double().eval()
+
+
+def batch(network: Network, nights: int = 6, seed: int = 0) -> Windows:
+    """The last nights of a household in double precision, gaps among them."""
+    kwh = fleets.kwh(1, NIGHTS, seed)
+    kwh[0, -3, 5:11], kwh[0, -6] = np.nan, np.nan
+    windows = fleets.windows(fleets.fleet(kwh), network.lead_nights)
+    return Windows(*(part[-nights:].double() for part in windows))
+
+
+def test_the_models_of_the_seeds_are_there() -> None:
+    assert set(NAMES) >= SEEDS
+
+
+@every_model
+def test_a_file_holds_one_network_with_its_sizes_and_recipe(model: str) -> None:
+    kind = network_class(model)
+    assert kind.__module__ == f"ml.models.{model}"
+    network = kind(kind.config_class())
+    assert sum(weight.numel() for weight in network.parameters()) > 0
+    parameters = FitParameters(model=model)
+    assert parameters.model_dump(exclude={"model", "seed"}) == kind.recipe.model_dump()
+    assert FitParameters(model=model, max_epochs=1).learning_rate == kind.recipe.learning_rate
+
+
+def test_an_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="no model 'crystal_ball'; there are batchnorm_auto"):
+        FitParameters(model="crystal_ball")
+
+
+def test_the_form_offers_the_models_as_a_drop_down() -> None:
+    schema = TrainParameters.model_json_schema()["properties"]["model"]
+    assert (schema["type"], schema["enum"]) == ("string", list(NAMES))
+
+
+@every_model
+def test_what_comes_out_has_its_shape_and_is_missing_where_readings_are(model: str) -> None:
+    network = built(model)
+    windows = batch(network)
+    judged = network(windows)
+    assert judged.expected.shape == judged.half_hour.shape == (6, 48)
+    assert judged.score.shape == (6,)
+    assert torch.isfinite(judged.expected).all()
+    assert torch.isfinite(judged.score).all()
+    missing = windows.kwh[:, -1].isnan()
+    assert torch.equal(judged.half_hour.isnan(), missing)
+
+
+@every_model
+def test_a_household_night_is_judged_alike_alone_and_in_any_order(model: str) -> None:
+    network = built(model)
+    windows = batch(network)
+    among = network(windows)
+    order = torch.tensor([3, 5, 0, 1, 4, 2])
+    shuffled = network(Windows(*(part[order] for part in windows)))
+    alone = network(Windows(*(part[3:4] for part in windows)))
+    for one, other in ((shuffled, 0), (alone, 0)):
+        torch.testing.assert_close(one.score[other], among.score[3], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(one.expected[other], among.expected[3], rtol=1e-7, atol=1e-9)
+
+
+@every_model
+def test_neither_loss_nor_gradient_depends_on_a_missing_half_hour(model: str) -> None:
+    """An unknown reading is read as NaN or as nothing: no weight may become NaN by it."""
+    network = built(model).float().train()
+    torch.manual_seed(0)
+    loss = network.loss(Windows(*(part.float() for part in batch(network))))
+    loss.backward()
+    assert torch.isfinite(loss)
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@every_model
+def test_a_few_steps_lower_the_loss(model: str) -> None:
+    network = built(model).float()
+    windows = Windows(*(part.float() for part in batch(network, nights=16)))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+
+    def loss() -> Tensor:
+        torch.manual_seed(0)
+        return network.loss(windows)
+
+    before = loss().item()
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < before
+
+
+@every_model
+def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Path) -> None:
+    known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+    quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
+    fitted = fit(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
+    save(fitted, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.config == fitted.config
+    assert equal(loaded.state_dict(), fitted.state_dict())
+    night = judge(loaded, known, MIN_READINGS)
+    assert np.isfinite(night.score).all()
+    assert ((night.p_value > 0) & (night.p_value <= 1)).all()
+
+
+def test_sizes_other_than_the_usual_come_back_too() -> None:
+    config = DetectorConfig(model="batchnorm_autoencoder", network={"widths": (10,), "latent": 3})
+    again = DetectorConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert equal(Detector(again).state_dict(), Detector(config).state_dict()) is False
+    assert json.loads(config.model_dump_json())["network"]["widths"] == [10]
+    with pytest.raises(ValidationError, match="hidden"):
+        DetectorConfig(model="lstm", network={"hidden": 3})
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        # 63 x 8 + 8 + 8 x 2 + 2 + 17 x 8 + 8 + 8 x 48 + 48
+        ("conditional_autoencoder", 1_106),
+        # 48-64-32-16-8: 3,136 + 2,080 + 528 + 136, norms of 2 x (64 + 32 + 16) = 224;
+        # 8-16-32-64-48: 144 + 544 + 2,112 + 3,120, and 224
+        ("batchnorm_autoencoder", 12_248),
+        # layer 1: 256 x (1 + 64 + 2), layer 2: 256 x (64 + 64 + 2), head 64 x 12 + 12
+        ("lstm", 51_212),
+        # projection 128; a layer: 4 x 64 x 65 + 64 x 257 + 256 + 64 x 1 + 2 x 128; head 780
+        ("transformer", 150_860),
+    ],
+)
+def test_the_networks_have_the_seeds_sizes(model: str, weights: int) -> None:
+    network = network_class(model)(network_class(model).config_class())
+    assert sum(weight.numel() for weight in network.parameters()) == weights
+
+
+class Following(ForecastingNetwork):
+    """Forecasts the places of the half-hours that follow, from the place of the last one."""
+
+    def forecast(self, past: Tensor) -> Tensor:
+        return past[:, -1:] + torch.arange(1, self.horizon + 1)
+
+
+def test_each_block_is_forecast_from_the_half_hours_right_before_it() -> None:
+    places = torch.arange(4 * 48.0).view(1, 4, 48)
+    assert torch.equal(Following().expect(places, torch.zeros(1, 15)), places[:, -1])
+
+
+def test_a_forecast_does_not_know_what_it_forecasts() -> None:
+    network = built("lstm")
+    readings = torch.randn(1, 4, 48, dtype=torch.float64)
+    other = readings.clone()
+    other[:, -1, 36:] += 1
+    known = torch.zeros(1, 15)
+    assert torch.equal(network.expect(readings, known), network.expect(other, known))
+    other[:, -1, 30] += 1
+    changed = network.expect(readings, known) != network.expect(other, known)
+    assert changed[0].tolist() == [False] * 36 + [True] * 12
+
+
+def test_positions_are_sines_and_cosines_of_falling_frequency() -> None:
+    positions = sinusoids(100, 64)
+    assert positions.shape == (100, 64)
+    assert positions[0].tolist() == [0.0, 1.0] * 32
+    assert positions[7, :2].tolist() == pytest.approx([np.sin(7), np.cos(7)], rel=1e-5)
+    assert positions[7, 62].item() == pytest.approx(np.sin(7 / 10_000 ** (62 / 64)), rel=1e-4)
+
+
+@given(
+    nights=st.integers(1, 6),
+    lead_nights=st.integers(0, 8),
+    picks=st.lists(st.integers(0, 10**6), max_size=8),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_window_is_the_night_and_those_before_it(
+    nights: int, lead_nights: int, picks: list[int]
+) -> None:
+    """One gather over all households: none may see the nights of its neighbour."""
+    known = fleets.fleet(fleets.kwh(3, nights))
+    known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
+    places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
+    taken = FleetWindows(known, lead_nights, MIN_READINGS).take(places)
+    level = scaled(known, MIN_READINGS).level_kwh
+    assert taken.kwh.shape == (len(picks), lead_nights + 1, 48)
+    for row, (h, d) in enumerate(zip(*np.divmod(places.numpy(), nights), strict=True)):
+        before = np.full((lead_nights, 48), np.nan)
+        past = np.concatenate((before, known.kwh[h, : d + 1]))[-lead_nights - 1 :]
+        np.testing.assert_array_equal(taken.kwh[row], past)
+        np.testing.assert_array_equal(taken.conditions[row], known.conditions[h, d])
+        assert taken.level[row].item() == level[h, d]
+
+
+@given(st.lists(st.one_of(st.just(np.nan), st.floats(-9, 9)), min_size=1, max_size=9))
+def test_the_mean_square_counts_what_is_there(values: list[float]) -> None:
+    found = mean_square(torch.tensor(values, dtype=torch.float64)).item()
+    there = [value**2 for value in values if np.isfinite(value)]
+    assert found == pytest.approx(np.mean(there) if there else 0.0)
+
+
+def test_dropout_and_blocks_are_drawn_from_seed_and_step() -> None:
+    """A training that was stopped draws in each step what it would have drawn."""
+    network = built("lstm").train()
+    module = NetworkModule(network, FitParameters(model="lstm", seed=3))
+    module.log = lambda *_, **__: None
+    torch.manual_seed(1)
+    first = module.training_step(batch(network))
+    torch.manual_seed(2)
+    assert torch.equal(module.training_step(batch(network)), first)
