@@ -104,6 +104,7 @@ class Nights:
     @classmethod
     def of(cls, actual: Floats, expected: Floats, past: Floats | None) -> "Nights":
         """Fill the gaps of the past; a night of it with too few readings is all gap."""
+        actual, expected = actual.astype(np.float64), expected.astype(np.float64)
         usual = expected[:, None]
         if past is None:
             return cls(actual, expected, usual)
@@ -120,11 +121,11 @@ class Nights:
             ("spike", self.is_spiky()),
             ("night_load", self.is_loaded_at_night()),
             ("shifted", self.is_turned()),
-            ("rise", self.day_kwh > CHANGED * self.expected_kwh),
-            ("drop", CHANGED * self.day_kwh < self.expected_kwh),
+            ("rise", self.is_more),
+            ("drop", self.is_less),
         ]
         names, holds = zip(*rules, strict=True)
-        return list(np.select(list(holds), list(names), default="unusual_shape"))
+        return np.select(list(holds), list(names), default="unusual_shape").tolist()
 
     @cached_property
     def excess(self) -> Floats:
@@ -142,6 +143,16 @@ class Nights:
         return self.expected_kwh + self.excess.sum(axis=1)
 
     @cached_property
+    def is_more(self) -> Bools:
+        """The day is far above what was expected."""
+        return np.asarray(self.day_kwh > CHANGED * self.expected_kwh)
+
+    @cached_property
+    def is_less(self) -> Bools:
+        """The day is far below what was expected."""
+        return np.asarray(CHANGED * self.day_kwh < self.expected_kwh)
+
+    @cached_property
     def top(self) -> Floats:
         """The highest reading `[N]`."""
         return np.nan_to_num(self.actual).max(axis=1)
@@ -155,6 +166,7 @@ class Nights:
     def held(self) -> Ints:
         """Length of the run of one reading, not of nothing, that each half-hour belongs to."""
         lengths = run_lengths(_repeats(self.actual) & (self.actual > DEAD_KWH))
+        lengths = np.maximum(lengths, np.pad(lengths[:, 1:], ((0, 0), (0, 1))))
         return lengths + (lengths > 0)
 
     @cached_property
@@ -175,9 +187,10 @@ class Nights:
         """The highest reading comes back through the day and lies below the usual peak."""
         at_top = self.actual == self.top[:, None]
         times, run = at_top.sum(axis=1), run_lengths(at_top).max(axis=1)
-        comes_back = (times >= CAPPED_READINGS) & ((times > run) | (run < HELD_HALF_HOURS))
+        some = (times >= CAPPED_READINGS) & (times < np.isfinite(self.actual).sum(axis=1))
+        returns = (times > run) | (run < HELD_HALF_HOURS) | self.is_less
         below = self.top < CAPPED_SHARE * np.median(self.past.max(axis=2), axis=1)
-        return np.asarray(comes_back & (run >= self.held.max(axis=1)) & below)
+        return np.asarray(some & returns & (run >= self.held.max(axis=1)) & below)
 
     def is_held(self) -> Bools:
         """One reading repeats for hours, far longer than is usual for the household."""
@@ -197,7 +210,7 @@ class Nights:
         night = self.excess[:, NIGHT].sum(axis=1)
         rest = np.abs(self.excess[:, ~NIGHT].sum(axis=1))
         deficit = np.maximum(-self.excess, 0.0).sum(axis=1)
-        alone = night > 2 * np.maximum(rest, deficit)
+        alone = night > np.maximum(2 * rest, 4 * deficit)
         return np.asarray(alone & (night > NIGHT_SHARE * self.expected_kwh))
 
     def is_turned(self) -> Bools:
@@ -210,9 +223,9 @@ class Nights:
         filled = np.where(np.isfinite(self.actual), self.actual, self.expected)
         misfits = _misfits(_smooth(filled / level)[:, None], usual, weight)[:, 0]
         as_usual = np.median(_misfits(past, usual, weight)[:, :, 0], axis=1)
-        best = misfits.min(axis=1)
-        fits = best < TURNED_MISFIT * np.maximum(as_usual, 1.0)
-        return np.asarray(fits & (TURNED_TIMES * best < misfits[:, 0]))
+        limit = TURNED_MISFIT * np.maximum(as_usual, 1.0)
+        as_is, best = misfits[:, 0], misfits.min(axis=1)
+        return np.asarray((best < limit) & (as_is > np.maximum(limit, TURNED_TIMES * best)))
 
 
 def run_lengths(flags: Bools) -> Ints:
