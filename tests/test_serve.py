@@ -264,6 +264,9 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     page.get_by_role("button", name="Apply").click()
     field(page, "Seed").locator("input").fill("7")
     field(page, "Promote").locator(".p-toggle__control").click()
+    field(page, "Model").locator(".p-select").click()
+    page.get_by_text("batchnorm_autoencoder", exact=True).click()
+    page.get_by_role("button", name="int", exact=True).click()
     field(page, "Max Epochs").locator("input").fill("1")
     page.get_by_role("button", name="Submit").click()
     with served.client() as client:
@@ -275,7 +278,8 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     assert run.state.is_completed(), run.state.message
     chosen = run.parameters["parameters"]
     assert (chosen["until"], chosen["seed"]) == (str(until), 7)
-    assert (chosen["promote"], chosen["max_epochs"]) == (False, 1)
+    assert (chosen["model"], chosen["promote"]) == ("batchnorm_autoencoder", False)
+    assert chosen["max_epochs"] == 1
     assert run.name == f"train until {until}"
     after = registry.search_model_versions("name = 'meterwatch'")
     assert len(after) == len(before) + 1
