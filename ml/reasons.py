@@ -19,6 +19,7 @@ from ml.schemas import HALF_HOURS
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int_]
 
+USUAL_NIGHTS: Final = 42
 DEAD_KWH: Final = 0.002
 DEAD_HALF_HOURS: Final = 4
 DEAD_SHARE: Final = 0.05
@@ -53,8 +54,8 @@ def explain(
     """Add to flagged household-nights their profiles `[N, 48]`, reason, span and excess energy.
 
     `half_hour` is how far each half-hour deviates: above 1 it shows the anomaly. `past` are the
-    household's nights before `[N, K, 48]`, four weeks or more, NaN where missing; without them
-    the rules know the expected profile alone.
+    household's nights before `[N, K, 48]` (`past_nights`), NaN where missing; without them the
+    rules know the expected profile alone.
     """
     nights = Nights.of(actual, expected, past)
     reason = nights.reasons()
@@ -74,6 +75,13 @@ def explain(
 def reasons(actual: Floats, expected: Floats, past: Floats | None = None) -> list[str]:
     """The kind of each household-night `[N, 48]`; arguments as those of `explain`."""
     return Nights.of(actual, expected, past).reasons()
+
+
+def past_nights(kwh: Floats, households: Ints, nights: Ints) -> Floats:
+    """The `USUAL_NIGHTS` before each of these places in `[H, D, 48]`, as `explain` wants them."""
+    before = nights[:, None] - np.arange(USUAL_NIGHTS, 0, -1)
+    past = kwh[households[:, None], np.maximum(before, 0)]
+    return np.where(before[:, :, None] >= 0, past, np.nan)
 
 
 def spans(half_hour: Floats) -> tuple[Ints, Ints]:

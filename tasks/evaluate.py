@@ -25,7 +25,8 @@ from ml.benchmark.controls import Controls, alarms, controls
 from ml.benchmark.figures import BUDGET, Scored, figures, figures_of
 from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
 from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
-from ml.benchmark.table import markdown, ranking, summary
+from ml.benchmark.reasons import confusion, crossed, named
+from ml.benchmark.table import markdown, ranking, reasons_of, summary
 from ml.errors import UserError
 from ml.features import LEVEL_NIGHTS, Fleet, Floats
 from ml.kinds import LASTING_NIGHTS
@@ -53,7 +54,18 @@ MIN_TEST_NIGHTS: Final = 2 * LASTING_NIGHTS
 ROWS: Final = 500
 BEST: Final = 6
 
-Scorer = Callable[[Fleet], dict[str, Floats]]
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a detector makes of a fleet."""
+
+    scores: dict[str, Floats]
+    """`[H, D]` by name."""
+    expected_kwh: Floats | None = None
+    """`[H, D, 48]`, of a detector that expects something."""
+
+
+Scorer = Callable[[Fleet], Verdict]
 
 
 class EvaluateParameters(BaseModel):
@@ -102,10 +114,11 @@ class Arena:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of every detector, and their scores."""
+    """The figures of every detector, their scores, and the reasons of what they found."""
 
     table: pl.DataFrame
     scored: dict[str, Scored]
+    reasons: dict[str, pl.DataFrame]
     skipped: list[str]
 
 
@@ -188,7 +201,7 @@ def prepare(parameters: EvaluateParameters) -> Arena:
 
 def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) -> Outcome:
     """Fit and judge each detector; one whose library is missing is left out, unless named."""
-    tables, scored, skipped = [], {}, []
+    tables, scored, reasons, skipped = [], {}, {}, []
     for name in _with_progress(names):
         try:
             scorer = _fitted(name, arena, parameters.seed)
@@ -197,14 +210,25 @@ def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) 
                 raise
             skipped.append(f"{name} was left out: {missing}")
             continue
-        scores = scorer(arena.planted)
-        quiet = [(control, scorer(control.fleet)) for control in arena.controls]
-        for label, score in scores.items():
+        verdict = scorer(arena.planted)
+        quiet = [(control, scorer(control.fleet).scores) for control in arena.controls]
+        for label, score in verdict.scores.items():
             one = Scored(score, arena.truth.among(arena.unseen))
             scored[label] = one
             found = [(control, made[label]) for control, made in quiet]
             tables.append(_figures(label, arena, score, one, found, parameters.seed))
-    return Outcome(pl.concat(tables), scored, skipped)
+        if verdict.expected_kwh is not None:
+            reasons[name] = _reasons(
+                arena, scored[name], verdict.scores[name], verdict.expected_kwh
+            )
+    return Outcome(pl.concat(tables), scored, reasons, skipped)
+
+
+def _reasons(arena: Arena, one: Scored, score: Floats, expected_kwh: Floats) -> pl.DataFrame:
+    """What is found at the budget, by kind and reason."""
+    found = score >= one.budget_threshold(BUDGET, np.ones(one.n_households))
+    truth = arena.truth.among(arena.unseen)
+    return confusion(np.asarray(found), truth, arena.planted, expected_kwh)
 
 
 def _figures(
@@ -234,14 +258,14 @@ def _figures(
 def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
     least = settings().min_readings
     if name == FUSION:
-        return lambda fleet: {name: rules.fused(fleet, least, arena.ordinary)}
+        return lambda fleet: Verdict({name: rules.fused(fleet, least, arena.ordinary)})
     if name in rules.RULES:
-        return lambda fleet: {name: rules.RULES[name](fleet, least)}
+        return lambda fleet: Verdict({name: rules.RULES[name](fleet, least)})
     if name in PEERS:
         learned = ~held_out(arena.learn.household_ids)
         peer = fit_peer(name, _homes(arena.learn, learned), seed=seed, min_readings=least)
         early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
-        return lambda fleet: {name: _late(peer(_nights(fleet, early)), early)}
+        return lambda fleet: Verdict({name: _late(peer(_nights(fleet, early)), early)})
     return _network(name, arena.learn, seed)
 
 
@@ -250,13 +274,13 @@ def _network(name: str, learn: Fleet, seed: int) -> Scorer:
     with tempfile.TemporaryDirectory() as directory:
         detector = fit(learn, FitParameters(model=name, seed=seed), least, directory).detector
 
-    def scores(fleet: Fleet) -> dict[str, Floats]:
+    def scores(fleet: Fleet) -> Verdict:
         judged = judge(detector, fleet, least)
         found = {name: judged.score, f"{name} evidence": judged.evidence}
         if name == SEED_MODEL:
             raw = reconstruct(detector, fleet, slice(None), least).score
             found[f"{name} one-sided"] = raw
-        return found
+        return Verdict(found, judged.expected_kwh)
 
     return scores
 
@@ -322,6 +346,11 @@ def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
         "alarms_per_home": plots.alarms_per_home(outcome.scored, best),
     }
     text = markdown(table, [*arena.about, *outcome.skipped])
+    if outcome.reasons:
+        name = min(outcome.reasons, key=order.index)
+        nights = crossed(outcome.reasons[name])
+        pictures["reasons"] = plots.reasons(nights, name)
+        text += reasons_of(nights, f"{name}: {named(outcome.reasons[name])}.")
     for name, figure in pictures.items():
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=110)

@@ -18,9 +18,11 @@ from ml.benchmark.calibration import by_month, realised
 from ml.benchmark.controls import alarms, controls
 from ml.benchmark.figures import Scored, better, false_episodes, figures
 from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
+from ml.benchmark.reasons import EXPLAINS, NOTHING, confusion, crossed, named
 from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
 from ml.kinds import LASTING_NIGHTS, ONE_NIGHT, SLOW
+from ml.schemas import REASONS
 from tests import fleets
 
 NIGHTS = slice(40, 96)
@@ -330,3 +332,44 @@ def test_fusion_takes_the_rarest_of_ranks() -> None:
         score = rule(fleet, LEAST)
         alone = rules.calibrated(score, score[:, 40:60])
         assert (together >= alone)[np.isfinite(alone)].all()
+
+
+def test_every_kind_has_reasons_that_explain_it() -> None:
+    assert tuple(EXPLAINS) == NAMES
+    assert all(reasons and set(reasons) <= set(REASONS) for reasons in EXPLAINS.values())
+
+
+def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
+    """Fleet of one home that uses 1 kWh, 3 kWh on a tripled night, nothing on a zero one."""
+    kwh = np.ones((1, 20, 48), dtype=np.float32)
+    kwh[0, 10], kwh[0, 12, 10:40], kwh[0, 14] = 3, 0, 3
+    truth = by_hand([[0] * 20])
+    truth.kind[0, [10, 12, 16]] = [
+        1 + NAMES.index(kind) for kind in ("doubled", "zero_window", "spike")
+    ]
+    found = np.zeros((1, 20), dtype=bool)
+    found[0, [10, 12, 14]] = True
+    home = fleets.fleet(kwh)
+    counts = confusion(found, truth, home, np.ones_like(kwh))
+    assert set(counts.rows()) == {
+        ("doubled", "rise", 1),
+        ("zero_window", "outage", 1),
+        (NOTHING, "rise", 1),
+    }
+
+
+def test_a_reason_may_be_right_without_being_the_best() -> None:
+    counts = pl.DataFrame(
+        {
+            "kind": ["clock_shift", "clock_shift", "clock_shift", NOTHING],
+            "reason": ["shifted", "unusual_shape", "rise", "rise"],
+            "nights": [5, 3, 2, 90],
+        }
+    )
+    assert named(counts) == "80.0% of 10 nights found are named rightly, 50.0% best"
+    row = crossed(counts).row(by_predicate=pl.col("kind") == "clock_shift", named=True)
+    assert (row["shifted"], row["unusual_shape"], row["rise"], row["outage"]) == (5, 3, 2, 0)
+    assert row["right"] == 0.8
+    nothing = crossed(counts).row(-1, named=True)
+    assert (nothing["kind"], nothing["rise"], nothing["right"]) == (NOTHING, 90, None)
+    assert named(counts[3:]) == "nothing that was planted was found"

@@ -66,12 +66,15 @@ def test_the_table_is_written_for_people(directory: Path) -> None:
     text = (directory / "table.md").read_text()
     assert text.count("| fusion |") == 7
     assert "households held out, planted" in text
+    assert "conditional_autoencoder: " in text
+    assert text.count("| nothing planted |") == 1
     assert {path.stem for path in directory.glob("*.png")} == {
         "precision_recall",
         "recall_per_kind",
         "calibration",
         "time_to_detection",
         "alarms_per_home",
+        "reasons",
     }
 
 

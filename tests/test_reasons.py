@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ml.reasons import explain, reasons, run_lengths, spans
+from ml.reasons import USUAL_NIGHTS, explain, past_nights, reasons, run_lengths, spans
 from ml.schemas import REASONS
 
 CLOCK = np.arange(48)
@@ -128,6 +128,14 @@ def test_missing_nights_of_the_past_count_for_nothing() -> None:
     gone[1, 5:30] = np.nan
     assert reasons(DAY[None] * 2.2, EXPECTED[None], gone[None]) == ["rise"]
     assert reasons(DAY[None], EXPECTED[None], gone[None] * np.nan) == ["unusual_shape"]
+
+
+def test_the_past_is_the_nights_before_and_no_other() -> None:
+    kwh = np.arange(2 * 60 * 48, dtype=float).reshape(2, 60, 48)
+    past = past_nights(kwh, np.array([1, 0]), np.array([50, 3]))
+    assert (past[0] == kwh[1, 50 - USUAL_NIGHTS : 50]).all()
+    assert (past[1, -3:] == kwh[0, :3]).all()
+    assert np.isnan(past[1, :-3]).all()
 
 
 readings = st.floats(0, 12, width=32) | st.just(float("nan"))

@@ -7,13 +7,16 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from sklearn.metrics import precision_recall_curve
 
 from ml.benchmark.calibration import TARGETS, realised
 from ml.benchmark.figures import BUDGET, Doubles, Scored
 from ml.benchmark.plant import NAMES
+from ml.benchmark.reasons import EXPLAINS
 from ml.features import Floats
 from ml.kinds import LASTING_NIGHTS
+from ml.schemas import REASONS
 
 COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227", "#5b6bb5")
 QUIET: Final = "#c3c7ca"
@@ -117,6 +120,28 @@ def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
     panel.set_yticks(range(len(order)), [_words(name) for name in order], fontsize=8)
     panel.set_title(f"Recall at {BUDGET} false episodes in 1,000 nights", loc="left", fontsize=11)
     figure.colorbar(image, ax=panel, fraction=0.02, pad=0.01)
+    return figure
+
+
+def reasons(nights: pl.DataFrame, name: str) -> Figure:
+    """What a detector found, a row a kind and a column a reason; right reasons are framed.
+
+    `nights`: kind, and a column of counts for each of `REASONS`.
+    """
+    counts = nights.select(REASONS).to_numpy().astype(float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7.5, 1.6 + 0.32 * len(counts)), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(share, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        shade = "white" if share[row, column] > 0.6 else INK
+        panel.text(column, row, f"{count:.0f}", ha="center", va="center", color=shade, fontsize=7)
+        if REASONS[column] in EXPLAINS.get(nights["kind"][row], ()):
+            corner = (column - 0.46, row - 0.44)
+            panel.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=COLOURS[1], lw=1.4))
+    panel.set_xticks(range(len(REASONS)), [_words(reason) for reason in REASONS], fontsize=8)
+    panel.set_yticks(range(len(counts)), [_words(kind) for kind in nights["kind"]], fontsize=8)
+    panel.set_title(f"Reasons of what {_words(name)} found, right ones framed", loc="left")
     return figure
 
 

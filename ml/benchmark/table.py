@@ -67,6 +67,16 @@ def markdown(table: pl.DataFrame, about: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def reasons_of(nights: pl.DataFrame, about: str) -> str:
+    """What was found by kind and reason: `kind`, a column of counts a reason, `right`, a share."""
+    header = [_words(name) for name in nights.columns]
+    rows = [
+        [_words(kind), *(str(count) for count in counts), _number(right)]
+        for kind, *counts, right in nights.iter_rows()
+    ]
+    return "\n".join(["## Reasons", "", about, "", *_ruled(header, rows), ""])
+
+
 def summary(table: pl.DataFrame) -> str:
     """The first section alone."""
     unseen = table.filter(pl.col("of").is_null(), homes="unseen")
@@ -103,8 +113,12 @@ def _by(
 
 
 def _heading(name: str, nights: float | None) -> str:
-    words = name.replace("_", " ")
+    words = _words(name)
     return words if nights is None else f"{words} ({nights:,.0f} nights)"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _cell(value: float, low: float | None, high: float | None, interval: bool) -> str:

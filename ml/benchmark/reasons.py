@@ -1,0 +1,85 @@
+"""Whether what is found is named rightly: the kinds that were planted against the reasons given."""
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from ml.benchmark.plant import NAMES, Bools, Truth
+from ml.features import Fleet, Floats
+from ml.reasons import past_nights, reasons
+from ml.schemas import REASONS
+
+NOTHING: Final = "nothing planted"
+EXPLAINS: Final[dict[str, tuple[str, ...]]] = {
+    "scale_down": ("drop",),
+    "half_hour_scale": ("drop", "unusual_shape"),
+    "zero_window": ("outage",),
+    "random_share": ("drop", "unusual_shape"),
+    "constant_mean": ("stuck",),
+    "reversed_day": ("shifted", "unusual_shape"),
+    "stuck": ("stuck",),
+    "near_zero": ("drop", "outage"),
+    "outage_catch_up": ("outage",),
+    "spike": ("spike",),
+    "added_baseload": ("rise",),
+    "night_load": ("night_load", "rise"),
+    "clock_shift": ("shifted", "unusual_shape"),
+    "doubled": ("rise",),
+    "cap": ("drop",),
+    "ramp": ("rise",),
+    "tenancy": ("unusual_shape", "rise", "drop"),
+}
+"""The reasons that are right for a kind; the first says it best."""
+
+
+def confusion(found: Bools, truth: Truth, planted: Fleet, expected_kwh: Floats) -> pl.DataFrame:
+    """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
+
+    `expected_kwh` `[R, D, 48]` is what the detector expected.
+    """
+    row, night = np.nonzero(found & truth.counts)
+    kind = np.array([NOTHING, *NAMES])[truth.kind[row, night]]
+    past = past_nights(planted.kwh, row, night)
+    given = reasons(planted.kwh[row, night], expected_kwh[row, night], past)
+    pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
+    return pairs.group_by("kind", "reason").agg(nights=pl.len().cast(pl.Int64))
+
+
+def crossed(confusion: pl.DataFrame) -> pl.DataFrame:
+    """A row a kind, nothing last: a count of each reason, and what share of them is right."""
+    kinds = pl.DataFrame({"kind": [*NAMES, NOTHING]})
+    by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in REASONS]
+    counts = _judged(confusion).group_by("kind").agg(*by_reason, _share("is_right").alias("right"))
+    joined = kinds.join(counts, on="kind", how="left", maintain_order="left")
+    return joined.with_columns(pl.col(REASONS).fill_null(0))
+
+
+def named(confusion: pl.DataFrame) -> str:
+    """How many of the planted nights found have a right reason, and the best one, in words."""
+    planted = _judged(confusion).filter(pl.col("kind") != NOTHING)
+    right, best = planted.select(_share("is_right"), _share("is_best")).row(0)
+    if right is None:
+        return "nothing that was planted was found"
+    nights = planted["nights"].sum()
+    return f"{right:.1%} of {nights:,} nights found are named rightly, {best:.1%} best"
+
+
+def _judged(confusion: pl.DataFrame) -> pl.DataFrame:
+    """Whether each reason is a right one and the best one; null where nothing was planted."""
+    right = [
+        (kind, reason, reason == those[0]) for kind, those in EXPLAINS.items() for reason in those
+    ]
+    known = pl.DataFrame(right, ["kind", "reason", "is_best"], orient="row")
+    planted = pl.when(pl.col("kind") != NOTHING)
+    return confusion.join(known, on=["kind", "reason"], how="left").with_columns(
+        is_right=planted.then(pl.col("is_best").is_not_null()),
+        is_best=planted.then(pl.col("is_best").fill_null(value=False)),
+    )
+
+
+def _share(of: str) -> pl.Expr:
+    """The nights' share, null where there are none."""
+    true = pl.col("nights").filter(pl.col(of)).sum()
+    total = pl.col("nights").filter(pl.col(of).is_not_null()).sum()
+    return pl.when(total > 0).then(true / total).alias(of)
