@@ -13,6 +13,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from ml.calibration import ALERT_STEPS, Tail
 from ml.features import CONDITIONS
 from ml.models import DEFAULT, ModelName, network_class
 from ml.models.network import Judged, NetworkConfig, Windows
@@ -30,6 +31,7 @@ class DetectorConfig(BaseModel):
     network: SerializeAsAny[NetworkConfig] = Field({}, validate_default=True)
     conditions: tuple[str, ...] = Field(CONDITIONS, description="what the network is told")
     calibration_size: int = Field(0, ge=0, description="household-nights of the calibration")
+    learnt_size: int = Field(0, ge=0, description="households that the network learnt from")
 
     @field_validator("network", mode="before")
     @classmethod
@@ -48,24 +50,40 @@ class Detector(nn.Module):
     peer_center: Tensor
     peer_scale: Tensor
     calibration: Tensor
+    """Rarities `[N]` of ordinary household-nights, sorted: the conformal reference."""
+    alerts: Tensor
+    """`[T, 3]` what `alert_curve` found."""
+    learnt: Tensor
+    """Identities of the households that the network learnt from."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.network = network_class(config.model)(config.network)
+        self.stands, self.repeats, self.zeros = Tail(), Tail(), Tail()
         self.register_buffer("residual_scale", torch.ones(HALF_HOURS))
         self.register_buffer("peer_center", torch.zeros(()))
         self.register_buffer("peer_scale", torch.ones(()))
-        self.register_buffer("calibration", torch.zeros(config.calibration_size))
+        self.register_buffer("calibration", torch.zeros(config.calibration_size).double())
+        self.register_buffer("alerts", torch.zeros(ALERT_STEPS, 3).double())
+        self.register_buffer("learnt", torch.zeros(config.learnt_size, dtype=torch.int64))
 
-    def fit_calibration(self, scores: Tensor) -> None:
-        """Keep the scores `[N]` of ordinary household-nights, sorted, as a conformal reference."""
-        kept = scores.sort().values
+    def fit_calibration(self, rarities: Tensor) -> None:
+        """Keep the rarities `[N]` of ordinary household-nights, sorted, as a conformal reference.
+
+        Of more than `CALIBRATION_SIZE`, as many evenly spread.
+        """
+        kept = rarities.double().sort().values
         if len(kept) > CALIBRATION_SIZE:
             places = torch.linspace(0, len(kept) - 1, CALIBRATION_SIZE, dtype=torch.float64)
             kept = kept[places.round().long()]
-        self.calibration = kept.to(self.residual_scale.dtype)
+        self.calibration = kept
         self.config = self.config.model_copy(update={"calibration_size": len(kept)})
+
+    def remember(self, identities: Tensor) -> None:
+        """Keep whom the network learnt from, `[N]`."""
+        self.learnt = identities.sort().values
+        self.config = self.config.model_copy(update={"learnt_size": len(identities)})
 
     def forward(self, kwh: Tensor, level: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
         """What the network makes of `Windows`, as bare tensors in and out: `Judged`."""

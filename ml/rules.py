@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, scaled, trailing
 from ml.schemas import HALF_HOURS
@@ -21,6 +22,9 @@ MIN_DISTANCE: Final = 0.01
 # Half-hours below this share of the level differ little.
 MIN_SHARE: Final = 0.05
 BLOCK: Final = 16
+ZERO_KWH: Final = 5e-4
+RUN_RANK: Final = 3
+RUN_OFFSET: Final = 2.0
 
 
 def daily_kwh(fleet: Fleet, min_readings: int) -> Floats:
@@ -45,14 +49,19 @@ def nearest_days(fleet: Fleet, min_readings: int) -> Floats:
 
 def identical_run(fleet: Fleet, min_readings: int) -> Floats:
     """Longest run of identical readings, in units of the run that is usual for the household."""
-    same = np.diff(fleet.kwh, axis=2) == 0
-    run = np.zeros(same.shape[:2])
-    longest = run.copy()
-    for half_hour in range(same.shape[2]):
-        run = (run + 1) * same[:, :, half_hour]
-        longest = np.maximum(longest, run)
-    longest = np.where(fleet.n_readings >= min_readings, longest + 1, np.nan)
+    longest = _longest(np.diff(fleet.kwh, axis=2) == 0, fleet, min_readings) + 1
     return longest / _usual(longest)[0]
+
+
+def repeated_readings(fleet: Fleet, min_readings: int) -> Floats:
+    """Longest run of one reading that is not zero, against the household's own."""
+    repeats = (np.diff(fleet.kwh, axis=2) == 0) & (fleet.kwh[:, :, 1:] > ZERO_KWH)
+    return _beyond_own(_longest(repeats, fleet, min_readings))
+
+
+def zero_readings(fleet: Fleet, min_readings: int) -> Floats:
+    """Longest run without consumption, against the household's own."""
+    return _beyond_own(_longest(fleet.kwh <= ZERO_KWH, fleet, min_readings))
 
 
 RULES: Final[dict[str, Callable[[Fleet, int], Floats]]] = {
@@ -74,6 +83,25 @@ def fused(fleet: Fleet, min_readings: int, ordinary: slice) -> Floats:
     """The maximum of the rules' ranks `[H, D]` among the fleet's `ordinary` nights."""
     scores = [rule(fleet, min_readings) for rule in RULES.values()]
     return np.fmax.reduce([calibrated(score, score[:, ordinary]) for score in scores])
+
+
+def _longest(flags: NDArray[np.bool_], fleet: Fleet, min_readings: int) -> Floats:
+    """Length `[H, D]` of the longest run of true values of each night."""
+    run = np.zeros(flags.shape[:2], dtype=np.float32)
+    longest = run.copy()
+    for half_hour in range(flags.shape[2]):
+        run = (run + 1) * flags[:, :, half_hour]
+        longest = np.maximum(longest, run)
+    return np.where(fleet.n_readings >= min_readings, longest, np.nan)
+
+
+def _beyond_own(longest: Floats) -> Floats:
+    """Logarithm of a run's length over the household's third longest of the nights before.
+
+    So that a habit is none, nor yet a fault on two nights.
+    """
+    before = np.sort(np.nan_to_num(trailing(longest, LEVEL_NIGHTS)), axis=-1)
+    return np.log((longest + RUN_OFFSET) / (before[:, :, -RUN_RANK] + RUN_OFFSET))
 
 
 def _usual(values: Floats) -> tuple[Floats, Floats]:

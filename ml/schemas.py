@@ -127,6 +127,31 @@ class Episodes(dy.Schema):
     is_open = dy.Bool()
 
 
+class Nights(dy.Schema):
+    """One row a scored night: what the fleet did, and how many alerts it came to."""
+
+    night = dy.Date(primary_key=True)
+    scored = dy.Int32(min=0)
+    flagged = dy.Int32(min=0)
+    opened = dy.Int32(min=0)
+    opened_per_1000 = dy.Float32(min=0)
+    alert_budget = dy.Float32(min=0)
+    common_movement = dy.Float32()
+    tail_height = dy.Float32(min=0)
+    tail_height_learnt = dy.Float32(min=0)
+    calibration_size = dy.Int32(min=0)
+    model_version = dy.String()
+
+
+class RawScores(dy.Schema):
+    """What a network made of a night, kept so that it need not look again."""
+
+    household_id = dy.String(primary_key=True)
+    night = dy.Date(primary_key=True)
+    raw = dy.Float32(nullable=True)
+    fingerprint = dy.String()
+
+
 class Truth(dy.Schema):
     """What a simulation planted: one row a household-night."""
 

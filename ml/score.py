@@ -1,11 +1,13 @@
 """From a fleet and a detector to scores: how far, how rare, how lasting.
 
-A night's figures depend on that night and the `LEAD_NIGHTS` before it alone. What the detector
-makes of a household is compared with what it made of the same household on the nights before,
-on both sides: a reconstruction error that is unusually small is as suspicious as a large one.
+A night's figures depend on that night and the `LEAD_NIGHTS` before it alone. What the network
+makes of a household is compared with what it made of the same household on the nights before and
+of the fleet on the same night; rules join where they see more; both are told as a rarity, -log10
+of the share of ordinary household-nights that go as far.
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
@@ -16,36 +18,47 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from ml.calibration import (
+    SILENCE_NIGHTS,
+    Bools,
+    alert_curve,
+    alert_limit,
+    conformal,
+    episode_starts,
+    identities,
+    urgency,
+)
 from ml.detector import Detector
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, trailing
-from ml.models.network import Windows
+from ml.models.network import Judged, Windows
 from ml.reasons import explain
-from ml.schemas import HALF_HOURS, Anomalies, Scores
+from ml.rules import repeated_readings, zero_readings
+from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
 
-ERROR_NIGHTS: Final = 28
+OWN_NIGHTS: Final = 28
 EVIDENCE_NIGHTS: Final = 14
-LEAD_NIGHTS: Final = LEVEL_NIGHTS + ERROR_NIGHTS + EVIDENCE_NIGHTS
+# The nights of silence, the fleet's nights before, each home's before, its usual score before.
+WEIGHED_NIGHTS: Final = SILENCE_NIGHTS + 3 * OWN_NIGHTS
+PAST_NIGHTS: Final = 45
+"""The most nights before a night that a network may want."""
+LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
+HISTORY_NIGHTS: Final = 56
 WARM_NIGHTS: Final = 28
 PEER_WEIGHT: Final = 4.0
-EVIDENCE_DRIFT: Final = 0.5
-MAX_SURPRISE: Final = 4.0
-BLOCK: Final = 2048
+OWN_SHARE: Final = 0.35
+COMMON_HOUSEHOLDS: Final = 20
+RULE_SHARE: Final = 0.1
+UNUSUAL: Final = 1.0
+EXTREME: Final = 3.0
+OWN_PRIOR: Final = 1.5
+OWN_POWER: Final = 1.5
+FLEET_PRIOR: Final = 40.0
+DECAY: Final = 0.75
+DRIFT: Final = 1.25
+MAX_SURPRISE: Final = 5.0
 
-
-@dataclass(frozen=True)
-class Night:
-    """Arrays over households and nights `[H, D]`, profiles `[H, D, 48]`."""
-
-    expected_kwh: Floats
-    residual: Floats
-    """Deviation of each half-hour in units of its usual one, NaN where missing."""
-    score: Floats
-    """Two-sided distance of the household's error from its own usual one; NaN if not scored."""
-    p_value: Floats
-    evidence: Floats
-    history: NDArray[np.int_]
-    """Usable nights among the `LEVEL_NIGHTS + ERROR_NIGHTS` before."""
+Ints = NDArray[np.int_]
 
 
 @dataclass(frozen=True)
@@ -56,92 +69,243 @@ class Rebuilt:
     """`[H, D, 48]`"""
     half_hour: NDArray[np.float32]
     """How far each half-hour deviates, `[H, D, 48]`, NaN where missing."""
-    score: NDArray[np.float64]
+    score: NDArray[np.float32]
     """The network's own score, not yet compared with anything."""
 
 
-def reconstruct(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> Rebuilt:
-    """Show the network every household-night of these nights that has enough readings.
+@dataclass(frozen=True)
+class Weighed:
+    """What is made of the network's scores and the rules, `[H, D]`; NaN if not scored."""
 
-    In double precision, so that a result does not depend on which rows share a batch.
+    score: Floats
+    """Rarity of the night, by the network or by a rule."""
+    p_value: Floats
+    evidence: Floats
+    common: Floats
+    """`[D]` what the network's score of the whole fleet moved by, taken out."""
+    height: Floats
+    """`[2, D]` unusual nights over expected ones, of homes learnt from and of the others."""
+
+
+@dataclass(frozen=True)
+class Night(Weighed):
+    """All of households and nights."""
+
+    expected_kwh: Floats
+    half_hour: Floats
+    """Deviation of each half-hour in units of its usual one, `[H, D, 48]`, NaN where missing."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The result tables of some nights, and what need not be computed again."""
+
+    scores: pl.DataFrame
+    anomalies: pl.DataFrame
+    nights: pl.DataFrame
+    raw: Floats
+    """The network's own scores `[H, D]` of all nights that the result rests on."""
+
+
+def reconstruct(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> Rebuilt:
+    """Show the network every household-night of these nights that has enough readings."""
+    shape = fleet.kwh[:, nights].shape
+    expected, half_hour = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
+    score = np.full(shape[:2], np.nan, dtype=np.float32)
+    first = nights.indices(len(fleet.nights))[0]
+    for (h, d), judged in _shown(detector, fleet, _places(fleet, nights), min_readings):
+        expected[h, d - first] = judged.expected.numpy()
+        half_hour[h, d - first] = judged.half_hour.numpy()
+        score[h, d - first] = judged.score.numpy()
+    return Rebuilt(expected, half_hour, score)
+
+
+def raw_scores(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Floats:
+    """The network's own scores `[H, D]` of the nights `[D]` wanted; NaN elsewhere."""
+    score = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
+    for places, judged in _shown(detector, fleet, nights, min_readings):
+        score[places] = judged.score.numpy()
+    return score
+
+
+def _places(fleet: Fleet, nights: slice) -> Bools:
+    chosen = np.zeros(len(fleet.nights), dtype=np.bool_)
+    chosen[nights] = True
+    return chosen
+
+
+def _shown(
+    detector: Detector, fleet: Fleet, nights: Bools, min_readings: int
+) -> Iterator[tuple[tuple[Ints, Ints], Judged]]:
+    """The places of the nights `[D]` with enough readings, and what the network makes of them.
+
+    In double precision, so that a result in single does not depend on which rows share a batch.
     """
-    usable = fleet.n_readings >= min_readings
-    chosen = np.zeros_like(usable)
-    chosen[:, nights] = usable[:, nights]
-    windows = FleetWindows(fleet, detector.network.lead_nights, min_readings)
-    expected, half_hour = (np.full_like(fleet.kwh, np.nan) for _ in range(2))
-    score = np.full(chosen.shape, np.nan)
+    chosen = (fleet.n_readings >= min_readings) & nights
+    windows = FleetWindows(fleet, detector.network.lead_nights, min_readings, lend=True)
     precise = copy.deepcopy(detector.network).double().eval()
     with torch.inference_mode():
-        for places in np.array_split(np.flatnonzero(chosen), -(-chosen.sum() // BLOCK) or 1):
-            rows = np.unravel_index(places, chosen.shape)
-            batch = windows.take(torch.from_numpy(places))
+        for places in torch.split(torch.from_numpy(np.flatnonzero(chosen)), precise.at_once):
+            batch = windows.take(places)
             judged = precise(Windows(*(part.double() for part in batch)))
-            expected[rows], half_hour[rows], score[rows] = (part.numpy() for part in judged)
-    return Rebuilt(expected[:, nights], half_hour[:, nights], score[:, nights])
+            h, d = np.unravel_index(places.numpy(), chosen.shape)
+            yield (h, d), judged
 
 
-def two_sided(detector: Detector, errors: Floats) -> Floats:
-    """Distance of each error from the household's own trailing median, in robust deviations.
+def standing(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
+    """How far the network's scores `[H, D]` stand out, and the fleet's common movement `[D]`.
 
-    Few nights of history lean on the peers' centre and scale, by shrinkage.
+    From the household's own usual score, its median of `OWN_NIGHTS`, and from what the night did to
+    everybody. A reconstruction error that is unusually small is as suspicious as a large one. Few
+    nights of history lean on the peers, by shrinkage.
     """
-    windows = trailing(errors, ERROR_NIGHTS)
+    raw = scores.astype(np.float64)
+    windows = trailing(raw, OWN_NIGHTS)
     count = np.isfinite(windows).sum(axis=-1)
     median, mad = median_and_mad(windows)
     weight = count / (count + PEER_WEIGHT)
-    peer_center, peer_scale = float(detector.peer_center), float(detector.peer_scale)
-    center = weight * np.nan_to_num(median) + (1 - weight) * peer_center
-    variance = weight * (1.4826 * np.nan_to_num(mad)) ** 2 + (1 - weight) * peer_scale**2
-    return np.abs(errors - center) / np.sqrt(variance)
+    usual = across(median, float(detector.peer_center))
+    own = weight * np.nan_to_num(median) + (1 - weight) * usual
+    common = across(raw - own, 0.0)
+    moved = raw - own - common
+    if not detector.network.two_sided:
+        return moved + (1 - OWN_SHARE) * (own - usual), common
+    variance = weight * (1.4826 * np.nan_to_num(mad)) ** 2
+    variance += (1 - weight) * float(detector.peer_scale) ** 2
+    return np.abs(moved) / np.sqrt(variance), common
 
 
-def p_values(detector: Detector, scores: Floats) -> Floats:
-    """Conformal p-values: how rare among the calibration's nights (Bates et al. 2023)."""
-    calibration = detector.calibration.double().numpy()
-    above = len(calibration) - np.searchsorted(calibration, scores, side="left")
-    return np.where(np.isfinite(scores), (1 + above) / (1 + len(calibration)), np.nan)
+def across(values: Floats, otherwise: float) -> Floats:
+    """The fleet's median of each night `[D]`, where enough households have a value."""
+    median, _ = median_and_mad(values.T)
+    enough = np.isfinite(values).sum(axis=0) >= COMMON_HOUSEHOLDS
+    return np.where(enough, median, otherwise)
 
 
-def accumulate(p_value: Floats) -> Floats:
-    """One-sided CUSUM of the nights' surprises (Page 1954), over the last `EVIDENCE_NIGHTS`.
+def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) -> Floats:
+    """The rarest of what the network and the rules say of a night `[H, D]`.
 
-    A night's surprise is the normal score of its p-value; a night without a score adds nothing.
+    A rule has to be surer than the network by `RULE_SHARE`: there are several.
     """
-    surprise = np.clip(norm.isf(p_value), -MAX_SURPRISE, MAX_SURPRISE) - EVIDENCE_DRIFT
+    repeats = detector.repeats.rarity(repeated_readings(fleet, min_readings))
+    zeros = detector.zeros.rarity(zero_readings(fleet, min_readings))
+    ruled = np.fmax(repeats, zeros) + np.log10(RULE_SHARE)
+    return np.fmax(detector.stands.rarity(stands), np.where(np.isfinite(stands), ruled, np.nan))
+
+
+def at_home(rarity: Floats) -> Floats:
+    """Rarity `[H, D]` among the household's own nights: less where unusual nights are usual.
+
+    The household's rate of unusual nights over `OWN_NIGHTS`, shrunk to the fleet's, the extreme
+    ones left out.
+    """
+    before = trailing(rarity, OWN_NIGHTS)
+    unusual = ((before >= UNUSUAL) & (before < EXTREME)).sum(axis=-1)
+    expected = 10**-UNUSUAL * np.isfinite(before).sum(axis=-1)
+    return rarity - OWN_POWER * np.log10((OWN_PRIOR + unusual) / (OWN_PRIOR + expected))
+
+
+def heights(p_value: Floats, learnt: Bools) -> Floats:
+    """How many of the last nights' `[H, D]` p-values lie below 0.1 over how many should, `[2, D]`.
+
+    Of the households not learnt from and of those learnt from; extreme nights are left out, since
+    they are what is looked for. Shrunk to 1.
+    """
+    edge, least = 10**-UNUSUAL, 10**-EXTREME
+    ordinary = p_value > least
+    unusual = ordinary & (p_value <= edge)
+    result = np.empty((2, p_value.shape[1]))
+    for group in (False, True):
+        found, known = (
+            trailing(flags[learnt == group].sum(axis=0, keepdims=True).astype(float), OWN_NIGHTS)
+            for flags in (unusual, ordinary)
+        )
+        expected = (edge - least) / (1 - least) * np.nansum(known[0], axis=1)
+        result[int(group)] = (FLEET_PRIOR + np.nansum(found[0], axis=1)) / (FLEET_PRIOR + expected)
+    return result
+
+
+def raised(p_value: Floats, height: Floats) -> Floats:
+    """p-values whose tail is as high as the fleet's last nights were; 1 stays 1."""
+    edge = 10**-UNUSUAL
+    high = np.minimum(edge * height, 0.5)
+    body = high + (p_value - edge) * (1 - high) / (1 - edge)
+    return np.where(p_value <= edge, p_value * high / edge, body)
+
+
+def accumulate(rarity: Floats) -> Floats:
+    """One-sided CUSUM of the nights' surprises (Page 1954) that decays, over `EVIDENCE_NIGHTS`.
+
+    A night's surprise is the normal score of its rarity; a night without a score adds nothing.
+    """
+    surprise = np.clip(norm.isf(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
     steps = np.nan_to_num(trailing(surprise, EVIDENCE_NIGHTS))
-    evidence = np.zeros(p_value.shape)
+    evidence = np.zeros(rarity.shape)
     for night in range(EVIDENCE_NIGHTS):
-        evidence = np.maximum(0.0, evidence + steps[:, :, night])
-    return np.where(np.isnan(p_value), np.nan, np.maximum(0.0, evidence + surprise))
+        evidence = np.maximum(0.0, DECAY * evidence + steps[:, :, night])
+    return np.where(np.isnan(rarity), np.nan, np.maximum(0.0, DECAY * evidence + surprise))
+
+
+def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> Weighed:
+    """Scores, p-values and evidence from the network's own scores `[H, D]`."""
+    stands, common = standing(detector, raw)
+    rarity = join(detector, stands, fleet, min_readings)
+    p_value = conformal(detector.calibration.numpy(), at_home(rarity))
+    learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
+    height = heights(p_value, learnt)
+    return Weighed(
+        score=rarity,
+        p_value=raised(p_value, height[learnt.astype(int)]),
+        evidence=accumulate(rarity),
+        common=common,
+        height=height,
+    )
 
 
 def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
     """Every figure of every household and night; the first `LEAD_NIGHTS` lack their past."""
     rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
-    score = two_sided(detector, rebuilt.score).astype(np.float32)
-    p_value = p_values(detector, score)
-    history = np.isfinite(trailing(rebuilt.score, LEVEL_NIGHTS + ERROR_NIGHTS))
+    weighed = weigh(detector, fleet, rebuilt.score, min_readings)
     return Night(
+        **vars(weighed),
         expected_kwh=rebuilt.expected_kwh,
-        residual=rebuilt.half_hour / detector.residual_scale.float().numpy(),
-        score=score,
-        p_value=p_value,
-        evidence=accumulate(p_value),
-        history=history.sum(axis=-1),
+        half_hour=rebuilt.half_hour / detector.residual_scale.float().numpy(),
     )
 
 
-def calibrate(detector: Detector, fleet: Fleet, nights: int, min_readings: int) -> None:
-    """Set the detector's reference from the last `nights` of a fleet: peers, residuals, scores."""
+def calibrate(
+    detector: Detector,
+    fleet: Fleet,
+    nights: int,
+    min_readings: int,
+    learnt: list[str] | None = None,
+) -> None:
+    """Set the detector's references from the last `nights` of a fleet that it has not `learnt`."""
+    detector.remember(torch.from_numpy(identities(learnt or [])))
     rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
-    center, mad = median_and_mad(rebuilt.score[:, -nights:].reshape(1, -1))
-    squares = rebuilt.half_hour[:, -nights:].reshape(-1, HALF_HOURS) ** 2
+    last = slice(len(fleet.nights) - nights, None)
+    center, mad = median_and_mad(rebuilt.score[:, last].reshape(1, -1))
+    squares = rebuilt.half_hour[:, last].reshape(-1, HALF_HOURS) ** 2
     detector.peer_center = torch.tensor(float(center[0]))
     detector.peer_scale = torch.tensor(max(float(1.4826 * mad[0]), 1e-3))
     detector.residual_scale = torch.from_numpy(np.sqrt(np.nanmean(squares, axis=0)) + 1e-3)
-    score = two_sided(detector, rebuilt.score)[:, -nights:].astype(np.float32)
-    detector.fit_calibration(torch.from_numpy(score[np.isfinite(score)]))
+    fit_references(detector, fleet, rebuilt.score, last, min_readings)
+
+
+def fit_references(
+    detector: Detector, fleet: Fleet, raw: Floats, nights: slice, min_readings: int
+) -> None:
+    """The distributions of ordinary nights, from the network's own scores `[H, D]`."""
+    stands, _ = standing(detector, raw)
+    detector.stands.fit(stands[:, nights])
+    detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
+    detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
+    rarity = join(detector, stands, fleet, min_readings)
+    own = at_home(rarity)[:, nights]
+    detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
+    p_value = conformal(detector.calibration.numpy(), own)
+    curve = alert_curve(p_value, accumulate(rarity)[:, nights])
+    detector.alerts = torch.from_numpy(curve)
 
 
 def score_nights(
@@ -152,33 +316,42 @@ def score_nights(
     min_readings: int,
     alert_budget: float,
     model_version: str,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The `scores` and `anomalies` of the fleet's nights from `first` on.
+    known: Floats | None = None,
+) -> Tables:
+    """The result tables of the fleet's nights from `first` on.
 
-    `fleet` holds the `LEAD_NIGHTS` before `first` too. `alert_budget` is the number of false
-    alarms allowed in 1,000 normal household-nights.
+    `fleet` holds the `LEAD_NIGHTS` before `first` too; `known` are scores that `raw_scores` gave
+    for some of them, `[H, D]`. `alert_budget` is the number of false alert episodes allowed in
+    1,000 normal household-nights.
+
+    Raises:
+        UserError: the detector's calibration is too small for the budget.
     """
-    judged = judge(detector, fleet, min_readings)
+    curve = detector.alerts.numpy()
+    limit = alert_limit(curve, detector.config.calibration_size, alert_budget)
     skip = fleet.nights.index(first)
-    table = _table(fleet, judged, skip, min_readings).with_columns(
-        is_anomaly=(pl.col("p_value") <= alert_budget / 1000).fill_null(value=False),
-        rank=_rank(),
+    rebuilt = reconstruct(detector, fleet, slice(skip, None), min_readings)
+    raw = _complete(detector, fleet, rebuilt.score, known, min_readings)
+    weighed = weigh(detector, fleet, raw, min_readings)
+    urgent = urgency(curve, weighed.p_value, weighed.evidence)
+    flags = urgent <= limit
+    table = _table(fleet, weighed, rebuilt, skip, min_readings).with_columns(
+        is_anomaly=flags[:, skip:].ravel(),
+        urgency=urgent[:, skip:].ravel(),
         model_version=pl.lit(model_version),
     )
+    table = table.with_columns(rank=_rank())
     flagged = table.filter("is_anomaly").sort("night", "household_id")
-    anomalies = explain(
-        flagged,
-        fleet.kwh[flagged["h"], flagged["d"]],
-        judged.expected_kwh[flagged["h"], flagged["d"]],
-        judged.residual[flagged["h"], flagged["d"]],
-    )
+    anomalies = _explained(detector, fleet, rebuilt, flagged, skip)
     reasons = anomalies.select("household_id", "night", "reason")
     scores = table.join(reasons, on=("household_id", "night"), how="left")
-    return (
-        Scores.validate(
+    return Tables(
+        scores=Scores.validate(
             scores.select(Scores.column_names()).sort("night", "household_id"), cast=True
         ),
-        Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
+        anomalies=Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
+        nights=_nights(detector, fleet, weighed, flags, skip, alert_budget, model_version),
+        raw=raw,
     )
 
 
@@ -187,24 +360,98 @@ def lead(first: date) -> date:
     return first - timedelta(days=LEAD_NIGHTS)
 
 
-def _table(fleet: Fleet, judged: Night, skip: int, min_readings: int) -> pl.DataFrame:
+def _complete(
+    detector: Detector, fleet: Fleet, latest: Floats, known: Floats | None, min_readings: int
+) -> Floats:
+    """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
+    skip = len(fleet.nights) - latest.shape[1]
+    nothing = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
+    raw = nothing if known is None else known.copy()
+    raw[:, skip:] = latest
+    missing = np.asarray(~np.isfinite(raw).any(axis=0))
+    missing[: max(0, skip - WEIGHED_NIGHTS)] = False
+    missing[skip:] = False
+    raw[:, missing] = raw_scores(detector, fleet, missing, min_readings)[:, missing]
+    raw[:, : max(0, skip - WEIGHED_NIGHTS)] = np.nan
+    return raw
+
+
+def _explained(
+    detector: Detector, fleet: Fleet, rebuilt: Rebuilt, flagged: pl.DataFrame, skip: int
+) -> pl.DataFrame:
+    """The flagged household-nights with their profiles and reasons."""
+    h, d = flagged["h"].to_numpy(), flagged["d"].to_numpy()
+    before = np.pad(
+        fleet.kwh[h], ((0, 0), (LEVEL_NIGHTS, 0), (0, 0)), constant_values=np.float32(np.nan)
+    )
+    past = d[:, None] + np.arange(LEVEL_NIGHTS)
+    return explain(
+        flagged,
+        fleet.kwh[h, d],
+        rebuilt.expected_kwh[h, d - skip],
+        rebuilt.half_hour[h, d - skip] / detector.residual_scale.float().numpy(),
+        np.take_along_axis(before, past[:, :, None], axis=1),
+    )
+
+
+def _nights(
+    detector: Detector,
+    fleet: Fleet,
+    weighed: Weighed,
+    flags: Bools,
+    skip: int,
+    alert_budget: float,
+    model_version: str,
+) -> pl.DataFrame:
+    """One row a night: how many were scored and flagged, and what the fleet did."""
+    scored = np.isfinite(weighed.p_value).sum(axis=0)
+    opened = episode_starts(flags).sum(axis=0)
+    frame = pl.DataFrame(
+        {
+            "night": fleet.nights,
+            "scored": scored,
+            "flagged": flags.sum(axis=0),
+            "opened": opened,
+            "opened_per_1000": 1000 * opened / np.maximum(scored, 1),
+            "common_movement": weighed.common,
+            "tail_height": weighed.height[0],
+            "tail_height_learnt": weighed.height[1],
+        }
+    )
+    return Nights.validate(
+        frame[skip:]
+        .with_columns(
+            alert_budget=alert_budget,
+            calibration_size=detector.config.calibration_size,
+            model_version=pl.lit(model_version),
+        )
+        .select(Nights.column_names()),
+        cast=True,
+    )
+
+
+def _table(
+    fleet: Fleet, weighed: Weighed, rebuilt: Rebuilt, skip: int, min_readings: int
+) -> pl.DataFrame:
     """One row a household and night from `skip` on, with its place `h, d` in the arrays."""
     kwh = fleet.kwh[:, skip:]
     h, d = np.divmod(np.arange(kwh.shape[0] * kwh.shape[1]), kwh.shape[1])
     n_readings = fleet.n_readings[:, skip:].ravel()
     observed = np.isfinite(kwh)
-    expected = np.where(observed, judged.expected_kwh[:, skip:], 0.0).sum(axis=2).ravel()
+    usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
+    history = np.isfinite(trailing(usable, HISTORY_NIGHTS)).sum(axis=-1)
+    expected = np.where(observed, rebuilt.expected_kwh, 0.0).sum(axis=2).ravel()
     frame = pl.DataFrame(
         {
             "h": h,
             "d": d + skip,
             "n_readings": n_readings,
-            "score": judged.score[:, skip:].ravel(),
-            "p_value": judged.p_value[:, skip:].ravel(),
-            "evidence": judged.evidence[:, skip:].ravel(),
+            "score": weighed.score[:, skip:].ravel(),
+            "p_value": weighed.p_value[:, skip:].ravel(),
+            "evidence": weighed.evidence[:, skip:].ravel(),
             "actual_kwh": np.nansum(kwh, axis=2).ravel(),
             "expected_kwh": expected,
-            "history": judged.history[:, skip:].ravel(),
+            "history": history[:, skip:].ravel(),
         }
     ).with_columns(pl.col("score", "p_value", "evidence").fill_nan(None))
     is_scored = pl.col("n_readings") >= min_readings
@@ -224,9 +471,9 @@ def _table(fleet: Fleet, judged: Night, skip: int, min_readings: int) -> pl.Data
 
 
 def _rank() -> pl.Expr:
-    """Urgency within a night: rarest first, then most evidence; null where there is no score."""
+    """Urgency within a night, then most evidence; null where there is no score."""
     order = pl.struct(
-        pl.col("p_value"), -pl.col("evidence"), -pl.col("score"), pl.col("household_id")
+        pl.col("urgency"), -pl.col("evidence"), -pl.col("score"), pl.col("household_id")
     )
     rank = order.rank("ordinal").over("night", pl.col("p_value").is_null())
     return pl.when(pl.col("p_value").is_not_null()).then(rank)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.detector import Detector, DetectorConfig
+from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import (
@@ -26,7 +26,7 @@ from ml.loop import (
     spread,
 )
 from ml.models.network import Network
-from ml.score import LEAD_NIGHTS, calibrate, reconstruct
+from ml.score import LEAD_NIGHTS, OWN_NIGHTS, calibrate, reconstruct
 from ml.windows import FleetWindows
 
 HELD_OUT_SHARE: Final = 1 / 8
@@ -44,7 +44,7 @@ class FitResult:
 
     detector: Detector
     calibration: slice
-    """The nights whose scores on the held-out households are the reference."""
+    """The last nights, on whose held-out households versions are compared."""
     history: list[dict[str, float]]
     """One entry an epoch."""
     best_epoch: int
@@ -101,8 +101,7 @@ def fit(
     with expected_warnings():
         loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best_epoch = module.restore(loop.checkpoints.best_model_path)
-    recent = since(unseen(fleet), nights.start - LEAD_NIGHTS)
-    calibrate(detector, recent, nights.stop - nights.start, min_readings)
+    calibrate_on(detector, fleet, min_readings)
     seconds = loop.timer.time_elapsed()
     rows = data.train_dataloader().size * len(module.history)
     return FitResult(
@@ -114,6 +113,19 @@ def fit(
         rows_per_second=rows / seconds,
         precision=precision(),
     )
+
+
+def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
+    """Take the references from the households held out: all their nights that have a past.
+
+    Of a short history the last quarter, and no more nights than the calibration holds.
+    """
+    apart, count = unseen(fleet), len(fleet.nights)
+    warm = min(detector.network.lead_nights + OWN_NIGHTS, count * 3 // 4)
+    nights = min(count - warm, -(-CALIBRATION_SIZE // len(apart.household_ids)))
+    learnt = _of_households(fleet, ~held_out(fleet.household_ids)).household_ids
+    recent = since(apart, count - nights - LEAD_NIGHTS)
+    calibrate(detector, recent, nights, min_readings, learnt)
 
 
 def nights_data(

@@ -6,17 +6,22 @@ from torch import Tensor
 
 from ml.features import Fleet, scaled
 from ml.models.network import Windows
+from ml.peers import Peers
 from ml.schemas import HALF_HOURS
 
 
 class FleetWindows:
     """The windows of every household-night of a fleet, `lead_nights` before each.
 
-    Nights before the fleet's first are NaN. Nothing is copied until windows are taken.
+    Nights before the fleet's first are NaN, unless peers lend theirs. Nothing is copied until
+    windows are taken.
     """
 
-    def __init__(self, fleet: Fleet, lead_nights: int, min_readings: int) -> None:
+    def __init__(
+        self, fleet: Fleet, lead_nights: int, min_readings: int, *, lend: bool = False
+    ) -> None:
         self.lead_nights = lead_nights
+        self._peers = Peers(fleet, lead_nights, min_readings) if lend and lead_nights else None
         self.shape = fleet.kwh.shape[:2]
         padded = np.pad(
             fleet.kwh, ((0, 0), (lead_nights, 0), (0, 0)), constant_values=np.float32(np.nan)
@@ -31,8 +36,11 @@ class FleetWindows:
         start = places + places.div(self.shape[1], rounding_mode="floor") * self.lead_nights
         rows = self._kwh.numel() // HALF_HOURS - self.lead_nights
         kwh = self._kwh.as_strided((rows, height), (HALF_HOURS, 1)).index_select(0, start)
+        kwh = kwh.view(-1, self.lead_nights + 1, HALF_HOURS)
+        if self._peers:
+            self._peers.lend(kwh, places)
         return Windows(
-            kwh.view(-1, self.lead_nights + 1, HALF_HOURS),
+            kwh,
             self._level.index_select(0, places),
             self._conditions.index_select(0, places),
         )

@@ -51,6 +51,12 @@ FROM read_parquet(
     getvariable('anomalies'), hive_partitioning = true, hive_types = {'night': DATE}
 );
 
+CREATE VIEW nights AS
+SELECT *
+FROM read_parquet(
+    getvariable('nights'), hive_partitioning = true, hive_types = {'night': DATE}
+);
+
 CREATE VIEW episodes AS
 SELECT * FROM read_parquet(getvariable('episodes'), hive_partitioning = false);
 

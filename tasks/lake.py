@@ -31,7 +31,7 @@ from tasks.paths import training as training
 
 Reference = Literal["households", "weather", "holidays", "tariffs"]
 Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
-Table = Literal["scores", "anomalies", "episodes"]
+Table = Literal["scores", "anomalies", "episodes", "nights"]
 
 SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "days": schemas.Days,
@@ -46,6 +46,8 @@ SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "scores": schemas.Scores,
     "anomalies": schemas.Anomalies,
     "episodes": schemas.Episodes,
+    "nights": schemas.Nights,
+    "raw_scores": schemas.RawScores,
 }
 
 
@@ -145,6 +147,12 @@ def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
     """Replace one night of a result table."""
     path = home() / f"tables/{table}/night={night}/{table}.parquet"
     replace(path, SCHEMAS[table].validate(frame))
+
+
+def remember_night(night: date, raw_scores: pl.DataFrame) -> None:
+    """Keep what a network made of a night."""
+    path = home() / f"memory/raw_scores/night={night}/raw_scores.parquet"
+    replace(path, schemas.RawScores.validate(raw_scores))
 
 
 @contextmanager

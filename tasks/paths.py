@@ -6,6 +6,7 @@ HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
 HOME/staging/                                   an ingest at work; gone when none is
 HOME/runs/*.parquet                             one file a run
 HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
+HOME/memory/raw_scores/night=YYYY-MM-DD/*.parquet   what a network made of a night, to be used again
 HOME/pictures/                                  flagged nights, drawn
 HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
 HOME/benchmark/<id>/                            figures, table and pictures of a benchmark
@@ -32,6 +33,8 @@ GLOBS: Final = {
     "scores": "tables/scores/night=*/*.parquet",
     "anomalies": "tables/anomalies/night=*/*.parquet",
     "episodes": "tables/episodes/night=*/*.parquet",
+    "nights": "tables/nights/night=*/*.parquet",
+    "raw_scores": "memory/raw_scores/night=*/*.parquet",
 }
 
 

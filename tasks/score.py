@@ -13,6 +13,7 @@ from ml.errors import UserError
 from ml.score import lead, score_nights
 from tasks import lake, registry, task
 from tasks.fleet import load_fleet
+from tasks.memory import Memory
 from tasks.settings import settings
 
 NIGHTS_AT_ONCE: Final = 31
@@ -71,19 +72,24 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     torch.set_num_threads(settings().threads)
     detector, version = registry.champion()
     with lake.writing():
-        scores, anomalies = score_nights(
+        fleet = load_fleet(lead(first), last)
+        known = Memory(fleet, version)
+        tables = score_nights(
             detector,
-            load_fleet(lead(first), last),
+            fleet,
             first,
             min_readings=settings().min_readings,
             alert_budget=settings().alert_budget,
             model_version=version,
+            known=known.recall(),
         )
+        known.keep(tables.raw)
         for night in pl.date_range(first, last, eager=True):
             of_night = pl.col("night") == night
-            lake.replace_night("anomalies", night, anomalies.filter(of_night))
-            lake.replace_night("scores", night, scores.filter(of_night))
-    return _receipt(first, last, scores, version)
+            lake.replace_night("anomalies", night, tables.anomalies.filter(of_night))
+            lake.replace_night("nights", night, tables.nights.filter(of_night))
+            lake.replace_night("scores", night, tables.scores.filter(of_night))
+    return _receipt(first, last, tables.scores, version)
 
 
 @task(name="join episodes")

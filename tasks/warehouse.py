@@ -105,7 +105,7 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _variables(home: Path, scratch: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
-    limits = settings().model_dump(include={"alert_budget", "supply_limit_kwh"})
+    limits = settings().model_dump(include={"supply_limit_kwh"})
     globs = {name: _glob(home, name, scratch) for name in paths.GLOBS}
     return {"results": f"{escape(str(home))}/tables/**", **globs, **limits}
 

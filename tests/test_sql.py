@@ -326,10 +326,10 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
         [("rows of another night",)],
     ),
     (
-        "flags_within_budget",
-        _set("scores", FEB_2, "A", p_value=0.0031),
-        "night household_id",
-        [(FEB_2, "A")],
+        "flags_first",
+        _set("scores", FEB_2, "C", is_anomaly=False),
+        "night household_id rank first_quiet",
+        [(FEB_2, "A", 2, 1)],
     ),
     (
         "nights_gapless",
@@ -471,13 +471,6 @@ def test_check_shows_exactly_the_offending_rows(
 ) -> None:
     change()
     assert warehouse.check()[name].select(columns.split()).rows() == rows
-
-
-def test_budget_of_the_checks_is_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A was flagged at 0.002, which 1 in 1,000 does not allow; C's 0.001 is just allowed.
-    monkeypatch.setenv("METERWATCH_ALERT_BUDGET", "1")
-    rows = warehouse.check()["flags_within_budget"].select("night", "household_id").rows()
-    assert rows == [(FEB_2, "A")]
 
 
 def test_a_household_that_joined_later_owes_no_earlier_row() -> None:

@@ -63,7 +63,7 @@ def test_scoring_twice_leaves_byte_identical_tables(scored_home: Path) -> None:
     assert tables(scored_home) == once
     assert set(once) == {
         f"tables/{table}/night={LAST}/{table}.parquet"
-        for table in ("scores", "anomalies", "episodes")
+        for table in ("scores", "anomalies", "episodes", "nights")
     }
 
 

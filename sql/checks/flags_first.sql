@@ -1,5 +1,7 @@
--- what is flagged is as rare as the alert budget asks
-SELECT night, household_id, p_value, getvariable('alert_budget') / 1000 AS most
-FROM scores
-WHERE is_anomaly AND NOT coalesce(p_value <= (getvariable('alert_budget') / 1000)::FLOAT, false)
-ORDER BY night, household_id
+-- whoever is flagged ranks before whoever is not
+SELECT flagged.night, flagged.household_id, flagged.rank, min(quiet.rank) AS first_quiet
+FROM scores AS flagged JOIN scores AS quiet USING (night)
+WHERE flagged.is_anomaly AND NOT quiet.is_anomaly
+GROUP BY ALL
+HAVING NOT coalesce(flagged.rank < min(quiet.rank), true)
+ORDER BY flagged.night, flagged.rank

@@ -1,0 +1,66 @@
+"""What a version made of the nights that a night's scores rest on, so that it need not look again.
+
+It changes no result: what is kept is found again only while the readings are the same.
+"""
+
+import hashlib
+
+import numpy as np
+import polars as pl
+
+from ml.features import Fleet, Floats
+from ml.score import PAST_NIGHTS
+from tasks import lake
+from tasks.settings import settings
+
+
+class Memory:
+    """What a version made of nights, as long as the readings that it saw are the same."""
+
+    def __init__(self, fleet: Fleet, version: str) -> None:
+        self.fleet = fleet
+        seen = f"{version} {settings().min_readings} {fleet.household_ids}".encode()
+        nights = [self._digest(place) for place in range(len(fleet.nights))]
+        self.fingerprints = [
+            hashlib.sha256(b"".join((seen, *nights[place - PAST_NIGHTS : place + 1]))).hexdigest()
+            for place in range(PAST_NIGHTS, len(nights))
+        ]
+
+    def recall(self) -> Floats:
+        """The network's scores `[H, D]`, NaN where they are not known."""
+        span = pl.col("night").is_between(self.fleet.nights[0], self.fleet.nights[-1])
+        known = lake.collect(lake.scan("raw_scores").filter(span)).join(
+            self._keys(), on=("night", "fingerprint")
+        )
+        register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
+        placed = known.join(register, on="household_id")
+        raw = np.full(self.fleet.kwh.shape[:2], np.nan, dtype=np.float32)
+        raw[placed["h"].to_numpy(), placed["d"].to_numpy()] = placed["raw"].to_numpy()
+        return raw
+
+    def keep(self, raw: Floats) -> None:
+        """Keep the scores `[H, D]` of the nights of which there are any and that are not kept."""
+        found = np.isfinite(raw[:, PAST_NIGHTS:]).any(axis=0)
+        keys = self._keys().with_columns(any=pl.Series(found))
+        kept = lake.collect(lake.scan("raw_scores").select("night", "fingerprint").unique())
+        wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
+        for night, fingerprint, place in wanted.select("night", "fingerprint", "d").iter_rows():
+            frame = pl.DataFrame(
+                {"household_id": self.fleet.household_ids, "raw": raw[:, place]}
+            ).select(
+                "household_id",
+                pl.lit(night).alias("night"),
+                pl.col("raw").fill_nan(None),
+                pl.lit(fingerprint).alias("fingerprint"),
+            )
+            lake.remember_night(night, frame)
+
+    def _keys(self) -> pl.DataFrame:
+        """Each night with its place `d` and what its scores rest on."""
+        places = range(PAST_NIGHTS, len(self.fleet.nights))
+        nights = self.fleet.nights[PAST_NIGHTS:]
+        return pl.DataFrame({"night": nights, "d": places, "fingerprint": self.fingerprints})
+
+    def _digest(self, place: int) -> bytes:
+        of_night = (self.fleet.kwh[:, place], self.fleet.conditions[:, place])
+        return hashlib.sha256(b"".join(part.tobytes() for part in of_night)).digest()
