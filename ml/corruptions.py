@@ -23,7 +23,7 @@ RAMP_SHARE: Final = 0.15
 FAINT_SHARE: Final = 0.1
 LONGEST_NIGHTS: Final = 30
 RESOLUTION_KWH: Final = 1e-3
-LEAST_CHANGE: Final = 0.25
+LEAST_CHANGE: Final = 0.15
 LEAST_DAY_KWH: Final = 0.5
 
 
@@ -32,8 +32,8 @@ class Corrupted(NamedTuple):
 
     kwh: Tensor
     """`[B, N, 48]`."""
-    night: Tensor
-    """`[B, N]` whether the night is corrupted."""
+    family: Tensor
+    """`[B, N]` 0, or 1 + the place in `FAMILIES`."""
     half_hour: Tensor
     """`[B, N, 48]` whether the half-hour is visibly changed."""
 
@@ -104,6 +104,10 @@ def _blend(days: Days) -> Tensor:
     return torch.lerp(days.kwh, _other(days), days.uniform(0.3, 0.9))
 
 
+def _mixed(days: Days) -> Tensor:
+    return days.either(0.5, _splice(days), _blend(days))
+
+
 def _gain(days: Days) -> Tensor:
     knots = int(torch.randint(2, 9, ()))
     return days.kwh * (days.uniform(0.5, 2) * days.curve(knots, -1, 1)).exp()
@@ -115,12 +119,13 @@ def _turn(days: Days) -> Tensor:
 
 def _warp(days: Days) -> Tensor:
     """Time runs unevenly, faster, slower or backwards."""
-    uneven = days.curve(5, -1, 1).exp()
-    pace = days.either(0.5, torch.ones_like(uneven), uneven / uneven.mean(dim=2, keepdim=True))
+    uneven, one = days.curve(5, -1, 1).exp(), torch.ones_like(days.level)
+    pace = days.either(0.3, uneven / uneven.mean(dim=2, keepdim=True), one)
     middle = HALF_HOURS / 2
     place = pace.cumsum(dim=2) - pace / 2 - middle
-    place = middle + place * days.factor(-0.9, 0.9) + days.uniform(-6, 6)
-    place = days.either(0.4, HALF_HOURS - 1 - place, place)
+    place = place * days.either(0.5, days.factor(-0.9, 0.9), one)
+    place = middle - 0.5 + place + days.either(0.3, days.uniform(-6, 6), 0 * one)
+    place = days.either(0.5, HALF_HOURS - 1 - place, place)
     place = days.either(0.5, place.clamp(0, HALF_HOURS - 1.001), place % (HALF_HOURS - 0.001))
     before = place.long()
     return torch.lerp(
@@ -136,13 +141,13 @@ def _permute(days: Days) -> Tensor:
 
 
 def _add_block(days: Days) -> Tensor:
-    uneven = days.either(0.5, days.uniform(0.7, 1.3, HALF_HOURS), torch.ones_like(days.kwh))
-    return days.kwh + days.block(3)[0] * days.amount(-1.5, 2.6, 0.06, 3) * uneven
+    uneven = days.either(0.3, days.uniform(0.7, 1.3, HALF_HOURS), torch.ones_like(days.kwh))
+    return days.kwh + days.block(4)[0] * days.amount(-0.5, 2.5, 0.2, 3) * uneven
 
 
 def _add_always(days: Days) -> Tensor:
-    uneven = days.either(0.5, days.curve(3, 0.6, 1.4), torch.ones_like(days.kwh))
-    return days.kwh + days.amount(-1.7, 2, 0.04, 1.5) * uneven
+    uneven = days.either(0.3, days.curve(3, 0.6, 1.4), torch.ones_like(days.kwh))
+    return days.kwh + days.amount(-1.2, 2, 0.08, 1.5) * uneven
 
 
 def _hold(days: Days) -> Tensor:
@@ -177,7 +182,7 @@ def _roughen(days: Days) -> Tensor:
 
 def _spike(days: Days) -> Tensor:
     places = torch.rand_like(days.kwh).argsort(dim=2) < days.uniform(1, 4).long()
-    height = days.amount(0.2, 3, 0.4, 6) * (0.6 + 0.8 * torch.rand_like(days.kwh))
+    height = days.amount(1, 3.5, 1, 9) * (0.6 + 0.8 * torch.rand_like(days.kwh))
     return days.kwh + places * height
 
 
@@ -205,10 +210,32 @@ def _idle(days: Days) -> Tensor:
     return level * (days.uniform(0, 0.5) * torch.randn_like(days.kwh)).exp()
 
 
-FAMILIES: Final[tuple[Callable[[Days], Tensor], ...]] = (
-    *(_other, _other, _splice, _blend, _gain, _turn, _turn, _warp, _warp, _permute),
-    *(_add_block, _add_block, _add_always, _hold, _lose, _scale, _roughen, _spike, _spike),
-    *(_smooth, _clip, _noise, _idle),
+def _grow(days: Days) -> Tensor:
+    return days.kwh * days.factor(0.3, 1.6)
+
+
+FAMILIES: Final[tuple[tuple[Callable[[Days], Tensor], ...], ...]] = (
+    (_scale, _scale, _scale, _grow),
+    (_gain, _smooth),
+    (_roughen, _roughen),
+    (_lose, _lose, _lose),
+    (_hold, _hold),
+    (_noise, _noise),
+    (_idle, _idle),
+    (_clip, _clip),
+    (_add_block, _add_block),
+    (_add_always,),
+    (_spike, _spike),
+    (_turn, _turn, _warp, _permute),
+    (_other, _mixed),
+)
+"""Alike families stand together: what to tell them apart by is one output of a network.
+
+A family is drawn as often as it is named. What only a meter or a theft does outweighs what people
+do too, and plain changes outweigh intricate ones.
+"""
+_DRAWN: Final = tuple(
+    (group, family) for group, families in enumerate(FAMILIES, start=1) for family in families
 )
 
 
@@ -223,12 +250,14 @@ def corrupt(kwh: Tensor, level: Tensor, judged: int) -> Corrupted:
     lasting = torch.rand(rows, 1, 1, device=device) < LASTING_SHARE
     other = _others(kwh / scale, lasting)
     changed = torch.empty_like(kwh)
-    drawn = torch.randperm(len(FAMILIES))[:FAMILIES_AT_ONCE].tolist()
+    group = torch.zeros(rows, 1, dtype=torch.long, device=device)
+    drawn = torch.randperm(len(_DRAWN))[:FAMILIES_AT_ONCE].tolist()
     parts = torch.tensor_split(torch.arange(rows, device=device), len(drawn))
     for place, part in zip(drawn, parts, strict=True):
         if len(part):
             days = Days(kwh[part], scale[part], other[part], lasting[part])
-            changed[part] = FAMILIES[place](days)
+            group[part], family = _DRAWN[place]
+            changed[part] = family(days)
     faint = torch.rand(rows, 1, 1, device=device) < FAINT_SHARE
     weight = torch.where(faint, torch.empty_like(scale).uniform_(0.4, 0.9), 1.0)
     when, ramp = _when(lasting[:, 0], nights, judged)
@@ -239,7 +268,7 @@ def corrupt(kwh: Tensor, level: Tensor, judged: int) -> Corrupted:
     enough = LEAST_CHANGE * kwh.sum(dim=2).clamp(min=LEAST_DAY_KWH)
     night = when & (difference.sum(dim=2) > enough) & half_hour.any(dim=2)
     there = night[:, :, None]
-    return Corrupted(torch.where(there, changed, kwh), night, half_hour & there)
+    return Corrupted(torch.where(there, changed, kwh), group * night, half_hour & there)
 
 
 def _others(days: Tensor, lasting: Tensor) -> Tensor:

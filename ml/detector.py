@@ -19,7 +19,7 @@ from ml.models import DEFAULT, ModelName, network_class
 from ml.models.network import Judged, NetworkConfig, Windows
 from ml.schemas import HALF_HOURS
 
-CALIBRATION_SIZE: Final = 1 << 18
+CALIBRATION_SIZE: Final = 1 << 16
 
 
 class DetectorConfig(BaseModel):

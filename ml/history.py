@@ -1,6 +1,6 @@
 """A night against the household's own past: what a person would look at, as tensors.
 
-Everything is in log units of the household's own level, log(1 + kWh / level), and is computed for
+Everything is in log units of the household's own level (`in_units`) and is computed for
 each household-night by itself.
 """
 
@@ -19,6 +19,8 @@ WEEK: Final = 7
 LEAST_HALF_HOURS: Final = 24
 LEAST_LEVEL_KWH: Final = 0.02
 SAME_KWH: Final = 5e-4
+FLOOR: Final = 0.1
+UNIT: Final = 0.6
 
 QUANTILES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 NEAREST: Final = (0, 1, 2, 4, 9, 19, 30, 41)
@@ -34,8 +36,8 @@ LIMIT: Final = 8.0
 class Described(NamedTuple):
     """Nights `[B, K]` and what their past says of them."""
 
-    x: Tensor
-    """`[B, K, 48]` the night in level units, what is missing at the household's median."""
+    median: Tensor
+    """`[B, K, 48]` the household's median at each half-hour."""
     half_hours: Tensor
     """`[B, K, C, 48]` figures of each half-hour."""
     night: Tensor
@@ -65,6 +67,19 @@ def usual_level(history: Tensor) -> Tensor:
     return means.nanmedian(dim=1).values.nan_to_num(nan=0.0).clamp(min=LEAST_LEVEL_KWH)
 
 
+def in_units(kwh: Tensor, level: Tensor) -> Tensor:
+    """Readings `[B, N, 48]` on the scale that everything is compared on, about 0 to 3.
+
+    Logarithmic down to a tenth of the level, so that a lost base load shows as well as a peak.
+    """
+    return UNIT * torch.log1p(kwh / (FLOOR * level[:, None, None]))
+
+
+def in_kwh(x: Tensor, level: Tensor) -> Tensor:
+    """Back from `in_units`."""
+    return FLOOR * level[:, None, None] * torch.expm1(x / UNIT)
+
+
 def complete(history: Tensor, level: Tensor) -> Tensor:
     """Nights `[B, N, 48]` without gaps: half-hours at their mean, whole nights as another one.
 
@@ -87,11 +102,10 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
 
     Both in kWh; the nights follow upon the history, one after another.
     """
-    unit = level[:, None, None]
-    past = _past(torch.log1p(history / unit))
+    past = _past(in_units(history, level))
     observed = ~nights.isnan()
     median = past.quantiles[:, None, len(QUANTILES) // 2]
-    x = torch.where(observed, torch.log1p(nights / unit), median)
+    x = torch.where(observed, in_units(nights, level), median)
     days = torch.cat((past.x, x), dim=1)
     views = _views(days)
     distances = [_distances(view) for view in views]
@@ -99,20 +113,20 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     half_hours = [*_positions(past, x), *(x - blend for blend in near), x - _same_weekday(past, x)]
     outside = _outside(past, x, near[0])
     repeats, zeros, habits = _repeats(history, nights)
-    wide = [past.recent[0] - past.older[0], past.all[1], *past.quantiles.unbind(dim=1)]
+    spread = past.quantiles[:, -2] - past.quantiles[:, 1]
+    wide = [past.recent[0] - past.older[0], past.all[1], spread]
     half_hours += [*outside[:4], repeats, zeros, observed.to(x.dtype)]
     half_hours += [value[:, None].expand_as(x) for value in wide]
     figures = [
         *(_nearness(view, distance) for view, distance in zip(views, distances, strict=True)),
-        _statistics(days, views[3]),
+        _statistics(days, views[3], past.all),
         habits,
         _alignment(past.all[0], x),
-        level.log()[:, None, None].expand(*x.shape[:2], 1),
         observed.to(x.dtype).mean(dim=2, keepdim=True),
         *_pooled(outside),
     ]
     night = torch.cat(figures, dim=2).clamp(-LIMIT, LIMIT)
-    return Described(x, torch.stack(half_hours, dim=2), night)
+    return Described(median.expand_as(x), torch.stack(half_hours, dim=2), night)
 
 
 def ordered(values: Tensor) -> Tensor:
@@ -157,7 +171,7 @@ def _positions(past: _Past, x: Tensor) -> list[Tensor]:
     """Where each half-hour stands among the same half-hours of the nights before."""
     rank = _rank(past.ordered, x.transpose(1, 2).contiguous()).transpose(1, 2)
     median = past.quantiles[:, None, len(QUANTILES) // 2]
-    return [x, x - median, _z(x, past.all), _z(x, past.older), _z(x, past.recent), rank]
+    return [x - median, _z(x, past.all), _z(x, past.older), _z(x, past.recent), rank]
 
 
 def _same_weekday(past: _Past, x: Tensor) -> Tensor:
@@ -245,12 +259,16 @@ def _blend(distances: Tensor, past: Tensor, width: float) -> Tensor:
     return torch.bmm(torch.softmax(-distances / width, dim=2), past)
 
 
-def _statistics(days: Tensor, by_size: Tensor) -> Tensor:
+def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> Tensor:
     """Plain figures of a day, each as z, as z against the older nights, and as rank."""
     mean = days.mean(dim=2)
     step = days.diff(dim=2)
     slope = torch.linspace(-1, 1, HALF_HOURS, device=days.device, dtype=days.dtype)
     quarters = _parts(days, QUARTERS).mean(dim=3)
+    z = _z(days, usual)
+    profile = (usual[0] - usual[0].mean(dim=1, keepdim=True))[:, None]
+    centered = days - mean[:, :, None]
+    alike = (centered * profile).sum(dim=2) / (centered.norm(dim=2) * profile.norm(dim=2) + 0.1)
     figures = torch.stack(
         (
             mean,
@@ -259,7 +277,14 @@ def _statistics(days: Tensor, by_size: Tensor) -> Tensor:
             step.abs().amax(dim=2),
             ((days**2).mean(dim=2) - mean**2).clamp(min=0).sqrt(),
             *quarters.unbind(dim=2),
-            ((days - mean[:, :, None]) * slope).mean(dim=2),
+            (centered * slope).mean(dim=2),
+            (z**2).mean(dim=2).sqrt(),
+            z.mean(dim=2),
+            z.amax(dim=2),
+            z.amin(dim=2),
+            (z > 1.5).to(days.dtype).mean(dim=2),
+            (z < -1).to(days.dtype).mean(dim=2),
+            alike,
             (step.abs() < 1e-6).to(days.dtype).mean(dim=2),
         ),
         dim=2,
@@ -270,9 +295,9 @@ def _statistics(days: Tensor, by_size: Tensor) -> Tensor:
     rank = _rank(
         ordered(before.transpose(1, 2).contiguous()), nights.transpose(1, 2).contiguous()
     ).transpose(1, 2)
-    z, older_z = (nights - center) / (spread + 0.03), (nights - older) / (older_spread + 0.03)
-    usual = (center.expand_as(nights), spread.expand_as(nights))
-    return torch.cat((z.clamp(-LIMIT, LIMIT), older_z.clamp(-LIMIT, LIMIT), rank, *usual), dim=2)
+    far = (nights - center) / (spread + 0.03)
+    older_far = (nights - older) / (older_spread + 0.03)
+    return torch.cat((far.clamp(-LIMIT, LIMIT), older_far.clamp(-LIMIT, LIMIT), rank), dim=2)
 
 
 def _repeats(history: Tensor, nights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,8 @@ of the share of ordinary household-nights that go as far.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
@@ -17,6 +18,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
+from torch import Tensor
 
 from ml.calibration import (
     SILENCE_NIGHTS,
@@ -37,16 +39,16 @@ from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
 
 OWN_NIGHTS: Final = 28
+FLEET_NIGHTS: Final = 14
 EVIDENCE_NIGHTS: Final = 14
 # The nights of silence, the fleet's nights before, each home's before, its usual score before.
-WEIGHED_NIGHTS: Final = SILENCE_NIGHTS + 3 * OWN_NIGHTS
+WEIGHED_NIGHTS: Final = SILENCE_NIGHTS + FLEET_NIGHTS + 2 * OWN_NIGHTS
 PAST_NIGHTS: Final = 45
 """The most nights before a night that a network may want."""
 LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
 HISTORY_NIGHTS: Final = 56
 WARM_NIGHTS: Final = 28
 PEER_WEIGHT: Final = 4.0
-OWN_SHARE: Final = 0.35
 COMMON_HOUSEHOLDS: Final = 20
 RULE_SHARE: Final = 0.1
 UNUSUAL: Final = 1.0
@@ -54,11 +56,13 @@ EXTREME: Final = 3.0
 OWN_PRIOR: Final = 1.5
 OWN_POWER: Final = 1.5
 FLEET_PRIOR: Final = 40.0
+PERSISTENCE: Final = 0.1
 DECAY: Final = 0.75
 DRIFT: Final = 1.25
 MAX_SURPRISE: Final = 5.0
 
 Ints = NDArray[np.int_]
+Shown = tuple[tuple[Ints, Ints], Judged]
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,7 @@ def _places(fleet: Fleet, nights: slice) -> Bools:
     return chosen
 
 
-def _shown(
-    detector: Detector, fleet: Fleet, nights: Bools, min_readings: int
-) -> Iterator[tuple[tuple[Ints, Ints], Judged]]:
+def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Iterator[Shown]:
     """The places of the nights `[D]` with enough readings, and what the network makes of them.
 
     In double precision, so that a result in single does not depend on which rows share a batch.
@@ -144,22 +146,41 @@ def _shown(
     chosen = (fleet.n_readings >= min_readings) & nights
     windows = FleetWindows(fleet, detector.network.lead_nights, min_readings, lend=True)
     precise = copy.deepcopy(detector.network).double().eval()
-    with torch.inference_mode():
-        for places in torch.split(torch.from_numpy(np.flatnonzero(chosen)), precise.at_once):
-            batch = windows.take(places)
-            judged = precise(Windows(*(part.double() for part in batch)))
-            h, d = np.unravel_index(places.numpy(), chosen.shape)
-            yield (h, d), judged
+
+    def shown(places: Tensor) -> Shown:
+        with torch.inference_mode():
+            judged = precise(Windows(*(part.double() for part in windows.take(places))))
+        h, d = np.unravel_index(places.numpy(), chosen.shape)
+        return (h, d), judged
+
+    batches = torch.split(torch.from_numpy(np.flatnonzero(chosen)), precise.at_once)
+    yield from _side_by_side(shown, batches)
+
+
+def _side_by_side(
+    function: Callable[[Tensor], Shown], batches: Sequence[Tensor]
+) -> Iterator[Shown]:
+    """What a function makes of batches, in their order: a thread a core, each of one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(function, batches)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def standing(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
     """How far the network's scores `[H, D]` stand out, and the fleet's common movement `[D]`.
 
-    From the household's own usual score, its median of `OWN_NIGHTS`, and from what the night did to
-    everybody. A reconstruction error that is unusually small is as suspicious as a large one. Few
-    nights of history lean on the peers, by shrinkage.
+    What the night did to everybody is taken out. A network whose score is an error is compared with
+    the household's own usual error, on both sides: one that is unusually small is as suspicious as
+    a large one. Few nights of history lean on the peers, by shrinkage.
     """
     raw = scores.astype(np.float64)
+    if not detector.network.two_sided:
+        common = across(raw - float(detector.peer_center), 0.0)
+        return raw - common, common
     windows = trailing(raw, OWN_NIGHTS)
     count = np.isfinite(windows).sum(axis=-1)
     median, mad = median_and_mad(windows)
@@ -167,12 +188,9 @@ def standing(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
     usual = across(median, float(detector.peer_center))
     own = weight * np.nan_to_num(median) + (1 - weight) * usual
     common = across(raw - own, 0.0)
-    moved = raw - own - common
-    if not detector.network.two_sided:
-        return moved + (1 - OWN_SHARE) * (own - usual), common
     variance = weight * (1.4826 * np.nan_to_num(mad)) ** 2
     variance += (1 - weight) * float(detector.peer_scale) ** 2
-    return np.abs(moved) / np.sqrt(variance), common
+    return np.abs(raw - own - common) / np.sqrt(variance), common
 
 
 def across(values: Floats, otherwise: float) -> Floats:
@@ -193,16 +211,16 @@ def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) ->
     return np.fmax(detector.stands.rarity(stands), np.where(np.isfinite(stands), ruled, np.nan))
 
 
-def at_home(rarity: Floats) -> Floats:
-    """Rarity `[H, D]` among the household's own nights: less where unusual nights are usual.
+def habit(rarity: Floats) -> Floats:
+    """How much rarer than it is a night `[H, D]` looks where unusual nights are usual.
 
-    The household's rate of unusual nights over `OWN_NIGHTS`, shrunk to the fleet's, the extreme
-    ones left out.
+    From the household's rate of unusual nights over `OWN_NIGHTS`, shrunk to the fleet's; the
+    extreme ones are left out.
     """
     before = trailing(rarity, OWN_NIGHTS)
     unusual = ((before >= UNUSUAL) & (before < EXTREME)).sum(axis=-1)
     expected = 10**-UNUSUAL * np.isfinite(before).sum(axis=-1)
-    return rarity - OWN_POWER * np.log10((OWN_PRIOR + unusual) / (OWN_PRIOR + expected))
+    return OWN_POWER * np.log10((OWN_PRIOR + unusual) / (OWN_PRIOR + expected))
 
 
 def heights(p_value: Floats, learnt: Bools) -> Floats:
@@ -217,7 +235,7 @@ def heights(p_value: Floats, learnt: Bools) -> Floats:
     result = np.empty((2, p_value.shape[1]))
     for group in (False, True):
         found, known = (
-            trailing(flags[learnt == group].sum(axis=0, keepdims=True).astype(float), OWN_NIGHTS)
+            trailing(flags[learnt == group].sum(axis=0, keepdims=True).astype(float), FLEET_NIGHTS)
             for flags in (unusual, ordinary)
         )
         expected = (edge - least) / (1 - least) * np.nansum(known[0], axis=1)
@@ -233,30 +251,34 @@ def raised(p_value: Floats, height: Floats) -> Floats:
     return np.where(p_value <= edge, p_value * high / edge, body)
 
 
-def accumulate(rarity: Floats) -> Floats:
+def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
     """One-sided CUSUM of the nights' surprises (Page 1954) that decays, over `EVIDENCE_NIGHTS`.
 
-    A night's surprise is the normal score of its rarity; a night without a score adds nothing.
+    Before each night `[H, D]`, and with it. A night's surprise is the normal score of its rarity; a
+    night without a score adds nothing.
     """
     surprise = np.clip(norm.isf(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
     steps = np.nan_to_num(trailing(surprise, EVIDENCE_NIGHTS))
-    evidence = np.zeros(rarity.shape)
+    before = np.zeros(rarity.shape)
     for night in range(EVIDENCE_NIGHTS):
-        evidence = np.maximum(0.0, DECAY * evidence + steps[:, :, night])
-    return np.where(np.isnan(rarity), np.nan, np.maximum(0.0, DECAY * evidence + surprise))
+        before = np.maximum(0.0, DECAY * before + steps[:, :, night])
+    evidence = np.maximum(0.0, DECAY * before + surprise)
+    return before, np.where(np.isnan(rarity), np.nan, evidence)
 
 
 def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> Weighed:
     """Scores, p-values and evidence from the network's own scores `[H, D]`."""
     stands, common = standing(detector, raw)
-    rarity = join(detector, stands, fleet, min_readings)
-    p_value = conformal(detector.calibration.numpy(), at_home(rarity))
+    alone = join(detector, stands, fleet, min_readings)
+    before, evidence = accumulate(alone)
+    rarity = alone + PERSISTENCE * before
+    p_value = conformal(detector.calibration.numpy(), rarity - habit(alone))
     learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
     height = heights(p_value, learnt)
     return Weighed(
         score=rarity,
         p_value=raised(p_value, height[learnt.astype(int)]),
-        evidence=accumulate(rarity),
+        evidence=evidence,
         common=common,
         height=height,
     )
@@ -300,11 +322,12 @@ def fit_references(
     detector.stands.fit(stands[:, nights])
     detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
     detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
-    rarity = join(detector, stands, fleet, min_readings)
-    own = at_home(rarity)[:, nights]
+    alone = join(detector, stands, fleet, min_readings)
+    before, evidence = accumulate(alone)
+    own = (alone + PERSISTENCE * before - habit(alone))[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
     p_value = conformal(detector.calibration.numpy(), own)
-    curve = alert_curve(p_value, accumulate(rarity)[:, nights])
+    curve = alert_curve(p_value, evidence[:, nights])
     detector.alerts = torch.from_numpy(curve)
 
 
@@ -365,14 +388,16 @@ def _complete(
 ) -> Floats:
     """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
     skip = len(fleet.nights) - latest.shape[1]
+    usual_before = OWN_NIGHTS if detector.network.two_sided else 0
+    begin = max(0, skip - WEIGHED_NIGHTS + OWN_NIGHTS - usual_before)
     nothing = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     raw = nothing if known is None else known.copy()
     raw[:, skip:] = latest
     missing = np.asarray(~np.isfinite(raw).any(axis=0))
-    missing[: max(0, skip - WEIGHED_NIGHTS)] = False
+    missing[:begin] = False
     missing[skip:] = False
     raw[:, missing] = raw_scores(detector, fleet, missing, min_readings)[:, missing]
-    raw[:, : max(0, skip - WEIGHED_NIGHTS)] = np.nan
+    raw[:, :begin] = np.nan
     return raw
 
 

@@ -143,7 +143,8 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
         UserError: there is no such detector, too few nights, or MLflow is down.
     """
     names = chosen(parameters.detectors)
-    torch.set_num_threads(settings().threads)
+    if threads := settings().threads:
+        torch.set_num_threads(threads)
     arena = prepare(parameters)
     registry.prepare()
     outcome = measure(arena, names, parameters)

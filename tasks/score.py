@@ -69,7 +69,8 @@ def wanted(first: date | None, last: date | None = None) -> tuple[date, date]:
 def score_span(span: tuple[date, date]) -> ScoreReceipt:
     """Score the nights of a span with the champion and replace their tables."""
     first, last = span
-    torch.set_num_threads(settings().threads)
+    if threads := settings().threads:
+        torch.set_num_threads(threads)
     detector, version = registry.champion()
     with lake.writing():
         fleet = load_fleet(lead(first), last)

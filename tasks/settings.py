@@ -16,7 +16,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path("data"), description="where all state lives")
     landing: Path | None = Field(None, description="where deliveries land (default: HOME/landing)")
     alert_budget: float = Field(
-        3.0, gt=0, le=100, description="false alarms per 1,000 normal household-nights"
+        3.0, gt=0, le=100, description="false alert episodes per 1,000 normal household-nights"
     )
     min_readings: int = Field(36, ge=1, le=48, description="half-hours a night needs to be scored")
     supply_limit_kwh: float = Field(
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     )
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of `make serve`'s Prefect")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
-    threads: int = Field(1, ge=1, description="torch threads; small networks are fastest on one")
+    threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
 
     @property
     def landing_dir(self) -> Path:

@@ -9,16 +9,19 @@ from datetime import date
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ml import plots
+from ml.benchmark.figures import better
+from ml.benchmark.plant import copies_of, plant
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import FitParameters
 from ml.models import DEFAULT, ModelName
-from ml.score import LEAD_NIGHTS, lead
+from ml.score import LEAD_NIGHTS, judge, lead
 from ml.train import FitResult, fit, reporting, since, unseen, validation_error
 from tasks import lake, registry, task
 from tasks.artefact import load, save
@@ -28,6 +31,9 @@ from tasks.registry import Version
 from tasks.report import leave
 from tasks.settings import settings
 
+SURE: Final = 0.95
+PLANTED_ROWS: Final = 136
+"""Copies of homes in which nights are planted to hold two detectors against each other."""
 NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision"}
 CHOICES: Final = {"model", "seed", "max_epochs"}
 
@@ -45,7 +51,8 @@ class TrainParameters(BaseModel):
         0, ge=0, le=2**31 - 1, description="same data, seed and machine give the same weights"
     )
     promote: bool = Field(
-        True, description="make it the champion if it beats the present one on the same data"
+        True,
+        description="make it the champion if it finds more of what is planted than the present one",
     )
     max_epochs: int | None = Field(
         None,
@@ -83,9 +90,9 @@ class Verdict(BaseModel):
     """Whether a version became the champion, and why."""
 
     promoted: bool
-    error_kwh: float
     champion_version: str | None
-    champion_error_kwh: float | None
+    sureness: float | None
+    """Share of bootstrap resamples of the households in which it ranks better than the champion."""
     why: str
 
 
@@ -127,7 +134,8 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
     Raises:
         UserError: too few nights, or MLflow is down.
     """
-    torch.set_num_threads(settings().threads)
+    if threads := settings().threads:
+        torch.set_num_threads(threads)
     registry.prepare()
     chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
     fleet = reporting(load_fleet(lake.extent()[0], last_night(parameters)))
@@ -156,7 +164,7 @@ def register_version(fitted: Fitted) -> Version:
 
 @task(name="promote")
 def promote_version(fitted: Fitted, version: Version, *, wanted: bool) -> Verdict:
-    """Make a version the champion if it beats the present one on the same nights."""
+    """Make a version the champion if it finds more of what is planted than the present one."""
     verdict = compare(fitted, wanted=wanted)
     if verdict.promoted:
         registry.promote(version)
@@ -166,24 +174,39 @@ def promote_version(fitted: Fitted, version: Version, *, wanted: bool) -> Verdic
 
 
 def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
-    """Hold a fitted detector against the champion on households that neither has learned from."""
+    """Hold a fitted detector against the champion on nights planted in homes new to both."""
     champion = registry.champion_version()
-    rival = None if champion is None else _error_of(champion, fitted)
-    if rival is None:
+    sureness = None if champion is None else _sureness(fitted, champion)
+    if sureness is None:
         is_better, why = True, "there was no champion"
     else:
-        is_better = fitted.error_kwh < rival
-        relation = "below" if is_better else "not below"
-        why = f"its error of {fitted.error_kwh:.5f} kWh is {relation} the champion's {rival:.5f}"
+        is_better = sureness >= SURE
+        why = (
+            f"it ranks planted nights better than the champion in {sureness:.0%} of resamples, "
+            f"{SURE:.0%} are needed"
+        )
     if not wanted:
         why = f"promotion was not asked for; {why}"
     return Verdict(
         promoted=wanted and is_better,
-        error_kwh=fitted.error_kwh,
         champion_version=None if champion is None else champion.version,
-        champion_error_kwh=rival,
+        sureness=sureness,
         why=why,
     )
+
+
+def _sureness(fitted: Fitted, champion: Version) -> float:
+    """How sure it is that a fitted detector finds more than the champion: `better`."""
+    begin = max(lead(fitted.calibration), lake.extent()[0])
+    fleet = unseen(reporting(load_fleet(begin, fitted.until)))
+    nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
+    households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
+    rows = copies_of(households, -(-PLANTED_ROWS // len(households)))
+    least = settings().min_readings
+    planted, truth = plant(fleet, rows, nights, seed=0, min_readings=least)
+    paths = lake.training(fitted.key), lake.model(champion.version)
+    ours, theirs = (judge(load(path), planted, least).score for path in paths)
+    return better(ours, theirs, truth)
 
 
 def report_training(receipt: TrainReceipt) -> None:
@@ -275,14 +298,6 @@ def _fitted(
         ),
         history=result.history,
     )
-
-
-def _error_of(version: Version, fitted: Fitted) -> float:
-    """The error of a registered version on the calibration nights of the households held out."""
-    fleet = unseen(reporting(load_fleet(max(lead(fitted.calibration), fitted.first), fitted.until)))
-    nights = slice(fleet.nights.index(fitted.calibration), None)
-    detector = load(lake.model(version.version))
-    return validation_error(detector, fleet, nights, settings().min_readings)
 
 
 def _length(part: slice) -> int:

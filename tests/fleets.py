@@ -8,13 +8,13 @@ import torch
 
 from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet
-from ml.models import DEFAULT
 from ml.models.network import Windows
 from ml.schemas import Days, Holidays, Households, Tariffs, Weather
 from ml.score import calibrate
 from ml.windows import FleetWindows
 
 START = date(2013, 6, 3)
+SEED_MODEL = "conditional_autoencoder"
 
 
 def households(n: int) -> pl.DataFrame:
@@ -68,14 +68,14 @@ def fleet(readings: np.ndarray, start: date = START) -> Fleet:
     return Fleet(ids, [start + timedelta(days=i) for i in range(nights)], readings, unknown)
 
 
-def detector(known: Fleet, model: str = DEFAULT) -> Detector:
+def detector(known: Fleet, model: str = SEED_MODEL) -> Detector:
     """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
     built = untrained(known, model)
     calibrate(built, known, nights=28, min_readings=36)
     return built
 
 
-def untrained(known: Fleet, model: str = DEFAULT) -> Detector:
+def untrained(known: Fleet, model: str = SEED_MODEL) -> Detector:
     """A detector that has learned nothing but scales."""
     torch.manual_seed(0)
     built = Detector(DetectorConfig(model=model))

@@ -36,6 +36,7 @@ from ml.errors import UserError
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake, task
 from tasks.simulate import simulate
+from tests import fleets
 
 FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
 LAST = FLEET.nights[-1]
@@ -50,7 +51,7 @@ def fleet_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("METERWATCH_HOME", str(root / "home"))
         simulate(root / "delivered", FLEET)
         ingest.fn(sources=[str(root / "delivered")])
-        train.fn(TrainParameters(max_epochs=1))
+        train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
     return root / "home"
 
 

@@ -35,6 +35,7 @@ from flows.processes import free_port
 from flows.train import TrainParameters, train
 from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
+from tests import fleets
 
 FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
 LAST = FLEET.nights[-1]
@@ -72,7 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         environment.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
         simulate(root / "delivered", FLEET)
         ingest.fn(sources=[str(root / "delivered")])
-        train.fn(TrainParameters(max_epochs=1))
+        train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
         process = subprocess.Popen(
             [Path(sys.executable).with_name("meterwatch"), "serve"],
             stdout=subprocess.PIPE,

@@ -27,7 +27,7 @@ from tests.homes import build_lake, give_store
 
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
-QUICK = FitParameters(max_epochs=3, batch_size=64)
+QUICK = FitParameters(model=fleets.SEED_MODEL, max_epochs=3, batch_size=64)
 MARK = -1.0
 
 
@@ -141,7 +141,9 @@ def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
 @pytest.mark.seed_fault
 def test_the_best_weights_come_back(tmp_path: Path) -> None:
     """Two homes over 14 nights are learned by heart, and the validation loss rises again."""
-    by_heart = FitParameters(max_epochs=40, patience=40, batch_size=8, learning_rate=0.03)
+    by_heart = FitParameters(
+        model=fleets.SEED_MODEL, max_epochs=40, patience=40, batch_size=8, learning_rate=0.03
+    )
     known = fleets.fleet(fleets.kwh(2, 28))
     result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
     losses = [epoch["val_loss"] for epoch in result.history]
@@ -173,7 +175,9 @@ def test_a_training_that_had_ended_is_not_taken_further(
 ) -> None:
     """Killed between its last checkpoint and its registration, it must not train on."""
     known = fleets.fleet(readings)
-    impatient = FitParameters(max_epochs=30, patience=1, batch_size=16, learning_rate=0.3)
+    impatient = FitParameters(
+        model=fleets.SEED_MODEL, max_epochs=30, patience=1, batch_size=16, learning_rate=0.3
+    )
     ended = fit(known, impatient, MIN_READINGS, str(tmp_path))
     last = str(tmp_path / "last.ckpt")
     again = fit(known, impatient, MIN_READINGS, str(tmp_path), resume=last)
@@ -187,7 +191,7 @@ def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
     known = fleets.fleet(np.full((2, 3, 48), 0.5, dtype=np.float32))
     known.kwh[0, 2, :40] = np.nan  # too few readings: left out
     known.kwh[1, 2, 0] = np.nan
-    detector = Detector(DetectorConfig())
+    detector = Detector(DetectorConfig(model=fleets.SEED_MODEL))
     torch.nn.init.zeros_(detector.network.decoder[-1].weight)
     torch.nn.init.zeros_(detector.network.decoder[-1].bias)
     assert validation_error(detector, known, slice(1, 3), MIN_READINGS) == pytest.approx(0.5)
@@ -214,7 +218,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     kwh = fleets.kwh(200, NIGHTS)
     build_lake(kwh)
     give_store(empty_store)
-    parameters = TrainParameters(max_epochs=40)
+    parameters = TrainParameters(model=fleets.SEED_MODEL, max_epochs=40)
     command = (
         "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"

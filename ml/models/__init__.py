@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ml.models.network import Network
 
 NAMES: Final = tuple(sorted({module.name for module in iter_modules(__path__)} - {"network"}))
-DEFAULT: Final = "conditional_autoencoder"
+DEFAULT: Final = "history_network"
 
 if TYPE_CHECKING:
     ModelName = str

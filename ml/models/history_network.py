@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.corruptions import corrupt
+from ml.corruptions import FAMILIES, corrupt
 from ml.features import CONDITIONS
-from ml.history import HISTORY_NIGHTS, Described, complete, describe, usual_level
+from ml.history import HISTORY_NIGHTS, Described, complete, describe, in_kwh, in_units, usual_level
 from ml.models.network import Judged, Network, NetworkConfig, Recipe, Standard, Windows
 from ml.schemas import HALF_HOURS
 
@@ -56,6 +56,7 @@ class HistoryNetwork(Network):
 
     lead_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
     two_sided: ClassVar[bool] = False
+    at_once: ClassVar[int] = 512
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
     recipe: ClassVar[Recipe] = Recipe(
         max_epochs=24,
@@ -71,19 +72,18 @@ class HistoryNetwork(Network):
         super().__init__()
         self.conditions = Standard(len(CONDITIONS))
         n_half_hour, n_night = _sizes()
-        self.half_hour_scale = nn.BatchNorm1d(n_half_hour)
-        self.night_scale = nn.BatchNorm1d(n_night)
+        self.half_hour_scale = nn.BatchNorm1d(n_half_hour, affine=False)
+        self.night_scale = nn.BatchNorm1d(n_night, affine=False)
         self.convolution = nn.Conv1d(n_half_hour, config.channels, 5, padding=2)
         self.condition = nn.Sequential(nn.Linear(len(CONDITIONS), CONDITION_SIZE), nn.GELU())
         size = (HALF_HOURS + 2) * config.channels + n_night + CONDITION_SIZE
         self.trunk = nn.Sequential(
-            nn.Identity(),
             nn.Linear(size, config.width),
             *(_Block(config.width, config.dropout) for _ in range(config.blocks)),
             nn.LayerNorm(config.width),
             nn.GELU(),
         )
-        self.night_head = nn.Linear(config.width, 1)
+        self.night_head = nn.Linear(config.width, 1 + len(FAMILIES))
         self.half_hour_head = nn.Linear(config.width, 2 * HALF_HOURS)
         self.local_head = nn.Conv1d(config.channels, 2, 1)
 
@@ -92,16 +92,20 @@ class HistoryNetwork(Network):
         self.conditions.fit(windows.conditions)
 
     def forward(self, windows: Windows) -> Judged:
-        """Log odds that the night, and that each half-hour, is not the household's own."""
+        """Log odds that the night, and that each half-hour, is not the household's own.
+
+        Those of the night are of all families of corruptions together.
+        """
         history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
         level = usual_level(history)
         described = describe(complete(history, level), night, level)
         logit, half_hour, expected = self._heads(described, windows.conditions)
-        kwh = torch.expm1(expected).clamp(min=0) * level[:, None]
-        return Judged(kwh, torch.where(night[:, 0].isnan(), torch.nan, half_hour), logit)
+        kwh = in_kwh(expected[:, None].clamp(min=0), level)[:, 0]
+        score = logit[:, 1:].logsumexp(dim=1) - logit[:, 0]
+        return Judged(kwh, torch.where(night[:, 0].isnan(), torch.nan, half_hour), score)
 
     def loss(self, windows: Windows) -> Tensor:
-        """Cross-entropy of nights and half-hours, and how well the real night is rebuilt."""
+        """Cross-entropy of families and half-hours, and how well the real night is rebuilt."""
         observed = ~windows.kwh[:, -NIGHTS:].isnan()
         real = augmented(complete(windows.kwh, usual_level(windows.kwh)))
         level = usual_level(real[:, :HISTORY_NIGHTS])
@@ -114,15 +118,15 @@ class HistoryNetwork(Network):
         described = describe(history, nights, level)
         conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
         logit, half_hour, expected = self._heads(described, conditions)
-        target = torch.log1p(real[:, -NIGHTS:] / level[:, None, None]).flatten(0, 1)
+        target = in_units(real[:, -NIGHTS:], level).flatten(0, 1)
         binary = nn.functional.binary_cross_entropy_with_logits
-        night_loss = binary(logit, corrupted.night[:, -NIGHTS:].flatten().to(logit.dtype))
+        night_loss = nn.functional.cross_entropy(logit, corrupted.family[:, -NIGHTS:].flatten())
         shown = corrupted.half_hour[:, -NIGHTS:].flatten(0, 1).to(logit.dtype)
         rebuilt = nn.functional.smooth_l1_loss(expected, target)
         return night_loss + 0.3 * binary(half_hour, shown) + 0.3 * rebuilt
 
     def _heads(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log odds `[B]` and `[B, 48]`, and the expected readings in level units `[B, 48]`."""
+        """Logits `[B, 1 + F]` of real and of families, log odds and expected units `[B, 48]`."""
         dtype = self.night_head.weight.dtype
         half_hours = self.half_hour_scale(described.half_hours.flatten(0, 1).to(dtype))
         local = nn.functional.gelu(self.convolution(half_hours))
@@ -134,7 +138,8 @@ class HistoryNetwork(Network):
         inputs = (local.flatten(1), local.mean(dim=2), local.amax(dim=2), night, told)
         hidden = self.trunk(torch.cat(inputs, dim=1))
         wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
-        return self.night_head(hidden)[:, 0], wide[:, 0], wide[:, 1]
+        usual = described.median.flatten(0, 1).to(dtype)
+        return self.night_head(hidden), wide[:, 0], usual + wide[:, 1]
 
 
 def augmented(kwh: Tensor) -> Tensor:
@@ -154,7 +159,7 @@ def augmented(kwh: Tensor) -> Tensor:
 
     mean = kwh.mean(dim=(1, 2), keepdim=True).clamp(min=0.02)
     other = (kwh / mean)[torch.randperm(rows, device=device)] * mean
-    kwh = torch.lerp(kwh, other, torch.where(chance(0.2), uniform(0, 0.9), 0.0))
+    kwh = torch.lerp(kwh, other, torch.where(chance(0.4), uniform(0, 0.9), 0.0))
     kwh = kwh * torch.where(chance(0.7), uniform(-0.8, 0.8), 0.0).exp()
     shift = torch.where(chance(0.5), uniform(-4, 5).floor(), 0.0)[:, 0].long()
     place = torch.arange(nights * HALF_HOURS, device=device) + shift

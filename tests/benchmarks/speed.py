@@ -86,7 +86,7 @@ def _night(source: Path) -> tuple[Detector, Fleet]:
     nights = [date.fromordinal(734_000 + i) for i in range(LEAD_NIGHTS + 1)]
     known = np.zeros((households, LEAD_NIGHTS + 1, len(CONDITIONS)), dtype=np.float32)
     ids = [f"MAC{i:06d}" for i in range(households)]
-    detector = Detector(DetectorConfig())
+    detector = Detector(DetectorConfig(model="conditional_autoencoder"))
     detector.fit_calibration(torch.rand(100_000) * 5)
     return detector, Fleet(ids, nights, kwh.astype(np.float32), known)
 
