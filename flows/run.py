@@ -30,6 +30,8 @@ FLEET: Final = FleetConfig()
 SIMULATED_NIGHTS: Final = 7
 DELIVERED_NIGHTS: Final = 30
 URGENT: Final = 15
+EPOCHS: Final = 3
+"""A short training, so that the main job is over in minutes."""
 
 
 def run(source: Path | None) -> None:
@@ -113,7 +115,7 @@ def _ingested(source: Path) -> None:
 
 def _trained(until: date) -> None:
     with _step("train") as outcome:
-        receipt = run_flow(train, parameters=TrainParameters(until=until))
+        receipt = run_flow(train, parameters=TrainParameters(until=until, max_epochs=EPOCHS))
         promoted = "promoted" if receipt.promoted else "not promoted"
         outcome += [f"nights up to {until}", f"version {receipt.version} {promoted}"]
 

@@ -98,7 +98,7 @@ def urgency(curve: Floats, p_value: Floats, evidence: Floats) -> Floats:
     """The p-value, or how rare the evidence is if that is rarer; NaN stays NaN."""
     shares, limits = np.log(curve[:, 0]), curve[:, 1]
     rare = np.exp(np.interp(-evidence, -limits, shares))
-    return np.fmin(p_value, np.where(evidence > limits[-1], rare, 1.0))
+    return np.minimum(p_value, np.where(evidence > limits[-1], rare, 1.0))
 
 
 def alert_limit(curve: Floats, nights: int, budget: float) -> float:

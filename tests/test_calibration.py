@@ -1,0 +1,137 @@
+"""p-values mean what they say, budgets are counted in cases, and what cannot be kept is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ml import score as scoring
+from ml.calibration import (
+    SILENCE_NIGHTS,
+    Tail,
+    alert_curve,
+    alert_limit,
+    conformal,
+    episode_starts,
+    identities,
+    urgency,
+)
+from ml.episodes import SILENCE_NIGHTS as JOINED_NIGHTS
+from ml.errors import UserError
+
+finite = st.floats(-50, 50)
+
+
+@pytest.fixture(scope="module")
+def normal() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(80, 250))
+
+
+def test_ordinary_figures_have_p_values_as_they_should(normal: np.ndarray) -> None:
+    p = conformal(np.sort(normal.ravel()), np.random.default_rng(1).normal(size=200_000))
+    for level in (0.1, 0.01, 0.001):
+        assert (p <= level).mean() == pytest.approx(level, abs=3 * (level / normal.size) ** 0.5)
+
+
+def test_a_p_value_is_never_zero_and_counts_ties_as_extreme() -> None:
+    reference = np.array([1.0, 2.0, 2.0, 3.0])
+    figures = np.array([9.0, 3.0, 2.0, 0.0, np.nan])
+    np.testing.assert_allclose(conformal(reference, figures), [0.2, 0.4, 0.8, 1.0, np.nan])
+
+
+@pytest.fixture(scope="module")
+def tail() -> Tail:
+    fitted = Tail()
+    fitted.fit(np.random.default_rng(0).normal(size=4000))
+    return fitted
+
+
+@settings(deadline=None)
+@given(arrays.arrays(float, 12, elements=finite))
+def test_rarity_keeps_the_order_of_figures(tail: Tail, figures: np.ndarray) -> None:
+    rarity = tail.rarity(np.sort(figures))
+    assert np.isfinite(rarity).all()
+    assert (np.diff(rarity) >= 0).all()
+
+
+def test_beyond_the_reference_two_figures_are_never_equally_rare(tail: Tail) -> None:
+    assert (np.diff(tail.rarity(np.linspace(4, 60, 100))) > 0).all()
+
+
+def test_rarity_is_the_logarithm_of_the_share_as_extreme(normal: np.ndarray) -> None:
+    tail = Tail()
+    tail.fit(normal)
+    at = np.quantile(normal, [0.5, 0.9, 0.99])
+    np.testing.assert_allclose(tail.rarity(at), [0.301, 1, 2], atol=0.05)
+    assert np.isnan(tail.rarity(np.array([np.nan]))).all()
+
+
+def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
+    alerts = np.zeros((2, 40), dtype=bool)
+    alerts[0, [3, 5, 17, 33]] = True
+    starts = episode_starts(alerts)
+    assert SILENCE_NIGHTS == JOINED_NIGHTS
+    # 17 lies within 14 nights of 5, 33 lies 16 nights behind 17.
+    assert np.flatnonzero(starts[0]).tolist() == [3, 33]
+    assert not starts[1].any()
+
+
+def test_the_limit_opens_as_many_false_cases_as_the_budget_allows(normal: np.ndarray) -> None:
+    p = conformal(np.sort(normal.ravel()), normal)
+    _, evidence = scoring.accumulate(-np.log10(p))
+    curve = alert_curve(p, evidence)
+    fresh = np.random.default_rng(5).normal(size=(400, 250))
+    fresh_p = conformal(np.sort(normal.ravel()), fresh)
+    _, fresh_evidence = scoring.accumulate(-np.log10(fresh_p))
+    for budget in (1.0, 3.0, 10.0):
+        limit = alert_limit(curve, normal.size, budget)
+        flags = urgency(curve, fresh_p, fresh_evidence) <= limit
+        opened = 1000 * episode_starts(flags).sum() / flags.size
+        assert opened == pytest.approx(budget, rel=0.35)
+
+
+def test_a_budget_that_the_calibration_cannot_resolve_is_refused_with_what_would_do() -> None:
+    curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 0, 9), np.arange(9)))
+    said = "1,000 calibration household-nights .* METERWATCH_ALERT_BUDGET to 5 or more"
+    with pytest.raises(UserError, match=said):
+        alert_limit(curve, 1000, 3.0)
+    assert alert_limit(curve, 10_000, 3.0) == curve[3, 0]
+
+
+def test_evidence_makes_urgent_what_no_single_night_does() -> None:
+    curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 1, 9), np.arange(9)))
+    rare = urgency(curve, np.array([0.4, 0.4, 1e-5, np.nan]), np.array([9.0, 0.5, 0.5, np.nan]))
+    np.testing.assert_allclose(rare, [1e-4, 0.4, 1e-5, np.nan])
+
+
+@given(
+    arrays.arrays(float, 20, elements=st.floats(1e-6, 1)),
+    arrays.arrays(float, 1, elements=st.floats(0.1, 9)),
+)
+def test_raising_the_tail_keeps_the_order_and_the_ends(p: np.ndarray, height: np.ndarray) -> None:
+    raised = scoring.raised(np.sort(p), height)
+    assert (np.diff(raised) >= 0).all()
+    assert (raised <= 1).all()
+    assert scoring.raised(np.array([1.0]), height) == 1
+
+
+def test_a_fleet_that_is_livelier_than_the_reference_gets_larger_p_values() -> None:
+    p = np.random.default_rng(0).uniform(size=(300, 60)) ** 1.5
+    height = scoring.heights(p, np.zeros(300, dtype=bool))
+    expected = 0.1 ** (1 / 1.5) / 0.1
+    assert height[0, -1] == pytest.approx(expected, rel=0.1)
+    assert height[1, -1] == 1
+    assert (scoring.raised(p, height[0])[:, -1] <= 0.1).mean() == pytest.approx(0.1, abs=0.04)
+
+
+def test_planted_nights_do_not_raise_the_tail() -> None:
+    p = np.random.default_rng(0).uniform(size=(300, 60))
+    p[:24] = 1e-5
+    assert scoring.heights(p, np.zeros(300, dtype=bool))[0, -1] == pytest.approx(1, abs=0.1)
+
+
+def test_identities_are_the_same_on_every_machine() -> None:
+    one, again, other = identities(["MAC000002", "MAC000002", "MAC000003"])
+    assert one == again != other
+    assert one == -2797787050760149971
