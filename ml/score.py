@@ -247,7 +247,7 @@ def raised(p_value: Floats, height: Floats) -> Floats:
     """p-values whose tail is as high as the fleet's last nights were; 1 stays 1."""
     edge = 10**-UNUSUAL
     high = np.minimum(edge * height, 0.5)
-    body = high + (p_value - edge) * (1 - high) / (1 - edge)
+    body = 1 - (1 - p_value) * (1 - high) / (1 - edge)
     return np.where(p_value <= edge, p_value * high / edge, body)
 
 

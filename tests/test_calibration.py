@@ -113,7 +113,7 @@ def test_raising_the_tail_keeps_the_order_and_the_ends(p: np.ndarray, height: np
     raised = scoring.raised(np.sort(p), height)
     assert (np.diff(raised) >= 0).all()
     assert (raised <= 1).all()
-    assert scoring.raised(np.array([1.0]), height) == 1
+    assert scoring.raised(np.array([1.0]), height).item() == 1
 
 
 def test_a_fleet_that_is_livelier_than_the_reference_gets_larger_p_values() -> None:
