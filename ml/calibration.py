@@ -54,10 +54,20 @@ class Tail(nn.Module):
         return beyond / np.log(10) - np.log10(share)
 
 
-def conformal(reference: Floats, figures: Floats) -> Floats:
-    """Share of the sorted reference at least as high, itself counted in (Bates et al. 2023)."""
-    above = len(reference) - np.searchsorted(reference, figures, side="left")
-    return np.where(np.isfinite(figures), (1 + above) / (1 + len(reference)), np.nan)
+def p_values(reference: Floats, rarities: Floats) -> Floats:
+    """Share of a sorted reference of rarities at least as high, itself counted in.
+
+    Split conformal (Bates et al. 2023) up to the 98 % quantile. What lies beyond it in a reference
+    is of a few odd homes, so an exponential goes on from there (Pickands 1975, with shape 0).
+    """
+    above = len(reference) - np.searchsorted(reference, rarities, side="left")
+    ranked = (1 + above) / (1 + len(reference))
+    edge = np.quantile(reference, BODY, method="higher")
+    beyond = reference[reference > edge] - edge
+    scale = float(beyond.mean()) if len(beyond) else 1 / np.log(10)
+    tail = (1 + len(beyond)) / (1 + len(reference)) * np.exp((edge - rarities) / scale)
+    known = np.where(rarities > edge, tail, ranked)
+    return np.where(np.isfinite(rarities), known, np.nan)
 
 
 def identities(household_ids: list[str]) -> NDArray[np.int64]:

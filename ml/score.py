@@ -25,9 +25,9 @@ from ml.calibration import (
     Bools,
     alert_curve,
     alert_limit,
-    conformal,
     episode_starts,
     identities,
+    p_values,
     urgency,
 )
 from ml.detector import Detector
@@ -50,15 +50,16 @@ HISTORY_NIGHTS: Final = 56
 WARM_NIGHTS: Final = 28
 PEER_WEIGHT: Final = 4.0
 COMMON_HOUSEHOLDS: Final = 20
-RULE_SHARE: Final = 0.1
+RULE_SHARE: Final = 0.2
+MOST_RULED: Final = 2.0
 UNUSUAL: Final = 1.0
 EXTREME: Final = 3.0
 OWN_PRIOR: Final = 1.5
 OWN_POWER: Final = 1.5
 FLEET_PRIOR: Final = 40.0
 PERSISTENCE: Final = 0.1
-DECAY: Final = 0.75
-DRIFT: Final = 1.25
+DECAY: Final = 0.7
+DRIFT: Final = 1.0
 MAX_SURPRISE: Final = 5.0
 
 Ints = NDArray[np.int_]
@@ -201,14 +202,15 @@ def across(values: Floats, otherwise: float) -> Floats:
 
 
 def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) -> Floats:
-    """The rarest of what the network and the rules say of a night `[H, D]`.
+    """How rare a night `[H, D]` is by the network, and rarer by what the rules find surprising.
 
-    A rule has to be surer than the network by `RULE_SHARE`: there are several.
+    The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
+    that repeat themselves or fall silent by habit are many, and the network has seen the run too.
     """
     repeats = detector.repeats.rarity(repeated_readings(fleet, min_readings))
     zeros = detector.zeros.rarity(zero_readings(fleet, min_readings))
-    ruled = np.fmax(repeats, zeros) + np.log10(RULE_SHARE)
-    return np.fmax(detector.stands.rarity(stands), np.where(np.isfinite(stands), ruled, np.nan))
+    ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL, 0, MOST_RULED)
+    return detector.stands.rarity(stands) + RULE_SHARE * np.nan_to_num(ruled)
 
 
 def habit(rarity: Floats) -> Floats:
@@ -272,7 +274,7 @@ def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> W
     alone = join(detector, stands, fleet, min_readings)
     before, evidence = accumulate(alone)
     rarity = alone + PERSISTENCE * before
-    p_value = conformal(detector.calibration.numpy(), rarity - habit(alone))
+    p_value = p_values(detector.calibration.numpy(), rarity - habit(alone))
     learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
     height = heights(p_value, learnt)
     return Weighed(
@@ -326,7 +328,7 @@ def fit_references(
     before, evidence = accumulate(alone)
     own = (alone + PERSISTENCE * before - habit(alone))[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
-    p_value = conformal(detector.calibration.numpy(), own)
+    p_value = p_values(detector.calibration.numpy(), own)
     curve = alert_curve(p_value, evidence[:, nights])
     detector.alerts = torch.from_numpy(curve)
 
