@@ -133,6 +133,14 @@ def _warp(days: Days) -> Tensor:
     )
 
 
+def _mirror(days: Days) -> Tensor:
+    """The day, or a stretch of it, backwards."""
+    first = days.either(0.5, days.uniform(0, 24), torch.zeros_like(days.level)).long()
+    last = days.either(0.5, days.uniform(24, 48), torch.full_like(days.level, 47)).long()
+    inside = (days.clock >= first) & (days.clock <= last)
+    return days.at(torch.where(inside, first + last - days.clock, days.clock))
+
+
 def _permute(days: Days) -> Tensor:
     """Stretches of half an hour to eight hours change places."""
     stretch = 2 ** days.uniform(0, 5).long()
@@ -141,8 +149,8 @@ def _permute(days: Days) -> Tensor:
 
 
 def _add_block(days: Days) -> Tensor:
-    uneven = days.either(0.3, days.uniform(0.7, 1.3, HALF_HOURS), torch.ones_like(days.kwh))
-    return days.kwh + days.block(4)[0] * days.amount(-0.5, 2.5, 0.2, 3) * uneven
+    uneven = days.either(0.2, days.uniform(0.7, 1.3, HALF_HOURS), torch.ones_like(days.kwh))
+    return days.kwh + days.block(5)[0] * days.amount(0, 2.5, 0.3, 3) * uneven
 
 
 def _add_always(days: Days) -> Tensor:
@@ -173,6 +181,10 @@ def _scale(days: Days) -> Tensor:
     return days.kwh * days.either(0.5, days.factor(-3.2, -0.2), days.factor(0.25, 2.2))
 
 
+def _grow(days: Days) -> Tensor:
+    return days.kwh * days.factor(0.3, 1.6)
+
+
 def _roughen(days: Days) -> Tensor:
     normal = (days.uniform(0.15, 1.2) * torch.randn_like(days.kwh)).exp()
     level = days.either(0.5, days.factor(-1.2, 0), torch.ones_like(days.mean))
@@ -181,7 +193,8 @@ def _roughen(days: Days) -> Tensor:
 
 
 def _spike(days: Days) -> Tensor:
-    places = torch.rand_like(days.kwh).argsort(dim=2) < days.uniform(1, 4).long()
+    scattered = torch.rand_like(days.kwh).argsort(dim=2) < days.uniform(1, 4).long()
+    places = days.either(0.3, scattered.float(), days.block(1, 4)[0].float())
     height = days.amount(1, 3.5, 1, 9) * (0.6 + 0.8 * torch.rand_like(days.kwh))
     return days.kwh + places * height
 
@@ -207,17 +220,14 @@ def _noise(days: Days) -> Tensor:
 def _idle(days: Days) -> Tensor:
     lowest = days.kwh.amin(dim=2, keepdim=True)
     level = days.either(0.5, lowest, days.amount(-4, -1, 0.001, 0.05)) * days.factor(-0.7, 0.7)
-    return level * (days.uniform(0, 0.5) * torch.randn_like(days.kwh)).exp()
-
-
-def _grow(days: Days) -> Tensor:
-    return days.kwh * days.factor(0.3, 1.6)
+    normal = (days.uniform(0, 0.5) * torch.randn_like(days.kwh)).exp()
+    return level * days.either(0.5, normal, 2 * torch.rand_like(days.kwh))
 
 
 FAMILIES: Final[tuple[tuple[Callable[[Days], Tensor], ...], ...]] = (
     (_scale, _scale, _scale, _grow),
     (_gain, _smooth),
-    (_roughen, _roughen),
+    (_roughen, _roughen, _roughen),
     (_lose, _lose, _lose),
     (_hold, _hold),
     (_noise, _noise),
@@ -226,7 +236,7 @@ FAMILIES: Final[tuple[tuple[Callable[[Days], Tensor], ...], ...]] = (
     (_add_block, _add_block),
     (_add_always,),
     (_spike, _spike),
-    (_turn, _turn, _warp, _permute),
+    (_turn, _turn, _mirror, _warp, _permute),
     (_other, _mixed),
 )
 """Alike families stand together: what to tell them apart by is one output of a network.

@@ -238,7 +238,7 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
     known[:, [71, 72], CONDITIONS.index("is_saturday")] = 1
     known[2, 80, CONDITIONS.index("price_signal")] = 0.5
     fleet.kwh[3, 85:90] = 0.001
-    real, snap, new = controls(fleet, np.arange(8), NIGHTS, LEAST)
+    real, snap, new, gappy = controls(fleet, np.arange(8), NIGHTS, LEAST)
     places = {name: set(np.nonzero(nights)[1]) for name, nights in real.nights.items()}
     assert places["clock_change"] == {60}
     assert places["bank_holiday"] == {70}
@@ -248,8 +248,15 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
     span = snap.nights["cold_snap"].any(axis=0)
     np.testing.assert_allclose(snap.fleet.kwh[:, span], fleet.kwh[:, span] * 1.3, rtol=1e-5)
     np.testing.assert_array_equal(snap.fleet.kwh[:, ~span], fleet.kwh[:, ~span])
-    assert np.isnan(new.fleet.kwh[:, : NIGHTS.start - 7]).all()
+    assert np.isnan(new.fleet.kwh[::2, : NIGHTS.start - 7]).all()
+    assert np.isfinite(new.fleet.kwh[1::2, : NIGHTS.start - 7]).all()
     assert new.nights["new_meter"].any(axis=0).argmax() == NIGHTS.start
+    assert not new.nights["new_meter"][1::2].any()
+    for count in (0, 2, 4, 8, 12):
+        rows = gappy.fleet.kwh[gappy.nights[f"{count}_missing"]]
+        assert len(rows) > 20
+        assert (np.isnan(rows).sum(axis=1) >= count).all()
+        assert np.median(np.isnan(rows).sum(axis=1)) == count
     loud = alarms([(real, np.where(real.nights["absence"], 1.0, 0.0))], limit=1)
     assert value(loud, "alarms_per_1000", "absence") == 1000
     assert value(loud, "alarms_per_1000", "bank_holiday") == 0

@@ -18,6 +18,7 @@ ABSENT_SHARE: Final = 0.4
 ABSENT_NIGHTS: Final = 3
 EVENT_SIGNAL: Final = 0.25
 NEW_METER_NIGHTS: Final = 7
+MISSING: Final = (0, 2, 4, 8, 12)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Controls:
 
 
 def controls(fleet: Fleet, rows: Ints, nights: slice, min_readings: int) -> list[Controls]:
-    """Real nights, a cold snap over everybody, and new meters, each a fleet of these rows."""
+    """Real nights, a cold snap, new meters and missing half-hours, each a fleet of these rows."""
     tested = np.zeros(fleet.kwh[rows].shape[:2], dtype=np.bool_)
     tested[:, nights] = fleet.n_readings[rows, nights] >= min_readings
     real = _of(fleet, rows, fleet.kwh[rows], fleet.conditions[rows])
@@ -37,6 +38,7 @@ def controls(fleet: Fleet, rows: Ints, nights: slice, min_readings: int) -> list
         Controls(real, _real_nights(real, tested, min_readings)),
         _cold_snap(real, tested, nights),
         _new_meters(real, tested, nights),
+        _missing(real, tested, min_readings),
     ]
 
 
@@ -90,13 +92,27 @@ def _cold_snap(fleet: Fleet, tested: Bools, nights: slice) -> Controls:
 
 
 def _new_meters(fleet: Fleet, tested: Bools, nights: slice) -> Controls:
-    """Every meter begins a week before the test; the nights until it has a whole past."""
+    """Every other meter begins a week before the test; the nights until it has a whole past."""
     kwh = fleet.kwh.copy()
     begin = max(nights.start - NEW_METER_NIGHTS, 0)
-    kwh[:, :begin] = np.nan
-    span = slice(nights.start, begin + LEVEL_NIGHTS)
-    known = fleet.conditions
-    return Controls(_of(fleet, np.arange(len(kwh)), kwh, known), {"new_meter": _only(tested, span)})
+    kwh[::2, :begin] = np.nan
+    new = _only(tested, slice(nights.start, begin + LEVEL_NIGHTS))
+    new[1::2] = False
+    return Controls(_of(fleet, np.arange(len(kwh)), kwh, fleet.conditions), {"new_meter": new})
+
+
+def _missing(fleet: Fleet, tested: Bools, min_readings: int) -> Controls:
+    """Some half-hours of each night are hidden, on every other night those of one gap."""
+    random = np.random.default_rng(0)
+    hidden = random.choice(MISSING, size=tested.shape)
+    clock = np.arange(fleet.kwh.shape[2])
+    gap = (clock - random.integers(0, len(clock), (*tested.shape, 1))) % len(clock)
+    order = random.random(fleet.kwh.shape).argsort(axis=2)
+    order[:, ::2] = gap[:, ::2]
+    kwh = np.where(tested[:, :, None] & (order < hidden[:, :, None]), np.nan, fleet.kwh)
+    enough = tested & (np.isfinite(kwh).sum(axis=2) >= min_readings)
+    nights = {f"{count}_missing": enough & (hidden == count) for count in MISSING}
+    return Controls(_of(fleet, np.arange(len(kwh)), kwh, fleet.conditions), nights)
 
 
 def _only(tested: Bools, span: slice) -> Bools:

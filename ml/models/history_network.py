@@ -30,7 +30,7 @@ class HistoryNetworkConfig(NetworkConfig):
     width: int = Field(256, ge=1)
     blocks: int = Field(2, ge=0)
     channels: int = Field(16, ge=1)
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
 
 
 class _Block(nn.Module):
@@ -59,13 +59,13 @@ class HistoryNetwork(Network):
     at_once: ClassVar[int] = 512
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
     recipe: ClassVar[Recipe] = Recipe(
-        max_epochs=24,
-        patience=24,
-        batch_size=128,
+        max_epochs=22,
+        patience=22,
+        batch_size=64,
         epoch_size=1 << 15,
         validation_size=1 << 11,
-        learning_rate=2e-3,
-        weight_decay=0.02,
+        learning_rate=3e-3,
+        weight_decay=0.1,
     )
 
     def __init__(self, config: HistoryNetworkConfig) -> None:
@@ -75,9 +75,11 @@ class HistoryNetwork(Network):
         self.half_hour_scale = nn.BatchNorm1d(n_half_hour, affine=False)
         self.night_scale = nn.BatchNorm1d(n_night, affine=False)
         self.convolution = nn.Conv1d(n_half_hour, config.channels, 5, padding=2)
+        self.pointwise = nn.Conv1d(config.channels, 2 * config.channels, 1)
         self.condition = nn.Sequential(nn.Linear(len(CONDITIONS), CONDITION_SIZE), nn.GELU())
-        size = (HALF_HOURS + 2) * config.channels + n_night + CONDITION_SIZE
+        size = (HALF_HOURS + 4) * config.channels + n_night + CONDITION_SIZE
         self.trunk = nn.Sequential(
+            nn.Dropout(config.dropout / 2),
             nn.Linear(size, config.width),
             *(_Block(config.width, config.dropout) for _ in range(config.blocks)),
             nn.LayerNorm(config.width),
@@ -135,7 +137,8 @@ class HistoryNetwork(Network):
         if self.training:
             told = told * (torch.rand(len(told), 1, device=told.device) < 0.5)
         night = self.night_scale(described.night.flatten(0, 1).to(dtype))
-        inputs = (local.flatten(1), local.mean(dim=2), local.amax(dim=2), night, told)
+        pooled = nn.functional.gelu(self.pointwise(local))
+        inputs = (local.flatten(1), pooled.mean(dim=2), pooled.amax(dim=2), night, told)
         hidden = self.trunk(torch.cat(inputs, dim=1))
         wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
         usual = described.median.flatten(0, 1).to(dtype)
@@ -145,8 +148,8 @@ class HistoryNetwork(Network):
 def augmented(kwh: Tensor) -> Tensor:
     """Other homes that might be, from windows `[B, N, 48]` without gaps.
 
-    The sum of two homes is a home; so is one of another size, on another clock, with other days in
-    its past, or one of which little is known and the rest is borrowed from another home.
+    The sum of two homes is a home; so is one of another size, on another clock, whose days ran the
+    other way or in another order, or of which little is known and the rest borrowed from others.
     """
     rows, nights = kwh.shape[:2]
     device = kwh.device
@@ -159,8 +162,9 @@ def augmented(kwh: Tensor) -> Tensor:
 
     mean = kwh.mean(dim=(1, 2), keepdim=True).clamp(min=0.02)
     other = (kwh / mean)[torch.randperm(rows, device=device)] * mean
-    kwh = torch.lerp(kwh, other, torch.where(chance(0.4), uniform(0, 0.9), 0.0))
+    kwh = torch.lerp(kwh, other, torch.where(chance(0.7), uniform(0, 0.9), 0.0))
     kwh = kwh * torch.where(chance(0.7), uniform(-0.8, 0.8), 0.0).exp()
+    kwh = torch.where(chance(0.5), kwh.flip(1), kwh)
     shift = torch.where(chance(0.5), uniform(-4, 5).floor(), 0.0)[:, 0].long()
     place = torch.arange(nights * HALF_HOURS, device=device) + shift
     kwh = kwh.flatten(1).gather(1, place.clamp(0, nights * HALF_HOURS - 1)).view_as(kwh)
