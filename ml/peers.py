@@ -31,9 +31,8 @@ class Peers:
         self.lived = np.isfinite(lived).sum(axis=-1)
         self.is_new = self.lived < min(ENOUGH_NIGHTS, lead_nights)
         self.level = scaled(fleet, min_readings).level_kwh
-        prices = fleet.conditions[:, :, CONDITIONS.index("price_signal")]
-        affluence = fleet.conditions[:, 0, CONDITIONS.index("affluence")]
-        self.group = np.stack((np.nan_to_num(affluence, nan=9), (prices != 0).any(axis=1)), axis=1)
+        self.prices = fleet.conditions[:, :, CONDITIONS.index("price_signal")]
+        self.affluence = np.nan_to_num(fleet.conditions[:, 0, CONDITIONS.index("affluence")], nan=9)
 
     def lend(self, windows: Tensor, places: Tensor) -> None:
         """Fill the nights that new households have not lived, in place.
@@ -60,7 +59,9 @@ class Peers:
     def _nearest(self, household: int, night: int, level: float) -> NDArray[np.int_]:
         """Households that have lived long enough, the most alike first."""
         lenders = np.flatnonzero(~self.is_new[:, night])
+        prices = self.prices[:, max(0, night - self.lead_nights) : night + 1]
+        group = np.stack((self.affluence, (prices != 0).any(axis=1)), axis=1)
         far = np.abs(np.log(self.level[lenders, night] / level))
-        far += np.log(OTHER_GROUP) * (self.group[lenders] != self.group[household]).any(axis=1)
+        far += np.log(OTHER_GROUP) * (group[lenders] != group[household]).any(axis=1)
         nearest: NDArray[np.int_] = lenders[np.argsort(far, kind="stable")[:PEERS]]
         return nearest

@@ -9,6 +9,8 @@ from tasks import lake
 
 # Two workers on two cores: a second thread of torch would only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The calibration of a small fleet resolves no smaller one.
+os.environ.setdefault("METERWATCH_ALERT_BUDGET", "100")
 
 LONDON = Path(__file__).parents[2] / "shared" / "lcl"
 

@@ -74,7 +74,7 @@ def reasons_of(nights: pl.DataFrame, about: str) -> str:
         [_words(kind), *(str(count) for count in counts), _number(right)]
         for kind, *counts, right in nights.iter_rows()
     ]
-    return "\n".join(["## Reasons", "", about, "", *_ruled(header, rows), ""])
+    return "\n".join(["", "## Reasons", "", about, "", *_ruled(header, rows), ""])
 
 
 def summary(table: pl.DataFrame) -> str:

@@ -1,0 +1,67 @@
+"""What a network made of a night is used again only where it would make the same of it."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml.features import Fleet
+from ml.score import PAST_NIGHTS
+from tasks import lake
+from tasks.memory import Memory
+from tests import fleets
+
+HOUSEHOLDS, NIGHTS = 3, PAST_NIGHTS + 12
+NEW = slice(PAST_NIGHTS, None)
+
+
+@pytest.fixture
+def fleet(home: Path) -> Fleet:
+    return fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+
+
+@pytest.fixture
+def raw(fleet: Fleet) -> np.ndarray:
+    scores = np.random.default_rng(0).normal(size=(HOUSEHOLDS, NIGHTS)).astype(np.float32)
+    scores[:, : PAST_NIGHTS + 4] = np.nan
+    scores[1, -1] = np.nan
+    Memory(fleet, "7").keep(scores)
+    return scores
+
+
+def test_what_was_kept_comes_back(fleet: Fleet, raw: np.ndarray) -> None:
+    np.testing.assert_array_equal(Memory(fleet, "7").recall(), raw)
+
+
+def test_a_later_window_of_the_same_readings_knows_the_nights_that_they_share(
+    fleet: Fleet, raw: np.ndarray
+) -> None:
+    later = fleets.fleet(fleet.kwh[:, 5:], fleets.START + timedelta(days=5))
+    found = Memory(later, "7").recall()
+    np.testing.assert_array_equal(found[:, NEW], raw[:, 5:][:, NEW])
+
+
+def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
+    fleet: Fleet, raw: np.ndarray
+) -> None:
+    fleet.kwh[2, 10, 7] += 1
+    found = Memory(fleet, "7").recall()
+    assert np.isnan(found[:, : 10 + PAST_NIGHTS + 1]).all()
+    np.testing.assert_array_equal(found[:, 10 + PAST_NIGHTS + 1 :], raw[:, 10 + PAST_NIGHTS + 1 :])
+
+
+def test_another_version_or_another_rule_knows_nothing(
+    fleet: Fleet, raw: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert np.isnan(Memory(fleet, "8").recall()).all()
+    monkeypatch.setenv("METERWATCH_MIN_READINGS", "30")
+    assert np.isnan(Memory(fleet, "7").recall()).all()
+
+
+def test_nights_that_are_known_are_not_written_again(fleet: Fleet, raw: np.ndarray) -> None:
+    files = sorted(lake.home().rglob("raw_scores.parquet"))
+    stamps = [path.stat().st_mtime_ns for path in files]
+    Memory(fleet, "7").keep(raw)
+    assert len(files) == 8
+    assert [path.stat().st_mtime_ns for path in files] == stamps
