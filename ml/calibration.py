@@ -18,6 +18,7 @@ SILENCE_NIGHTS: Final = 14
 LEAST_EPISODES: Final = 5
 """False episodes that a calibration has to expect of a budget before it can say anything of it."""
 MOST_SHARE: Final = 0.1
+LEAST_P: Final = 1e-12
 
 Bools = NDArray[np.bool_]
 
@@ -66,7 +67,7 @@ def p_values(reference: Floats, rarities: Floats) -> Floats:
     beyond = reference[reference > edge] - edge
     scale = float(beyond.mean()) if len(beyond) else 1 / np.log(10)
     tail = (1 + len(beyond)) / (1 + len(reference)) * np.exp((edge - rarities) / scale)
-    known = np.where(rarities > edge, tail, ranked)
+    known = np.where(rarities > edge, np.maximum(tail, LEAST_P), ranked)
     return np.where(np.isfinite(rarities), known, np.nan)
 
 

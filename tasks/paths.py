@@ -34,8 +34,8 @@ GLOBS: Final = {
     "anomalies": "tables/anomalies/night=*/*.parquet",
     "episodes": "tables/episodes/night=*/*.parquet",
     "nights": "tables/nights/night=*/*.parquet",
-    "raw_scores": "memory/raw_scores/night=*/*.parquet",
 }
+MEMORY: Final = {"raw_scores": "memory/raw_scores/night=*/*.parquet"}
 
 
 def home() -> Path:
@@ -75,9 +75,9 @@ def mlflow() -> Path:
 
 def files(name: str) -> list[Path]:
     """The files of a table, in order."""
-    return sorted(home().glob(GLOBS[name]))
+    return sorted(home().glob((GLOBS | MEMORY)[name]))
 
 
 def exists(name: str) -> bool:
     """Whether a table has any file."""
-    return any(True for _ in home().glob(GLOBS[name]))
+    return any(True for _ in home().glob((GLOBS | MEMORY)[name]))

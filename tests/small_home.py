@@ -51,6 +51,7 @@ def build() -> None:
     for night in NIGHTS[2:]:
         lake.replace_night("scores", night, scores().filter(night=night))
         lake.replace_night("anomalies", night, anomalies().filter(night=night))
+        lake.replace_night("nights", night, nights().filter(night=night))
         lake.replace_night("episodes", night, episodes().filter(first_night=night))
     lake.replace_ledger("deliveries", "first", delivery())
     lake.replace_ledger("quarantine", "first", quarantine())
@@ -107,6 +108,17 @@ def anomalies() -> pl.DataFrame:
         if flagged
     ]
     return table(schemas.Anomalies, rows)
+
+
+def nights() -> pl.DataFrame:
+    """A was flagged on the last night, C on both; a case of C was open already."""
+    return table(
+        schemas.Nights,
+        [
+            (NIGHTS[2], 2, 1, 1, 500.0, 3.0, 0.1, 1.0, 1.0, 1000, "1"),
+            (NIGHTS[3], 2, 2, 1, 500.0, 3.0, -0.1, 1.1, 1.0, 1000, "1"),
+        ],
+    )
 
 
 def episodes() -> pl.DataFrame:

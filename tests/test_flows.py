@@ -38,7 +38,7 @@ from tasks import lake, task
 from tasks.simulate import simulate
 from tests import fleets
 
-FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
+FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
 LAST = FLEET.nights[-1]
 pytestmark = pytest.mark.server
 

@@ -37,7 +37,7 @@ from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests import fleets
 
-FLEET = FleetConfig(households=12, days=64, start=date(2013, 10, 1))
+FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
 LAST = FLEET.nights[-1]
 CHROMIUM = shutil.which("chromium")
 QUIET = (
@@ -250,7 +250,7 @@ def page() -> Iterator[Page]:
 
 
 def field(page: Page, name: str) -> Any:
-    return page.locator(".schema-form-property").filter(has_text=name).last
+    return page.locator(".schema-form-property").filter(has_text=f"{name} (Optional)").last
 
 
 @pytest.mark.browser

@@ -98,7 +98,8 @@ def test_a_filter_on_night_opens_only_its_file(small: Path, table: str) -> None:
 
 
 def test_an_empty_home_has_every_view_with_its_types(home: Path) -> None:
-    for name, schema in lake.SCHEMAS.items():
+    for name in lake.GLOBS:
+        schema = lake.SCHEMAS[name]
         found = warehouse.query(f"SELECT * FROM {name}")
         assert found.is_empty()
         written = pl.from_arrow(schema.create_empty().to_arrow())
