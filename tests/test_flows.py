@@ -101,7 +101,7 @@ def test_recorded_and_direct_leave_the_same_tables(
     direct = tables(trained)
     shutil.rmtree(trained / "tables")
     run_flow(score, night=LAST)
-    assert {path.parts[1] for path in direct} == {"scores", "anomalies", "episodes"}
+    assert {path.parts[1] for path in direct} == {"scores", "anomalies", "episodes", "nights"}
     assert tables(trained) == direct
     assert last_run(server).name == f"score {LAST}"
 

@@ -33,6 +33,7 @@ from flows.__main__ import main
 from flows.ingest import ingest
 from flows.processes import free_port
 from flows.train import TrainParameters, train
+from ml.models import DEFAULT
 from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests import fleets
@@ -265,8 +266,6 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     page.get_by_role("button", name="Apply").click()
     field(page, "Seed").locator("input").fill("7")
     field(page, "Promote").locator(".p-toggle__control").click()
-    field(page, "Model").locator(".p-select").click()
-    page.get_by_text("batchnorm_autoencoder", exact=True).click()
     page.get_by_role("button", name="int", exact=True).click()
     field(page, "Max Epochs").locator("input").fill("1")
     page.get_by_role("button", name="Submit").click()
@@ -279,7 +278,7 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     assert run.state.is_completed(), run.state.message
     chosen = run.parameters["parameters"]
     assert (chosen["until"], chosen["seed"]) == (str(until), 7)
-    assert (chosen["model"], chosen["promote"]) == ("batchnorm_autoencoder", False)
+    assert (chosen["model"], chosen["promote"]) == (DEFAULT, False)
     assert chosen["max_epochs"] == 1
     assert run.name == f"train until {until}"
     after = registry.search_model_versions("name = 'meterwatch'")
