@@ -32,8 +32,12 @@ def report_scores(receipt: "ScoreReceipt") -> None:
 
 def scored(receipt: "ScoreReceipt") -> str:
     """Household-nights by status, and the most urgent of the last night."""
-    of_night = lake.scan("scores").filter(pl.col("night") == receipt.last)
-    return by_status(receipt.by_status) + most_urgent(lake.collect(of_night), receipt.last)
+    of_night, totals = (
+        lake.collect(lake.scan(table).filter(pl.col("night") == receipt.last))
+        for table in ("scores", "nights")
+    )
+    urgent = most_urgent(of_night, receipt.last)
+    return by_status(receipt.by_status) + alarms(totals) + urgent
 
 
 def draw(first: date, last: date) -> Path | None:
@@ -67,6 +71,19 @@ def by_status(households: Mapping[str, int]) -> str:
     """Household-nights by status."""
     rows = ((status, f"{count:,}") for status, count in households.items())
     return _section("Household-nights by status", _table(("status", "household-nights"), rows))
+
+
+def alarms(nights: pl.DataFrame) -> str:
+    """What the budget of alerts came to, and what the fleet did."""
+    lines = [
+        f"{night['flagged']:,} of {night['scored']:,} scored households are flagged on "
+        f"{night['night']}; {night['opened']:,} cases opened, {night['opened_per_1000']:.2f} in "
+        f"1,000 (budget of false ones: {night['alert_budget']:g}). The fleet's scores moved by "
+        f"{night['common_movement']:+.2f} together, and its unusual nights are "
+        f"{night['tail_height']:.2f} times as many as in the calibration."
+        for night in nights.iter_rows(named=True)
+    ]
+    return _section("Alerts", lines)
 
 
 def most_urgent(scores: pl.DataFrame, night: date) -> str:

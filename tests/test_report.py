@@ -5,7 +5,7 @@ from datetime import date
 import polars as pl
 import pytest
 
-from ml.schemas import Scores
+from ml.schemas import Nights, Scores
 from tasks import report
 
 NIGHT = date(2014, 2, 2)
@@ -54,3 +54,12 @@ def test_checks_name_only_what_fails() -> None:
     assert "1 of 2 checks passed." in said
     assert "| rows_add_up | 1,200 |" in said
     assert "gapless" not in said
+
+
+def test_a_night_says_what_its_budget_came_to() -> None:
+    night = (NIGHT, 5_000, 40, 20, 4.0, 3.0, 0.25, 1.5, 1.0, 6_000, "1")
+    said = report.alarms(pl.DataFrame([night], schema=Nights.column_names(), orient="row"))
+    assert f"40 of 5,000 scored households are flagged on {NIGHT}" in said
+    assert "20 cases opened, 4.00 in 1,000 (budget of false ones: 3)" in said
+    assert "moved by +0.25 together" in said
+    assert "1.50 times as many" in said
