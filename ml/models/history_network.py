@@ -59,8 +59,8 @@ class HistoryNetwork(Network):
     at_once: ClassVar[int] = 512
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
     recipe: ClassVar[Recipe] = Recipe(
-        max_epochs=22,
-        patience=22,
+        max_epochs=18,
+        patience=18,
         batch_size=64,
         epoch_size=1 << 15,
         validation_size=1 << 11,
