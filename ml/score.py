@@ -154,8 +154,9 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d), judged
 
-    batches = torch.split(torch.from_numpy(np.flatnonzero(chosen)), precise.at_once)
-    yield from _side_by_side(shown, batches)
+    places = torch.from_numpy(np.flatnonzero(chosen))
+    if len(places):
+        yield from _side_by_side(shown, torch.split(places, precise.at_once))
 
 
 def _side_by_side(
