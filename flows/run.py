@@ -30,7 +30,7 @@ FLEET: Final = FleetConfig()
 SIMULATED_NIGHTS: Final = 7
 DELIVERED_NIGHTS: Final = 30
 URGENT: Final = 15
-EPOCHS: Final = 3
+EPOCHS: Final = 2
 """A short training, so that the main job is over in minutes."""
 
 

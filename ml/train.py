@@ -179,6 +179,11 @@ def reporting(fleet: Fleet) -> Fleet:
     return _of_households(fleet, fleet.n_readings.sum(axis=1) > 0)
 
 
+def first_of(fleet: Fleet, count: int) -> Fleet:
+    """The first households of a fleet, at most so many."""
+    return _of_households(fleet, np.arange(len(fleet.household_ids)) < count)
+
+
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
     judged = reconstruct(detector, fleet, nights, min_readings)

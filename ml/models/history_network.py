@@ -56,7 +56,7 @@ class HistoryNetwork(Network):
 
     lead_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
     two_sided: ClassVar[bool] = False
-    at_once: ClassVar[int] = 512
+    at_once: ClassVar[int] = 256
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
     recipe: ClassVar[Recipe] = Recipe(
         max_epochs=18,
