@@ -48,6 +48,7 @@ PAST_NIGHTS: Final = 45
 LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
 HISTORY_NIGHTS: Final = 56
 WARM_NIGHTS: Final = 28
+NEW_NIGHTS: Final = 7
 PEER_WEIGHT: Final = 4.0
 COMMON_HOUSEHOLDS: Final = 20
 RULE_SHARE: Final = 0.2
@@ -211,7 +212,15 @@ def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) ->
     repeats = detector.repeats.rarity(repeated_readings(fleet, min_readings))
     zeros = detector.zeros.rarity(zero_readings(fleet, min_readings))
     ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL, 0, MOST_RULED)
-    return detector.stands.rarity(stands) + RULE_SHARE * np.nan_to_num(ruled)
+    joined = detector.stands.rarity(stands) + RULE_SHARE * np.nan_to_num(ruled)
+    return np.maximum(joined - newness(fleet, min_readings), 0.0)
+
+
+def newness(fleet: Fleet, min_readings: int) -> Floats:
+    """How much rarer a night `[H, D]` looks than it is while a home has few of its own; then 0."""
+    usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
+    lived = np.isfinite(trailing(usable, WARM_NIGHTS)).sum(axis=-1)
+    return np.log10((1 + NEW_NIGHTS / (lived + 0.5)) / (1 + NEW_NIGHTS / (WARM_NIGHTS + 0.5)))
 
 
 def habit(rarity: Floats) -> Floats:
