@@ -139,7 +139,7 @@ def _show_found(first: date, last: date) -> None:
     print(
         f"{result.flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "
         f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
-        f"(budget {settings().alert_budget:g})"
+        f"(budget {settings().alert_budget:g} false episodes)"
     )
 
 
