@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import norm
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class Night(Weighed):
 
     expected_kwh: Floats
     half_hour: Floats
-    """Deviation of each half-hour in units of its usual one, `[H, D, 48]`, NaN where missing."""
+    """How far each half-hour deviates, `[H, D, 48]`, above 1 where it shows an anomaly."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,16 @@ def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> W
     )
 
 
+def deviation(detector: Detector, half_hour: Floats) -> Floats:
+    """How far half-hours `[..., 48]` deviate, above 1 where they show an anomaly; NaN stays NaN.
+
+    An error in units of its usual one; of log odds, twice the probability.
+    """
+    if detector.network.two_sided:
+        return half_hour / detector.residual_scale.float().numpy()
+    return 2 * expit(half_hour)
+
+
 def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
     """Every figure of every household and night; the first `LEAD_NIGHTS` lack their past."""
     rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
@@ -303,7 +314,7 @@ def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
     return Night(
         **vars(weighed),
         expected_kwh=rebuilt.expected_kwh,
-        half_hour=rebuilt.half_hour / detector.residual_scale.float().numpy(),
+        half_hour=deviation(detector, rebuilt.half_hour),
     )
 
 
@@ -426,7 +437,7 @@ def _explained(
         flagged,
         fleet.kwh[h, d],
         rebuilt.expected_kwh[h, d - skip],
-        rebuilt.half_hour[h, d - skip] / detector.residual_scale.float().numpy(),
+        deviation(detector, rebuilt.half_hour[h, d - skip]),
         np.take_along_axis(before, past[:, :, None], axis=1),
     )
 

@@ -198,3 +198,10 @@ def test_calibration_is_kept_within_its_size() -> None:
     built.fit_calibration(torch.linspace(0, 1, 600_000))
     assert len(built.calibration) == built.config.calibration_size == 1 << 16
     assert built.calibration[[0, -1]].tolist() == [0.0, 1.0]
+
+
+def test_half_hours_show_an_anomaly_from_even_odds_on() -> None:
+    judged = Detector(DetectorConfig(model="history_network"))
+    shown = scoring.deviation(judged, np.array([-9.0, 0.0, 0.1, 9.0, np.nan]))
+    np.testing.assert_array_equal(shown > 1, [False, False, True, True, False])
+    assert np.isnan(shown[-1])
