@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ml.episodes import SILENCE_NIGHTS
 from ml.errors import UserError
 from ml.features import Floats
 
 BODY: Final = 0.98
 BODY_SIZE: Final = 1025
 ALERT_STEPS: Final = 97
-SILENCE_NIGHTS: Final = 14
 LEAST_EPISODES: Final = 5
 """False episodes that a calibration has to expect of a budget before it can say anything of it."""
 MOST_SHARE: Final = 0.1

@@ -60,6 +60,18 @@ class Fleet:
         """Valid half-hours, `[H, D]`."""
         return np.isfinite(self.kwh).sum(axis=2).astype(np.int16)
 
+    def of(self, households: NDArray[Any] | slice) -> "Fleet":
+        """These households, by place or by a mask, over the same nights."""
+        places = np.arange(len(self.household_ids))[households]
+        ids = [self.household_ids[place] for place in places]
+        return Fleet(ids, self.nights, self.kwh[households], self.conditions[households])
+
+    def between(self, start: int, stop: int | None = None) -> "Fleet":
+        """The same households from the night at place `start` on, up to `stop`."""
+        part = slice(start, stop)
+        kwh, conditions = self.kwh[:, part], self.conditions[:, part]
+        return Fleet(self.household_ids, self.nights[part], kwh, conditions)
+
 
 @dataclass(frozen=True)
 class Scaled:
@@ -175,6 +187,12 @@ def scaled(fleet: Fleet, min_readings: int) -> Scaled:
     level = np.where(np.isnan(own), _mean(fleet.kwh), own)
     level = np.fmax(level, MIN_LEVEL_KWH).astype(np.float32)
     return Scaled(np.log1p(fleet.kwh / level[:, :, None]), level)
+
+
+def lived(fleet: Fleet, nights: int, min_readings: int) -> NDArray[np.int_]:
+    """How many of the `nights` before each night hold at least `min_readings`, `[H, D]`."""
+    usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
+    return np.asarray(np.isfinite(trailing(usable, nights)).sum(axis=-1))
 
 
 def trailing(values: Floats, nights: int) -> Floats:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.features import CONDITIONS, Fleet, scaled, trailing
+from ml.features import CONDITIONS, Fleet, Floats, lived
 
 PEERS: Final = 7
 ENOUGH_NIGHTS: Final = 28
@@ -22,15 +22,15 @@ OTHER_GROUP: Final = 2.0
 
 
 class Peers:
-    """The households of a fleet that lend nights to those that are new."""
+    """The households of a fleet that lend nights to those that are new; `level` `[H, D]` in kWh."""
 
-    def __init__(self, fleet: Fleet, lead_nights: int, min_readings: int) -> None:
+    def __init__(self, fleet: Fleet, level: Floats, lead_nights: int, min_readings: int) -> None:
         self.kwh, self.lead_nights = fleet.kwh, lead_nights
         self.usable = fleet.n_readings >= min_readings
-        lived = trailing(np.where(self.usable, 1.0, np.nan), lead_nights)
-        self.lived = np.isfinite(lived).sum(axis=-1)
+        self.lived = lived(fleet, lead_nights, min_readings)
         self.is_new = self.lived < min(ENOUGH_NIGHTS, lead_nights)
-        self.level = scaled(fleet, min_readings).level_kwh
+        self.borrows = self.is_new & ~self.is_new.all(axis=0)
+        self.level = level
         self.prices = fleet.conditions[:, :, CONDITIONS.index("price_signal")]
         self.affluence = np.nan_to_num(fleet.conditions[:, 0, CONDITIONS.index("affluence")], nan=9)
 
@@ -40,7 +40,7 @@ class Peers:
         `windows` `[N, lead_nights + 1, 48]`, of household-nights `[N]` counted through `[H, D]`.
         """
         h, d = np.unravel_index(places.numpy(), self.usable.shape)
-        for row in np.flatnonzero(self.is_new[h, d] & ~self.is_new.all(axis=0)[d]):
+        for row in np.flatnonzero(self.borrows[h, d]):
             self._fill(windows[row], int(h[row]), int(d[row]))
 
     def _fill(self, window: Tensor, household: int, night: int) -> None:

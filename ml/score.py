@@ -22,7 +22,6 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ml.calibration import (
-    SILENCE_NIGHTS,
     Bools,
     alert_curve,
     alert_limit,
@@ -32,8 +31,10 @@ from ml.calibration import (
     urgency,
 )
 from ml.detector import Detector
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, trailing
+from ml.episodes import SILENCE_NIGHTS
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, lived, median_and_mad, trailing
 from ml.models.network import Judged, Windows
+from ml.peers import ENOUGH_NIGHTS
 from ml.reasons import explain
 from ml.rules import repeated_readings, zero_readings
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
@@ -48,7 +49,6 @@ PAST_NIGHTS: Final = 45
 """The most nights before a night that a network may want."""
 LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
 HISTORY_NIGHTS: Final = 56
-WARM_NIGHTS: Final = 28
 NEW_NIGHTS: Final = 7
 PEER_WEIGHT: Final = 4.0
 COMMON_HOUSEHOLDS: Final = 20
@@ -147,6 +147,8 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
     In double precision, so that a result in single does not depend on which rows share a batch.
     """
     chosen = (fleet.n_readings >= min_readings) & nights
+    if not chosen.any():
+        return
     windows = FleetWindows(fleet, detector.network.lead_nights, min_readings, lend=True)
     precise = copy.deepcopy(detector.network).double().eval()
 
@@ -157,8 +159,7 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
         return (h, d), judged
 
     places = torch.from_numpy(np.flatnonzero(chosen))
-    if len(places):
-        yield from _side_by_side(shown, torch.split(places, precise.at_once))
+    yield from _side_by_side(shown, torch.split(places, precise.at_once))
 
 
 def _side_by_side(
@@ -219,9 +220,8 @@ def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) ->
 
 def newness(fleet: Fleet, min_readings: int) -> Floats:
     """How much rarer a night `[H, D]` looks than it is while a home has few of its own; then 0."""
-    usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
-    lived = np.isfinite(trailing(usable, WARM_NIGHTS)).sum(axis=-1)
-    return np.log10((1 + NEW_NIGHTS / (lived + 0.5)) / (1 + NEW_NIGHTS / (WARM_NIGHTS + 0.5)))
+    own = lived(fleet, ENOUGH_NIGHTS, min_readings)
+    return np.log10((1 + NEW_NIGHTS / (own + 0.5)) / (1 + NEW_NIGHTS / (ENOUGH_NIGHTS + 0.5)))
 
 
 def habit(rarity: Floats) -> Floats:
@@ -282,10 +282,8 @@ def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
 def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> Weighed:
     """Scores, p-values and evidence from the network's own scores `[H, D]`."""
     stands, common = standing(detector, raw)
-    alone = join(detector, stands, fleet, min_readings)
-    before, evidence = accumulate(alone)
-    rarity = alone + PERSISTENCE * before
-    p_value = p_values(detector.calibration.numpy(), rarity - habit(alone))
+    rarity, at_home, evidence = _rarities(detector, stands, fleet, min_readings)
+    p_value = p_values(detector.calibration.numpy(), at_home)
     learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
     height = heights(p_value, learnt)
     return Weighed(
@@ -295,6 +293,16 @@ def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> W
         common=common,
         height=height,
     )
+
+
+def _rarities(
+    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int
+) -> tuple[Floats, Floats, Floats]:
+    """Rarity of nights `[H, D]` with what came before, the same among the home's own, evidence."""
+    alone = join(detector, stands, fleet, min_readings)
+    before, evidence = accumulate(alone)
+    rarity = alone + PERSISTENCE * before
+    return rarity, rarity - habit(alone), evidence
 
 
 def deviation(detector: Detector, half_hour: Floats) -> Floats:
@@ -345,9 +353,8 @@ def fit_references(
     detector.stands.fit(stands[:, nights])
     detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
     detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
-    alone = join(detector, stands, fleet, min_readings)
-    before, evidence = accumulate(alone)
-    own = (alone + PERSISTENCE * before - habit(alone))[:, nights]
+    _, at_home, evidence = _rarities(detector, stands, fleet, min_readings)
+    own = at_home[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
     p_value = p_values(detector.calibration.numpy(), own)
     curve = alert_curve(p_value, evidence[:, nights])
@@ -411,8 +418,8 @@ def _complete(
 ) -> Floats:
     """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
     skip = len(fleet.nights) - latest.shape[1]
-    usual_before = OWN_NIGHTS if detector.network.two_sided else 0
-    begin = max(0, skip - WEIGHED_NIGHTS + OWN_NIGHTS - usual_before)
+    weighed = WEIGHED_NIGHTS if detector.network.two_sided else WEIGHED_NIGHTS - OWN_NIGHTS
+    begin = max(0, skip - weighed)
     nothing = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     raw = nothing if known is None else known.copy()
     raw[:, skip:] = latest
@@ -486,8 +493,7 @@ def _table(
     h, d = np.divmod(np.arange(kwh.shape[0] * kwh.shape[1]), kwh.shape[1])
     n_readings = fleet.n_readings[:, skip:].ravel()
     observed = np.isfinite(kwh)
-    usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
-    history = np.isfinite(trailing(usable, HISTORY_NIGHTS)).sum(axis=-1)
+    history = lived(fleet, HISTORY_NIGHTS, min_readings)
     expected = np.where(observed, rebuilt.expected_kwh, 0.0).sum(axis=2).ravel()
     frame = pl.DataFrame(
         {
@@ -512,7 +518,7 @@ def _table(
         .then(pl.lit("missing"))
         .when(~is_scored)
         .then(pl.lit("incomplete"))
-        .when(pl.col("history") < WARM_NIGHTS)
+        .when(pl.col("history") < ENOUGH_NIGHTS)
         .then(pl.lit("cold_start"))
         .otherwise(pl.lit("scored")),
     )

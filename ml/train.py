@@ -1,6 +1,5 @@
 """Training: households held out, the fit of a detector, and how good its expectation is."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import date
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml.calibration import identities
 from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import Fleet
@@ -58,8 +58,7 @@ def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
 
     It stays the same as a fleet grows; where none falls under it, the one of the smallest hash.
     """
-    digests = (hashlib.sha256(household.encode()).digest() for household in household_ids)
-    hashes = np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
+    hashes = identities(household_ids).view(np.uint64) / 2.0**64
     return hashes <= max(HELD_OUT_SHARE, hashes.min(initial=1.0))
 
 
@@ -123,7 +122,7 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     apart, count = unseen(fleet), len(fleet.nights)
     warm = min(detector.network.lead_nights + OWN_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // len(apart.household_ids)))
-    learnt = _of_households(fleet, ~held_out(fleet.household_ids)).household_ids
+    learnt = sorted(set(fleet.household_ids) - set(apart.household_ids))
     recent = since(apart, count - nights - LEAD_NIGHTS)
     calibrate(detector, recent, nights, min_readings, learnt)
 
@@ -163,25 +162,17 @@ def usable_places(
 
 def since(fleet: Fleet, start: int) -> Fleet:
     """The fleet's nights from place `start` on, all of them where it is negative."""
-    part = slice(max(start, 0), None)
-    return Fleet(
-        fleet.household_ids, fleet.nights[part], fleet.kwh[:, part], fleet.conditions[:, part]
-    )
+    return fleet.between(max(start, 0))
 
 
 def unseen(fleet: Fleet) -> Fleet:
     """The households of a fleet that no network learns from."""
-    return _of_households(fleet, held_out(fleet.household_ids))
+    return fleet.of(held_out(fleet.household_ids))
 
 
 def reporting(fleet: Fleet) -> Fleet:
     """The households with any reading, in the same order."""
-    return _of_households(fleet, fleet.n_readings.sum(axis=1) > 0)
-
-
-def first_of(fleet: Fleet, count: int) -> Fleet:
-    """The first households of a fleet, at most so many."""
-    return _of_households(fleet, np.arange(len(fleet.household_ids)) < count)
+    return fleet.of(fleet.n_readings.sum(axis=1) > 0)
 
 
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
@@ -190,9 +181,3 @@ def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readin
     deviation = np.abs(judged.expected_kwh - fleet.kwh[:, nights])
     usable = fleet.n_readings[:, nights] >= min_readings
     return float(np.nanmean(deviation[usable]))
-
-
-def _of_households(fleet: Fleet, kept: NDArray[np.bool_]) -> Fleet:
-    """The households of a fleet that `kept` `[H]` names, in the same order."""
-    ids = [fleet.household_ids[place] for place in np.flatnonzero(kept)]
-    return Fleet(ids, fleet.nights, fleet.kwh[kept], fleet.conditions[kept])

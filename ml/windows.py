@@ -21,13 +21,15 @@ class FleetWindows:
         self, fleet: Fleet, lead_nights: int, min_readings: int, *, lend: bool = False
     ) -> None:
         self.lead_nights = lead_nights
-        self._peers = Peers(fleet, lead_nights, min_readings) if lend and lead_nights else None
         self.shape = fleet.kwh.shape[:2]
         padded = np.pad(
             fleet.kwh, ((0, 0), (lead_nights, 0), (0, 0)), constant_values=np.float32(np.nan)
         )
         self._kwh = torch.from_numpy(padded)
-        self._level = torch.from_numpy(scaled(fleet, min_readings).level_kwh.ravel())
+        level = scaled(fleet, min_readings).level_kwh
+        lends = lend and lead_nights > 0
+        self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
+        self._level = torch.from_numpy(level.ravel())
         self._conditions = torch.from_numpy(fleet.conditions.reshape(-1, fleet.conditions.shape[2]))
 
     def take(self, places: Tensor) -> Windows:

@@ -182,14 +182,14 @@ def prepare(parameters: EvaluateParameters) -> Arena:
     copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(NAMES)))
     rows = copies_of(unseen, copies)
     seen = _some(np.flatnonzero(~apart), len(rows))
-    test = _nights(fleet, max(0, stop - ORDINARY_NIGHTS - LEAD_NIGHTS))
+    test = fleet.between(max(0, stop - ORDINARY_NIGHTS - LEAD_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
     span, least = slice(start, len(test.nights)), settings().min_readings
     planted, truth = plant(
         test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
     )
     return Arena(
-        learn=_nights(fleet, 0, stop),
+        learn=fleet.between(0, stop),
         planted=planted,
         truth=truth,
         unseen=unseen,
@@ -264,9 +264,9 @@ def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
         return lambda fleet: Verdict({name: rules.RULES[name](fleet, least)})
     if name in PEERS:
         learned = ~held_out(arena.learn.household_ids)
-        peer = fit_peer(name, _homes(arena.learn, learned), seed=seed, min_readings=least)
+        peer = fit_peer(name, arena.learn.of(learned), seed=seed, min_readings=least)
         early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
-        return lambda fleet: Verdict({name: _late(peer(_nights(fleet, early)), early)})
+        return lambda fleet: Verdict({name: _late(peer(fleet.between(early)), early)})
     return _network(name, arena.learn, seed)
 
 
@@ -301,18 +301,6 @@ def _first_test_night(fleet: Fleet, until: date | None) -> int:
 def _late(score: Floats, early: int) -> Floats:
     """Scores `[H, D]` of a fleet of which only the nights after the `early` ones were scored."""
     return np.pad(score, ((0, 0), (early, 0)), constant_values=np.nan)
-
-
-def _nights(fleet: Fleet, start: int, stop: int | None = None) -> Fleet:
-    part = slice(start, stop)
-    return Fleet(
-        fleet.household_ids, fleet.nights[part], fleet.kwh[:, part], fleet.conditions[:, part]
-    )
-
-
-def _homes(fleet: Fleet, kept: np.ndarray) -> Fleet:
-    ids = [fleet.household_ids[place] for place in np.flatnonzero(kept)]
-    return Fleet(ids, fleet.nights, fleet.kwh[kept], fleet.conditions[kept])
 
 
 def _some(places: Ints, most: int) -> Ints:

@@ -28,10 +28,7 @@ class Memory:
 
     def recall(self) -> Floats:
         """The network's scores `[H, D]`, NaN where they are not known."""
-        span = pl.col("night").is_between(self.fleet.nights[0], self.fleet.nights[-1])
-        known = lake.collect(lake.scan("raw_scores").filter(span)).join(
-            self._keys(), on=("night", "fingerprint")
-        )
+        known = lake.collect(self._kept()).join(self._keys(), on=("night", "fingerprint"))
         register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
         placed = known.join(register, on="household_id")
         raw = np.full(self.fleet.kwh.shape[:2], np.nan, dtype=np.float32)
@@ -42,7 +39,7 @@ class Memory:
         """Keep the scores `[H, D]` of the nights of which there are any and that are not kept."""
         found = np.isfinite(raw[:, PAST_NIGHTS:]).any(axis=0)
         keys = self._keys().with_columns(any=pl.Series(found))
-        kept = lake.collect(lake.scan("raw_scores").select("night", "fingerprint").unique())
+        kept = lake.collect(self._kept().select("night", "fingerprint").unique())
         wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
         for night, fingerprint, place in wanted.select("night", "fingerprint", "d").iter_rows():
             frame = pl.DataFrame(
@@ -54,6 +51,11 @@ class Memory:
                 pl.lit(fingerprint).alias("fingerprint"),
             )
             lake.remember_night(night, frame)
+
+    def _kept(self) -> pl.LazyFrame:
+        """What is kept of the fleet's nights, of whatever version and readings."""
+        span = pl.col("night").is_between(self.fleet.nights[0], self.fleet.nights[-1])
+        return lake.scan("raw_scores").filter(span)
 
     def _keys(self) -> pl.DataFrame:
         """Each night with its place `d` and what its scores rest on."""

@@ -22,7 +22,7 @@ from ml.features import Fleet
 from ml.loop import FitParameters
 from ml.models import DEFAULT, ModelName
 from ml.score import LEAD_NIGHTS, judge, lead
-from ml.train import FitResult, first_of, fit, reporting, since, unseen, validation_error
+from ml.train import FitResult, fit, reporting, since, unseen, validation_error
 from tasks import lake, registry, task
 from tasks.artefact import load, save
 from tasks.fleet import load_fleet
@@ -262,7 +262,7 @@ def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
 
 
 def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
-    recent = since(first_of(fleet, PICTURED), result.calibration.start - LEAD_NIGHTS)
+    recent = since(fleet.of(slice(PICTURED)), result.calibration.start - LEAD_NIGHTS)
     nights = slice(len(recent.nights) - _length(result.calibration), None)
     days = plots.examples(result.detector, recent, nights, settings().min_readings)
     scores, budget = result.detector.calibration.numpy(), settings().alert_budget
