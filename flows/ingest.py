@@ -56,7 +56,7 @@ def ingest(
             },
         )
         staged = list(_stage_all(groups(found.readings)))
-        receipt = settle(found, staged, merge.map(plan(staged)))
+        receipt = settle(found, staged, merge(plan(staged)))
         _report(receipt, record)
         if receipt.failures:
             raise IngestError(receipt)

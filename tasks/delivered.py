@@ -20,7 +20,7 @@ from ml.errors import UserError
 from ml.ingest.delivered import clean
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
-BATCH_ROWS: Final = 1_000_000
+BATCH_ROWS: Final = 2_000_000
 LONGEST_LINE: Final = 1 << 20
 UNREADABLE: Final = (
     OSError,
@@ -92,16 +92,12 @@ def digest(table: Table) -> str:
     """What the table's content hashes to: the key of the delivery."""
     if table.member is None:
         with _readable(table.file), table.path.open("rb") as file:
-            return hashlib.file_digest(file, _hash).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     with _readable(table.file), _stream(table) as stream:
-        content = _hash()
+        content = hashlib.sha256()
         while block := stream.read(1 << 20):
             content.update(block)
     return content.hexdigest()
-
-
-def _hash() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
 
 
 @contextmanager
@@ -129,7 +125,7 @@ def batches(table: Table, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         UserError: a row or a page cannot be read.
     """
     with _readable(table.file, table):
-        yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=False, lazy=True)
+        yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, lazy=True)
 
 
 def read(table: Table, scratch: Path) -> pl.DataFrame:

@@ -11,19 +11,19 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
+import joblib  # type: ignore[import-untyped]
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.conflicts import LAKE, filled, present, resolve
+from ml.ingest.conflicts import LAKE, Given, filled, present, resolve
 from ml.ingest.delivered import ABOUT, readings, recognise
-from ml.ingest.rules import about, household_days, sift, spans, widest
-from ml.ingest.stamps import patched
+from ml.ingest.rules import about, household_days, measured, sift, spans, widest
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
 from tasks.settings import settings
 
 MOST_GROUPS: Final = 200
-KEYED: Final = pl.Schema([("rank", pl.Int32()), ("part", pl.Int32())])
+MOST_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,22 @@ class Merged:
     repeated: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Staging:
-    """One file at work: where its parts are kept, and what they add up to."""
+    """One file at work, and where its parts are kept."""
 
     rank: int
     place: Path
     supply_limit_kwh: float
-    rows_in: int = 0
-    spans: list[pl.DataFrame] = field(default_factory=list)
-    about: list[pl.DataFrame] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a batch of a file's rows came to."""
+
+    rows_in: int
+    spans: pl.DataFrame | None = None
+    about: pl.DataFrame | None = None
 
 
 def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
@@ -96,23 +102,34 @@ def _stage_new(rank: int, table: Table) -> Staged:
         return Staged(rank, table.file, delivery, is_known=True)
     work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh)
     with opened(table, work.place) as frame:
-        for part, rows in enumerate(batches(table, _standard(table, frame))):
-            _stage_part(work, part, rows)
-    if not work.rows_in:
+        every = batches(table, _standard(table, frame, work.supply_limit_kwh))
+        parts: list[_Part] = _side_by_side()(
+            joblib.delayed(_stage_part)(work, part, rows) for part, rows in enumerate(every)
+        )
+    if not (rows_in := sum(part.rows_in for part in parts)):
         raise UserError(f"{table.file}: has no rows below its header")
-    if work.spans:
-        keep(widest(work.spans), work.place / "spans.arrow")
-    if work.about:
-        every = pl.concat(work.about).group_by("household_id").max().sort("household_id")
-        keep(every, work.place / "about.arrow")
+    if found := [part.spans for part in parts if part.spans is not None]:
+        keep(widest(found), work.place / "spans.arrow")
+    if told := [part.about for part in parts if part.about is not None]:
+        keep(
+            pl.concat(told).group_by("household_id").max().sort("household_id"),
+            work.place / "about.arrow",
+        )
     _key(delivery).parent.mkdir(exist_ok=True, parents=True)
     _key(delivery).write_text(str(rank))
-    return Staged(rank, table.file, delivery, work.rows_in)
+    return Staged(rank, table.file, delivery, rows_in)
 
 
-def _standard(table: Table, frame: pl.LazyFrame) -> pl.LazyFrame:
+def _side_by_side() -> joblib.Parallel:
+    """Batches at work in threads, few at once: what is read ahead stays in memory."""
+    n_jobs = min(MOST_AT_ONCE, joblib.cpu_count())
+    return joblib.Parallel(n_jobs, backend="threading", pre_dispatch="n_jobs + 1")
+
+
+def _standard(table: Table, frame: pl.LazyFrame, supply_limit_kwh: float) -> pl.LazyFrame:
     with naming(table.file):
-        return readings(frame, recognise(frame.collect_schema()))
+        rows = readings(frame, recognise(frame.collect_schema()))
+    return rows.with_columns(*measured(supply_limit_kwh))
 
 
 def _is_known(delivery: str, rank: int) -> bool:
@@ -122,30 +139,26 @@ def _is_known(delivery: str, rank: int) -> bool:
     return _key(delivery).exists() and _key(delivery).read_text() != str(rank)
 
 
-def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> None:
-    good, bad = sift(patched(rows), work.supply_limit_kwh)
-    work.rows_in += rows.height
-    if bad.height:
-        keep(bad, work.place / f"bad/{part:06d}.arrow")
-    if not good.height:
-        return
-    days, taken = household_days(good)
-    work.spans.append(spans(days))
-    if names := [name for name in ABOUT if name in good.columns]:
-        work.about.append(about(good, names))
-    _keep_months(work, part, "days", days, pl.col("night"))
-    _keep_months(work, part, "taken", taken, pl.col("ts_utc").dt.date())
+def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> _Part:
+    sifted = sift(rows, work.supply_limit_kwh)
+    if sifted.bad.height:
+        keep(sifted.bad, work.place / f"bad/{part:06d}.arrow")
+    if not len(sifted.kwh):
+        return _Part(rows.height)
+    days, taken = household_days(sifted)
+    _keep_months(work, part, "days", days)
+    _keep_months(work, part, "taken", taken)
+    names = [name for name in ABOUT if name in rows.columns]
+    return _Part(rows.height, spans(days), about(sifted, names) if names else None)
 
 
-def _keep_months(work: _Staging, part: int, name: str, frame: pl.DataFrame, night: pl.Expr) -> None:
-    marked = frame.with_columns(
-        rank=pl.lit(work.rank, KEYED["rank"]),
-        part=pl.lit(part, KEYED["part"]),
-        month=night.dt.strftime("%Y-%m"),
-    )
-    parts = marked.partition_by("month", as_dict=True, include_key=False)
-    for (month,), rows in parts.items():
-        keep(rows, work.place / f"{name}/month={month}/{part:06d}.arrow")
+def _keep_months(work: _Staging, part: int, name: str, frame: pl.DataFrame) -> None:
+    """Keep the rows of each month, which lie together."""
+    runs, rows, first = frame.get_column("month").rle().to_list(), frame.drop("month"), 0
+    for run in runs:
+        path = work.place / f"{name}/month={run['value']}/{part:06d}.arrow"
+        keep(rows[first : first + run["len"]], path)
+        first += run["len"]
 
 
 def plan(staged: Iterable[Staged]) -> list[date]:
@@ -163,25 +176,35 @@ def plan(staged: Iterable[Staged]) -> list[date]:
     return [date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in sorted(months)]
 
 
-@task(name="merge", retries=2, task_run_name="merge {month:%Y-%m}")
-def merge(month: date) -> Merged:
-    """Lay the staged household-days of a month over the lake's; prepare it if that changes it."""
+@task(name="merge", retries=2)
+def merge(months: list[date]) -> list[Merged]:
+    """Lay the staged household-days of months over the lake's; prepare those that it changes."""
+    every: list[Merged] = _side_by_side()(joblib.delayed(_merge)(month) for month in months)
+    return every
+
+
+def _merge(month: date) -> Merged:
     call = kept(lake.staging() / "spans.arrow")
     held = _held(month)
-    given = [kept(path) for path in _of_month("days", month)]
+    given = _given(month)
     if not given:
         return Merged(month, is_changed=False, n_present=present(held, call))
-    before = held.with_columns(
-        kwh=filled(held), rank=pl.lit(LAKE, KEYED["rank"]), part=pl.lit(0, KEYED["part"])
-    )
-    taken = [kept(path) for path in _of_month("taken", month)]
-    resolved = resolve(pl.concat([before, *given]), taken)
+    resolved = resolve([Given(LAKE, held.with_columns(kwh=filled(held))), *given])
     if resolved.aside.height:
         keep(resolved.aside, lake.staging() / f"aside/month={month:%Y-%m}.arrow")
     is_changed = not resolved.days.equals(held)
     if is_changed:
         lake.replace_month(month, resolved.days, root=lake.prepared())
     return Merged(month, is_changed, present(resolved.days, call), resolved.repeated)
+
+
+def _given(month: date) -> list[Given]:
+    """What the staged files give of a month, in their order and that of their parts."""
+    given = []
+    for path in _all([f"*/days/month={month:%Y-%m}/*.arrow"]):
+        rank, taken = path.parents[2], path.parents[2] / f"taken/{path.parent.name}/{path.name}"
+        given.append(Given(int(rank.name), kept(path), kept(taken) if taken.exists() else None))
+    return given
 
 
 def _held(month: date) -> pl.DataFrame:
@@ -197,21 +220,17 @@ def of_rank(rank: int) -> Path:
 def keep(frame: pl.DataFrame, path: Path) -> None:
     """Keep a frame in the staging area."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.write_ipc(path)
+    frame.write_ipc_stream(path)
 
 
 def kept(path: Path) -> pl.DataFrame:
     """A frame of the staging area."""
-    return pl.read_ipc(path)
+    return pl.read_ipc_stream(path)
 
 
 def _all(patterns: Iterable[str]) -> Iterator[Path]:
     for pattern in patterns:
         yield from sorted(lake.staging().glob(pattern))
-
-
-def _of_month(name: str, month: date) -> Iterator[Path]:
-    return _all([f"*/{name}/month={month:%Y-%m}/*.arrow"])
 
 
 def _key(delivery: str) -> Path:

@@ -109,7 +109,9 @@ def replace(path: Path, frame: pl.DataFrame) -> None:
     """Replace one Parquet file whole; a killed writer leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    frame.write_parquet(partial, compression="zstd", statistics=True, row_group_size=32_768)
+    frame.write_parquet(
+        partial, compression="zstd", compression_level=1, statistics=True, row_group_size=32_768
+    )
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -127,9 +129,9 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def replace_month(month: date, days: pl.DataFrame, root: Path | None = None) -> None:
-    """Replace one month of the lake; rows sorted by night and household."""
-    days = schemas.Days.validate(days.sort("night", "household_id"))
-    replace((root or home()) / f"lake/days/month={month:%Y-%m}/days.parquet", days)
+    """Replace one month of the lake; rows come sorted by night and household."""
+    path = (root or home()) / f"lake/days/month={month:%Y-%m}/days.parquet"
+    replace(path, schemas.Days.validate(days))
 
 
 def replace_reference(name: Reference, frame: pl.DataFrame, root: Path | None = None) -> None:

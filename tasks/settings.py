@@ -1,17 +1,22 @@
 """Every setting, each an environment variable `METERWATCH_*`."""
 
+import functools
+import os
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml.errors import UserError
 
+PREFIX: Final = "METERWATCH_"
+
 
 class Settings(BaseSettings):
     """What a user may configure; the README's table is made of these fields."""
 
-    model_config = SettingsConfigDict(env_prefix="METERWATCH_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path("data"), description="where all state lives")
     landing: Path | None = Field(None, description="where deliveries land (default: HOME/landing)")
@@ -41,9 +46,17 @@ def settings() -> Settings:
     Raises:
         UserError: a variable has a value that its field refuses.
     """
+    return _read(
+        frozenset(each for each in os.environ.items() if each[0].upper().startswith(PREFIX))
+    )
+
+
+@functools.cache
+def _read(_variables: frozenset[tuple[str, str]]) -> Settings:
+    """Read once what the environment says, until it says something else."""
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "METERWATCH_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise UserError(f"{name}: {first['msg']} (got {first['input']!r})") from None

@@ -41,7 +41,7 @@ print("ready", flush=True)
 with lake.writing():
     found = discover([source], {})
     staged = [each for group in groups(found.readings) for each in stage(group)]
-    settle(found, staged, merge.map(plan(staged)))
+    settle(found, staged, merge(plan(staged)))
 print(renames, flush=True)
 """
 

@@ -122,7 +122,7 @@ def _listed(columns: list[str], most: int = 6) -> str:
 
 
 def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
-    """Rows as `household_id`, `stamp` and `value` as delivered, `ts_utc`, `kwh`, `is_null`.
+    """Rows under our names, as delivered; `ts_utc`, `kwh`, `is_null` out of `stamp` and `value`.
 
     `ts_utc` is null where the stamp is not written the usual way: `stamps.patched` reads it.
 
@@ -133,10 +133,10 @@ def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
     household, when, kwh = (shape.required[name] for name in READING)
     about = {name: theirs for name, theirs in shape.optional.items() if theirs in dtypes}
     delivered = frame.select(
-        text(household).alias("household_id"),
+        pl.col(household).cast(pl.String).alias("household_id"),
         stamp(when, dtypes[when]),
         _value(kwh, dtypes[kwh]),
-        *(text(theirs).alias(name) for name, theirs in about.items()),
+        *(pl.col(theirs).cast(pl.String).alias(name) for name, theirs in about.items()),
     )
     return delivered.with_columns(usual(dtypes[when]), *_numbers(dtypes[kwh]))
 

@@ -1,16 +1,20 @@
 """Delivered rows become household-days; a row that breaks a rule is set aside under its name."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ml.ingest.stamps import patched, text
 from ml.schemas import HALF_HOURS, RULES
 
+Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+Codes = NDArray[np.int32]
 Readings = NDArray[np.float32]
 
 HALF_HOUR_US: Final = 30 * 60 * 1_000_000
@@ -19,94 +23,177 @@ SENTINELS: Final = (4294967.295, 2147483.647, 4294967295.0, 2147483647.0)
 EARLIEST: Final = datetime(2000, 1, 1)
 LATEST: Final = datetime(2099, 12, 31, 23, 30)
 RULE: Final = pl.Enum(RULES)
-# A table of cells is laid out densely up to this size, found by sorting beyond it.
-MOST_CELLS: Final = 50_000_000
+# As many household-days may be laid out empty.
+MOST_EMPTY: Final = 1_000_000
 
 
-def violations(supply_limit_kwh: float) -> dict[str, pl.Expr]:
+def _violations(supply_limit_kwh: float) -> list[tuple[str, pl.Expr]]:
     """The rules that one row can break by itself, the first broken one counts."""
     kwh, ts = pl.col("kwh"), pl.col("ts_utc")
     sentinels = [kwh.cast(pl.Float32) == pl.lit(value, pl.Float32) for value in SENTINELS]
-    return {
-        "null": pl.col("is_null"),
-        "not_a_number": kwh.is_null() | ~kwh.is_finite(),
-        "sentinel": pl.any_horizontal(sentinels),
-        "bad_timestamp": ts.is_null() | ~ts.is_between(EARLIEST, LATEST),
-        "off_grid": ts.to_physical() % HALF_HOUR_US != 0,
-        "negative": kwh < 0,
-        "above_limit": kwh > supply_limit_kwh,
-        "no_household": pl.col("household_id").is_null(),
-    }
+    return [
+        ("null", pl.col("is_null")),
+        ("not_a_number", kwh.is_null() | ~kwh.is_finite()),
+        ("sentinel", pl.any_horizontal(sentinels)),
+        ("bad_timestamp", ts.is_null() | ~ts.is_between(EARLIEST, LATEST)),
+        ("off_grid", ts.to_physical() % HALF_HOUR_US != 0),
+        ("negative", kwh < 0),
+        ("above_limit", kwh > supply_limit_kwh),
+        ("no_household", pl.col("household_id").is_null()),
+    ]
 
 
-def sift(rows: pl.DataFrame, supply_limit_kwh: float) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split rows into those that keep every rule and those set aside, with the rule."""
-    broken = violations(supply_limit_kwh)
-    is_bad = rows.select(pl.any_horizontal(*broken.values()).fill_null(value=False)).to_series()
-    first = [pl.when(test).then(pl.lit(rule, RULE)) for rule, test in broken.items()]
-    bad = rows.filter(is_bad).select(
-        "household_id", "ts_utc", pl.col("value").cast(pl.String), pl.coalesce(first).alias("rule")
+def measured(supply_limit_kwh: float) -> list[pl.Expr]:
+    """`half_hour` since 1970, `kwh` as Float32, and whether plain arithmetic passes the row.
+
+    Nearly all rows are `is_plain` and keep every rule; of the others `sift` judges each.
+    """
+    ts_us, kwh = pl.col("ts_utc").to_physical(), pl.col("kwh")
+    half_hour = ts_us // HALF_HOUR_US
+    is_plain = (
+        (half_hour * HALF_HOUR_US == ts_us)
+        & pl.col("ts_utc").is_between(EARLIEST, LATEST)
+        & (kwh >= 0)
+        & (kwh <= min(supply_limit_kwh, min(SENTINELS) - 1))
     )
-    return (rows.filter(~is_bad) if bad.height else rows), bad
+    return [
+        half_hour.cast(pl.Int32, strict=False).fill_null(0).alias("half_hour"),
+        is_plain.fill_null(value=False).alias("is_plain"),
+        kwh.cast(pl.Float32).fill_null(0).alias("reading"),
+    ]
 
 
-def household_days(good: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+@dataclass(frozen=True)
+class Sifted:
+    """Delivered rows `[n]`: which keep every rule, and what was set aside."""
+
+    rows: pl.DataFrame
+    names: pl.Series
+    """The sorted distinct households."""
+    is_good: Bools
+    household: Codes
+    """Of each good row, its place in `names`."""
+    half_hour: Codes
+    """Of each good row, in half-hours since 1970."""
+    kwh: Readings
+    """Of each good row."""
+    bad: pl.DataFrame
+    """The rows that were set aside, with the rule."""
+
+    def delivered(self, places: Indices) -> pl.DataFrame:
+        """Good rows as delivered, by their places among the good ones."""
+        lost = np.flatnonzero(~self.is_good)
+        return self.rows[places + np.searchsorted(lost - np.arange(len(lost)), places, "right")]
+
+
+def sift(rows: pl.DataFrame, supply_limit_kwh: float) -> Sifted:
+    """Split `measured` rows into those that keep every rule and those set aside, with the rule."""
+    names, household = _households(rows.get_column("household_id"))
+    half_hour, kwh = (rows.get_column(name).to_numpy() for name in ("half_hour", "reading"))
+    is_good = rows.get_column("is_plain").to_numpy() & (household >= 0)
+    odd = np.flatnonzero(~is_good)
+    first = [pl.when(test).then(pl.lit(rule, RULE)) for rule, test in _violations(supply_limit_kwh)]
+    suspects = patched(rows[odd]).with_columns(text("household_id"))
+    judged = suspects.with_columns(*measured(supply_limit_kwh), rule=pl.coalesce(first))
+    is_good[odd] = judged.get_column("rule").is_null().to_numpy()
+    if is_good[odd].any():
+        half_hour = half_hour.copy()
+        half_hour[odd] = judged.get_column("half_hour").to_numpy()
+    bad = judged.filter(pl.col("rule").is_not_null()).select(
+        "household_id", "ts_utc", pl.col("value").cast(pl.String), "rule"
+    )
+    good = is_good if bad.height else slice(None)
+    return Sifted(rows, names, is_good, household[good], half_hour[good], kwh[good], bad)
+
+
+def household_days(sifted: Sifted) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Household-days [48, NaN where missing] of good rows, and the rows whose half-hour was taken.
 
-    Of several rows for one half-hour the largest reading is laid down, so row order is no matter.
+    Both with their `month`, a month's together. Of several rows for one half-hour the largest
+    reading is laid down, so row order is no matter.
     """
-    household, names = _households(good.get_column("household_id"))
-    stamp = good.get_column("ts_utc").to_physical().to_numpy() // HALF_HOUR_US
-    kwh = good.get_column("kwh").cast(pl.Float32).to_numpy() + np.float32(0)  # -0 is 0
-    day = stamp // HALF_HOURS
-    first = int(day.min())
-    days, day_index = _compact(day - first, int(day.max()) - first + 1)
-    cells, row = _compact(day_index * len(names) + household, len(days) * len(names))
-    cell = row * HALF_HOURS + stamp % HALF_HOURS
-    flat, again = _lay(cell, kwh, len(cells) * HALF_HOURS)
+    first = int(sifted.half_hour.min()) // HALF_HOURS
+    days = int(sifted.half_hour.max()) // HALF_HOURS - first + 1
+    found, cell = _cells(sifted, first, days)
+    flat, again = _lay(cell, sifted.kwh, len(found) * HALF_HOURS)
+    kwh = flat.reshape(-1, HALF_HOURS)
+    there = ~np.isnan(kwh).all(axis=1)
     laid = pl.DataFrame(
         {
-            "night": (days[cells // len(names)] + first).astype(np.int32),
-            "household_id": names.gather(cells % len(names)),
-            "kwh": flat.reshape(-1, HALF_HOURS),
+            "night": pl.Series(found[there] % days + first).cast(pl.Int32).cast(pl.Date),
+            "household_id": sifted.names.gather(found[there] // days),
+            "kwh": kwh[there],
         }
     )
-    taken = good[again].select(
-        "household_id", "ts_utc", pl.col("value").cast(pl.String), pl.col("kwh").cast(pl.Float32)
+    taken = sifted.delivered(again).select(
+        text("household_id"),
+        pl.Series("ts_utc", sifted.half_hour[again] * np.int64(HALF_HOUR_US)).cast(
+            pl.Datetime("us")
+        ),
+        pl.col("value").cast(pl.String),
+        pl.Series("kwh", sifted.kwh[again]),
     )
-    return laid.with_columns(pl.col("night").cast(pl.Date)), taken
+    return _by_month(laid, "night"), _by_month(taken, "ts_utc")
 
 
-def _lay(cell: Indices, kwh: Readings, size: int) -> tuple[Readings, Indices]:
+def _by_month(frame: pl.DataFrame, when: str) -> pl.DataFrame:
+    month = pl.col(when).dt.strftime("%Y-%m").alias("month")
+    return frame.with_columns(month).sort("month", maintain_order=True)
+
+
+def _cells(sifted: Sifted, first: int, days: int) -> tuple[Indices, Codes | Indices]:
+    """Household-days as household * days + day, and in which half-hour of them each row lies.
+
+    Every one that there might be, in a table by household, if that is not far more than there are.
+    """
+    size = len(sifted.names) * days
+    if size <= MOST_EMPTY + len(sifted.kwh) // HALF_HOURS:
+        width = narrowest(size * HALF_HOURS)
+        start = sifted.household.astype(width) * (days * HALF_HOURS)
+        return np.arange(size), start + (sifted.half_hour - first * HALF_HOURS)
+    day, slot = np.divmod(sifted.half_hour - first * HALF_HOURS, HALF_HOURS)
+    code = sifted.household.astype(np.int64) * days + day
+    found, row = np.unique(code, return_inverse=True)
+    return found, row * HALF_HOURS + slot
+
+
+def _lay(cell: Codes | Indices, kwh: Readings, size: int) -> tuple[Readings, Indices]:
     """Lay readings into cells; give back the cells and the rows whose cell another row holds."""
     flat = np.full(size, np.nan, dtype=np.float32)
     flat[cell] = kwh
-    if np.count_nonzero(~np.isnan(flat)) == len(cell):
-        return flat, np.empty(0, dtype=np.int64)
-    crowded = np.flatnonzero(np.bincount(cell, minlength=size)[cell] > 1)
+    flat += 0  # -0 becomes 0
+    crowded = _crowded(cell)
     crowded = crowded[np.lexsort((kwh[crowded], cell[crowded]))]
-    is_last = np.append(cell[crowded][1:] != cell[crowded][:-1], True)
-    flat[cell[crowded[is_last]]] = kwh[crowded[is_last]]
+    is_last = np.append(cell[crowded][1:] != cell[crowded][:-1], True)[: len(crowded)]
+    flat[cell[crowded[is_last]]] = kwh[crowded[is_last]] + 0
     return flat, crowded[~is_last]
 
 
-def _compact(codes: Indices, size: int) -> tuple[Indices, Indices]:
-    """The distinct codes in order, and each code's place among them."""
-    if size > MOST_CELLS:
-        return np.unique(codes, return_inverse=True)
-    present = np.zeros(size, dtype=bool)
-    present[codes] = True
-    place = np.cumsum(present) - 1
-    return np.flatnonzero(present), place[codes]
+def _crowded(cell: Codes | Indices) -> Indices:
+    """The rows that share a cell with another; files are mostly sorted, which shows them."""
+    if (cell[1:] >= cell[:-1]).all():
+        again = np.flatnonzero(cell[1:] == cell[:-1])
+        return np.union1d(again, again + 1)
+    order = np.argsort(cell, kind="stable")
+    again = np.flatnonzero(cell[order[1:]] == cell[order[:-1]])
+    return order[np.union1d(again, again + 1)]
 
 
-def _households(ids: pl.Series) -> tuple[Indices, pl.Series]:
-    """Each row's place among the sorted distinct households; by runs, as most files are sorted."""
+def narrowest(size: int) -> type[np.signedinteger[Any]]:
+    """The type that counts up to `size` in the least memory."""
+    return np.int32 if size <= np.iinfo(np.int32).max else np.int64
+
+
+def _households(ids: pl.Series) -> tuple[pl.Series, Codes]:
+    """The sorted distinct households, and each row's place among them, -1 where it has none.
+
+    Text is looked at once a run of equal cells, as most files are sorted by household.
+    """
     runs = ids.rle()
-    values = runs.struct.field("value")
-    names = values.unique().sort()
-    codes = values.cast(pl.Enum(names)).to_physical().to_numpy()
-    return np.repeat(codes.astype(np.int64), runs.struct.field("len").to_numpy()), names
+    values = runs.struct.unnest().select(text("value")).to_series()
+    names = values.drop_nulls().unique().sort()
+    codes = values.cast(pl.Enum(names)).to_physical().cast(pl.Int32).fill_null(-1).to_numpy()
+    return names, np.repeat(codes, runs.struct.field("len").to_numpy())
 
 
 def spans(days: pl.DataFrame) -> pl.DataFrame:
@@ -128,7 +215,9 @@ def widest(parts: list[pl.DataFrame]) -> pl.DataFrame:
     return every.agg(pl.min("first_ts_utc"), pl.max("last_ts_utc")).sort("household_id")
 
 
-def about(good: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
+def about(sifted: Sifted, columns: Iterable[str]) -> pl.DataFrame:
     """What good rows say of their households besides readings: one row a household."""
-    starts = good.filter(pl.col("household_id").ne_missing(pl.col("household_id").shift()))
-    return starts.group_by("household_id").agg(pl.max(*columns)).sort("household_id")
+    starts = np.flatnonzero(np.diff(sifted.household, prepend=-1))
+    told = sifted.delivered(starts).with_columns(text("household_id"))
+    every = told.group_by("household_id").agg(text(name).max() for name in columns)
+    return every.sort("household_id")
