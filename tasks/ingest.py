@@ -17,12 +17,13 @@ import polars as pl
 from ml.errors import UserError
 from ml.ingest.conflicts import LAKE, Given, filled, present, resolve
 from ml.ingest.delivered import ABOUT, readings, recognise
-from ml.ingest.rules import about, household_days, measured, sift, spans, widest
+from ml.ingest.rules import about, household_days, sift, spans, widest
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
 from tasks.settings import settings
 
 MOST_GROUPS: Final = 200
+LEAST_GROUP: Final = 8
 MOST_AT_ONCE: Final = 4
 
 
@@ -77,14 +78,15 @@ class _Part:
 def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
     """Ranked tables in at most so many groups that each may be a recorded task."""
     ranked = list(enumerate(tables))
-    size = -(-len(ranked) // MOST_GROUPS) or 1
+    size = max(LEAST_GROUP, -(-len(ranked) // MOST_GROUPS))
     return [ranked[start : start + size] for start in range(0, len(ranked), size)]
 
 
 @task(name="stage", retries=2, task_run_name="stage {group[0][1].file}")
 def stage(group: list[tuple[int, Table]]) -> list[Staged]:
     """Stage delivered tables as household-days a month; one that cannot be read leaves nothing."""
-    return [_stage(rank, table) for rank, table in group]
+    staged: list[Staged] = side_by_side()(joblib.delayed(_stage)(*each) for each in group)
+    return staged
 
 
 def _stage(rank: int, table: Table) -> Staged:
@@ -102,8 +104,8 @@ def _stage_new(rank: int, table: Table) -> Staged:
         return Staged(rank, table.file, delivery, is_known=True)
     work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh)
     with opened(table, work.place) as frame:
-        every = batches(table, _standard(table, frame, work.supply_limit_kwh))
-        parts: list[_Part] = _side_by_side()(
+        every = batches(table, _standard(table, frame))
+        parts: list[_Part] = side_by_side()(
             joblib.delayed(_stage_part)(work, part, rows) for part, rows in enumerate(every)
         )
     if not (rows_in := sum(part.rows_in for part in parts)):
@@ -120,16 +122,15 @@ def _stage_new(rank: int, table: Table) -> Staged:
     return Staged(rank, table.file, delivery, rows_in)
 
 
-def _side_by_side() -> joblib.Parallel:
-    """Batches at work in threads, few at once: what is read ahead stays in memory."""
+def side_by_side() -> joblib.Parallel:
+    """Work in threads, little at once: what is read ahead stays in memory."""
     n_jobs = min(MOST_AT_ONCE, joblib.cpu_count())
     return joblib.Parallel(n_jobs, backend="threading", pre_dispatch="n_jobs + 1")
 
 
-def _standard(table: Table, frame: pl.LazyFrame, supply_limit_kwh: float) -> pl.LazyFrame:
+def _standard(table: Table, frame: pl.LazyFrame) -> pl.LazyFrame:
     with naming(table.file):
-        rows = readings(frame, recognise(frame.collect_schema()))
-    return rows.with_columns(*measured(supply_limit_kwh))
+        return readings(frame, recognise(frame.collect_schema()))
 
 
 def _is_known(delivery: str, rank: int) -> bool:
@@ -179,7 +180,7 @@ def plan(staged: Iterable[Staged]) -> list[date]:
 @task(name="merge", retries=2)
 def merge(months: list[date]) -> list[Merged]:
     """Lay the staged household-days of months over the lake's; prepare those that it changes."""
-    every: list[Merged] = _side_by_side()(joblib.delayed(_merge)(month) for month in months)
+    every: list[Merged] = side_by_side()(joblib.delayed(_merge)(month) for month in months)
     return every
 
 

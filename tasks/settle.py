@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, cast
 
+import joblib  # type: ignore[import-untyped]
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +16,7 @@ from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
 from tasks.delivered import Table, naming, read
 from tasks.discover import Found
-from tasks.ingest import Merged, Staged, kept, of_rank
+from tasks.ingest import Merged, Staged, kept, of_rank, side_by_side
 
 SPANS: Final = pl.Schema(
     [
@@ -97,10 +98,13 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
     superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE))
     now = datetime.now(UTC).replace(tzinfo=None)
     repeated = sum((Counter(month.repeated) for month in months), Counter[int]())
-    counts = Counter[str]()
-    for each in new:
-        at = now + timedelta(microseconds=each.rank)
-        counts += _enter(each, aside, superseded, repeated[each.rank], at)
+    entered = side_by_side()(
+        joblib.delayed(_enter)(
+            each, aside, superseded, repeated[each.rank], now + timedelta(microseconds=each.rank)
+        )
+        for each in new
+    )
+    counts = sum(entered, Counter[str]())
     failures = [*found.failures, *(each.failure for each in staged if each.failure)]
     references = _references(found.companions, new, failures)
     receipt = IngestReceipt(

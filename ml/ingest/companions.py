@@ -7,7 +7,7 @@ import polars as pl
 
 from ml.errors import UserError
 from ml.ingest.delivered import ABOUT, PRICES, Shape
-from ml.ingest.stamps import patched, stamp, text, usual
+from ml.ingest.stamps import read, stamp, text
 from ml.schemas import Holidays, Households, Tariffs, Weather
 
 KEYS: Final = {
@@ -69,8 +69,7 @@ def _texts(rows: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _stamps(rows: pl.DataFrame, column: str) -> pl.Series:
-    dtype = rows.schema[column]
-    ts = patched(rows.select(stamp(column, dtype)).with_columns(usual(dtype))).get_column("ts_utc")
+    ts = read(rows.select(stamp(column, rows.schema[column])).to_series())
     return _whole(ts, _texts(rows, column), column, "no time")
 
 

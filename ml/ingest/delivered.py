@@ -7,13 +7,12 @@ from typing import Final, Literal
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.stamps import stamp, text, usual
+from ml.ingest.stamps import stamp
 
 Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
 READING: Final = ("household_id", "ts_utc", "kwh")
 ABOUT: Final = ("tariff", "acorn", "acorn_group")
 HOUSEHOLD_COLUMNS: Final = frozenset({"LCLid", "household_id"})
-NULLS: Final = ("Null", "null", "NULL")
 PRICES: Final = ("Low", "Normal", "High")
 
 
@@ -122,9 +121,7 @@ def _listed(columns: list[str], most: int = 6) -> str:
 
 
 def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
-    """Rows under our names, as delivered; `ts_utc`, `kwh`, `is_null` out of `stamp` and `value`.
-
-    `ts_utc` is null where the stamp is not written the usual way: `stamps.patched` reads it.
+    """Rows under our names: `household_id`, `stamp`, `value` as delivered, and `kwh`.
 
     Raises:
         UserError: a column holds something else than times or numbers.
@@ -132,25 +129,18 @@ def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
     dtypes = frame.collect_schema()
     household, when, kwh = (shape.required[name] for name in READING)
     about = {name: theirs for name, theirs in shape.optional.items() if theirs in dtypes}
-    delivered = frame.select(
+    return frame.select(
         pl.col(household).cast(pl.String).alias("household_id"),
         stamp(when, dtypes[when]),
-        _value(kwh, dtypes[kwh]),
+        pl.col(kwh).alias("value"),
+        _number(kwh, dtypes[kwh]).alias("kwh"),
         *(pl.col(theirs).cast(pl.String).alias(name) for name, theirs in about.items()),
     )
-    return delivered.with_columns(usual(dtypes[when]), *_numbers(dtypes[kwh]))
 
 
-def _value(column: str, dtype: pl.DataType) -> pl.Expr:
+def _number(column: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.String:
-        return text(column).alias("value")
+        return pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
     if dtype.is_numeric() or dtype == pl.Null:
-        return pl.col(column).alias("value")
+        return pl.col(column).cast(pl.Float64)
     raise UserError(f"column {column!r} holds {dtype}, expected numbers")
-
-
-def _numbers(dtype: pl.DataType) -> list[pl.Expr]:
-    value = pl.col("value")
-    kwh = value.cast(pl.Float64, strict=False).alias("kwh")
-    empty = [value == word for word in NULLS] if dtype == pl.String else []
-    return [kwh, pl.any_horizontal(value.is_null(), *empty).alias("is_null")]

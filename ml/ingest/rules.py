@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.ingest.stamps import patched, text
+from ml.ingest.stamps import read, text
 from ml.schemas import HALF_HOURS, RULES
 
 Bools = NDArray[np.bool_]
@@ -22,6 +22,7 @@ HALF_HOUR_US: Final = 30 * 60 * 1_000_000
 SENTINELS: Final = (4294967.295, 2147483.647, 4294967295.0, 2147483647.0)
 EARLIEST: Final = datetime(2000, 1, 1)
 LATEST: Final = datetime(2099, 12, 31, 23, 30)
+NULLS: Final = ("Null", "null", "NULL")
 RULE: Final = pl.Enum(RULES)
 # As many household-days may be laid out empty.
 MOST_EMPTY: Final = 1_000_000
@@ -32,7 +33,7 @@ def _violations(supply_limit_kwh: float) -> list[tuple[str, pl.Expr]]:
     kwh, ts = pl.col("kwh"), pl.col("ts_utc")
     sentinels = [kwh.cast(pl.Float32) == pl.lit(value, pl.Float32) for value in SENTINELS]
     return [
-        ("null", pl.col("is_null")),
+        ("null", pl.col("value").is_null() | pl.col("value").is_in(NULLS)),
         ("not_a_number", kwh.is_null() | ~kwh.is_finite()),
         ("sentinel", pl.any_horizontal(sentinels)),
         ("bad_timestamp", ts.is_null() | ~ts.is_between(EARLIEST, LATEST)),
@@ -43,10 +44,10 @@ def _violations(supply_limit_kwh: float) -> list[tuple[str, pl.Expr]]:
     ]
 
 
-def measured(supply_limit_kwh: float) -> list[pl.Expr]:
+def _measured(supply_limit_kwh: float) -> list[pl.Expr]:
     """`half_hour` since 1970, `kwh` as Float32, and whether plain arithmetic passes the row.
 
-    Nearly all rows are `is_plain` and keep every rule; of the others `sift` judges each.
+    Nearly all rows are `is_plain` and keep every rule; the others are judged rule by rule.
     """
     ts_us, kwh = pl.col("ts_utc").to_physical(), pl.col("kwh")
     half_hour = ts_us // HALF_HOUR_US
@@ -86,22 +87,21 @@ class Sifted:
         return self.rows[places + np.searchsorted(lost - np.arange(len(lost)), places, "right")]
 
 
-def sift(rows: pl.DataFrame, supply_limit_kwh: float) -> Sifted:
-    """Split `measured` rows into those that keep every rule and those set aside, with the rule."""
+def sift(delivered: pl.DataFrame, supply_limit_kwh: float) -> Sifted:
+    """Split rows into those that keep every rule and those set aside, with the rule."""
+    stamped = delivered.with_columns(read(delivered.get_column("stamp")).alias("ts_utc"))
+    rows = stamped.with_columns(*_measured(supply_limit_kwh))
     names, household = _households(rows.get_column("household_id"))
-    half_hour, kwh = (rows.get_column(name).to_numpy() for name in ("half_hour", "reading"))
     is_good = rows.get_column("is_plain").to_numpy() & (household >= 0)
     odd = np.flatnonzero(~is_good)
     first = [pl.when(test).then(pl.lit(rule, RULE)) for rule, test in _violations(supply_limit_kwh)]
-    suspects = patched(rows[odd]).with_columns(text("household_id"))
-    judged = suspects.with_columns(*measured(supply_limit_kwh), rule=pl.coalesce(first))
+    suspects = rows[odd].with_columns(text("household_id"), text("value"))
+    judged = suspects.with_columns(rule=pl.coalesce(first))
     is_good[odd] = judged.get_column("rule").is_null().to_numpy()
-    if is_good[odd].any():
-        half_hour = half_hour.copy()
-        half_hour[odd] = judged.get_column("half_hour").to_numpy()
     bad = judged.filter(pl.col("rule").is_not_null()).select(
-        "household_id", "ts_utc", pl.col("value").cast(pl.String), "rule"
+        "household_id", "ts_utc", "value", "rule"
     )
+    half_hour, kwh = (rows.get_column(name).to_numpy() for name in ("half_hour", "reading"))
     good = is_good if bad.height else slice(None)
     return Sifted(rows, names, is_good, household[good], half_hour[good], kwh[good], bad)
 

@@ -3,14 +3,14 @@
 from typing import Final
 
 import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from ml.errors import UserError
 
 US: Final = pl.Datetime("us")
-WHOLE: Final = "%Y-%m-%d %H:%M:%S"
-NO_FRACTION: Final = ["." + "0" * digits for digits in range(1, 10)]
-# How stamps are written besides `WHOLE` with a fraction of zeros; an offset leads to UTC.
-OTHERS: Final = (
+# How stamps are written; an offset leads to UTC.
+WAYS: Final = (
     "%Y-%m-%d %H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M%#z",
     "%Y-%m-%d %H:%M:%S%.f",
@@ -28,7 +28,7 @@ def text(column: str) -> pl.Expr:
 def stamp(column: str, dtype: pl.DataType) -> pl.Expr:
     """The column `stamp`: text as delivered, or the time itself where it was delivered as one."""
     if dtype in (pl.String, pl.Null):
-        return text(column).alias("stamp")
+        return pl.col(column).cast(pl.String).alias("stamp")
     if not dtype.is_temporal() or isinstance(dtype, (pl.Time, pl.Duration)):
         raise UserError(f"column {column!r} holds {dtype}, expected time stamps")
     ts = pl.col(column)
@@ -37,31 +37,24 @@ def stamp(column: str, dtype: pl.DataType) -> pl.Expr:
     return ts.cast(US).alias("stamp")
 
 
-def usual(dtype: pl.DataType) -> pl.Expr:
-    """The column `ts_utc` out of `stamp`; null where it is not written the usual way."""
-    stamp = pl.col("stamp")
-    if dtype not in (pl.String, pl.Null):
-        return stamp.alias("ts_utc")
-    tail = stamp.str.slice(19)
-    plain = (tail == "") | tail.is_in(NO_FRACTION)
-    seconds = stamp.str.head(19).str.replace("T", " ", literal=True)
-    ts = seconds.str.to_datetime(WHOLE, time_unit="us", strict=False, cache=False)
-    return pl.when(plain).then(ts).alias("ts_utc")
+def read(stamps: pl.Series) -> pl.Series:
+    """The times of stamps `[n]`, null where one cannot be read.
+
+    Arrow reads ISO 8601 fastest but not where one cell is written another way; then each distinct
+    stamp, of which there are few, is tried in all of the `WAYS`.
+    """
+    if stamps.dtype != pl.String:
+        return stamps
+    try:
+        ts = pc.cast(stamps.to_arrow(), pa.timestamp("ns"))
+    except pa.ArrowInvalid:
+        distinct = stamps.drop_nulls().unique()
+        return stamps.replace_strict(distinct, _any_way(distinct), default=None, return_dtype=US)
+    return pl.Series(stamps.name, ts).cast(US)
 
 
-def patched(rows: pl.DataFrame) -> pl.DataFrame:
-    """Fill in `ts_utc` where `stamp` is written another way; null where it cannot be read."""
-    unread = pl.col("ts_utc").is_null() & pl.col("stamp").is_not_null()
-    where = rows.select(unread.arg_true()).to_series()
-    if where.is_empty():
-        return rows
-    stamps = rows.get_column("stamp").gather(where)
-    ts = rows.get_column("ts_utc").scatter(where, any_way(stamps))
-    return rows.with_columns(ts)
-
-
-def any_way(stamps: pl.Series) -> pl.Series:
-    """Read stamps written in any of the ways that are met; null where none fits."""
+def _any_way(stamps: pl.Series) -> pl.Series:
     written = stamps.str.strip_chars().str.replace("T", " ", literal=True)
-    ways = [written.str.to_datetime(way, time_unit="us", strict=False) for way in OTHERS]
+    written = written.str.replace("^([0-9-]{10} [0-9]{2})$", "$1:00")
+    ways = [written.str.to_datetime(way, time_unit="us", strict=False) for way in WAYS]
     return pl.select(pl.coalesce([ts.dt.replace_time_zone(None) for ts in ways])).to_series()
