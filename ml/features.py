@@ -7,6 +7,7 @@ and on the nights before it alone, so a night computed in bulk equals the night 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any, Final
 
 import holidays as calendars
@@ -55,7 +56,7 @@ class Fleet:
     conditions: NDArray[np.float32]
     """`[H, D, 15]` in the order of `CONDITIONS`, NaN where unknown."""
 
-    @property
+    @cached_property
     def n_readings(self) -> NDArray[np.int16]:
         """Valid half-hours, `[H, D]`."""
         return np.isfinite(self.kwh).sum(axis=2).astype(np.int16)
@@ -158,35 +159,40 @@ def fleet(
 
     Households keep the order of the register; days of others or of other nights are left out.
     """
-    register = households.select("household_id").with_row_index("h")
-    placed = days.join(register, on="household_id").filter(
-        pl.col("night").is_between(nights[0], nights[-1])
+    ids = households.get_column("household_id")
+    within = days.filter(
+        pl.col("night").is_between(nights[0], nights[-1]), pl.col("household_id").is_in(ids)
     )
-    kwh = np.full((len(households), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
-    d = (placed["night"] - nights[0]).dt.total_days().to_numpy()
-    kwh[placed["h"].to_numpy(), d] = readings(placed["kwh"])
+    h = within.get_column("household_id").cast(pl.Enum(ids)).to_physical().to_numpy()
+    d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
+    kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
+    kwh[h, d] = readings(within.get_column("kwh"))
     known = conditions(nights, households, weather, holidays, tariffs)
-    return Fleet(households["household_id"].to_list(), nights, kwh, known)
+    return Fleet(ids.to_list(), nights, kwh, known)
 
 
 def readings(kwh: pl.Series) -> NDArray[np.float32]:
     """A column of 48 readings as `[N, 48]`, NaN where null."""
-    flat = kwh.explode().to_numpy() if len(kwh) else np.empty(0)
-    return flat.astype(np.float32).reshape(-1, HALF_HOURS)
+    flat = kwh.reshape((-1,)).fill_null(float("nan"))
+    return flat.to_numpy().reshape(-1, HALF_HOURS)
 
 
 def scaled(fleet: Fleet, min_readings: int) -> Scaled:
-    """Express readings in units of the household's level.
-
-    The level is the median of the daily means over the `LEVEL_NIGHTS` before the night that hold
-    at least `min_readings`; a household without any is measured by the night itself.
-    """
-    usable = fleet.n_readings >= min_readings
-    means = np.where(usable, _mean(fleet.kwh), np.nan)
-    own, _ = median_and_mad(trailing(means, LEVEL_NIGHTS))
-    level = np.where(np.isnan(own), _mean(fleet.kwh), own)
-    level = np.fmax(level, MIN_LEVEL_KWH).astype(np.float32)
+    """Express readings in units of the household's level."""
+    level = levels(fleet, min_readings)
     return Scaled(np.log1p(fleet.kwh / level[:, :, None]), level)
+
+
+def levels(fleet: Fleet, min_readings: int) -> NDArray[np.float32]:
+    """What is usual for the household before each night, `[H, D]` kWh per half-hour.
+
+    The median of the daily means over the `LEVEL_NIGHTS` before the night that hold at least
+    `min_readings`; a household without any is measured by the night itself.
+    """
+    means = _mean(fleet.kwh)
+    usable = np.where(fleet.n_readings >= min_readings, means, np.nan)
+    own = _median(trailing(usable, LEVEL_NIGHTS))
+    return np.fmax(np.where(np.isnan(own), means, own), MIN_LEVEL_KWH).astype(np.float32)
 
 
 def lived(fleet: Fleet, nights: int, min_readings: int) -> NDArray[np.int_]:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, median_and_mad, scaled, trailing
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, levels, median_and_mad, trailing
 from ml.schemas import HALF_HOURS
 
 WARM_NIGHTS: Final = 7
@@ -87,11 +87,14 @@ def fused(fleet: Fleet, min_readings: int, ordinary: slice) -> Floats:
 
 def _longest(flags: NDArray[np.bool_], fleet: Fleet, min_readings: int) -> Floats:
     """Length `[H, D]` of the longest run of true values of each night."""
-    run = np.zeros(flags.shape[:2], dtype=np.float32)
-    longest = run.copy()
-    for half_hour in range(flags.shape[2]):
-        run = (run + 1) * flags[:, :, half_hour]
-        longest = np.maximum(longest, run)
+    longest = np.zeros(flags.shape[:2], dtype=np.float32)
+    where = flags.any(axis=2)
+    some = np.ascontiguousarray(flags[where].T)
+    run, most = (np.zeros(some.shape[1], dtype=np.float32) for _ in range(2))
+    for half_hour in some:
+        run = (run + 1) * half_hour
+        np.maximum(most, run, out=most)
+    longest[where] = most
     return np.where(fleet.n_readings >= min_readings, longest, np.nan)
 
 
@@ -100,8 +103,9 @@ def _beyond_own(longest: Floats) -> Floats:
 
     So that a habit is none, nor yet a fault on two nights.
     """
-    before = np.sort(np.nan_to_num(trailing(longest, LEVEL_NIGHTS)), axis=-1)
-    return np.log((longest + RUN_OFFSET) / (before[:, :, -RUN_RANK] + RUN_OFFSET))
+    place = LEVEL_NIGHTS - RUN_RANK
+    before = np.partition(np.nan_to_num(trailing(longest, LEVEL_NIGHTS)), place, axis=-1)
+    return np.log((longest + RUN_OFFSET) / (before[:, :, place] + RUN_OFFSET))
 
 
 def _usual(values: Floats) -> tuple[Floats, Floats]:
@@ -119,7 +123,7 @@ def _robust_z(values: Floats) -> Floats:
 
 def _by_block(fleet: Fleet, min_readings: int, rule: Callable[[Floats], Floats]) -> Floats:
     """A rule over logarithms of readings in level units `[h, D, 48]`, some households at a time."""
-    level = scaled(fleet, min_readings).level_kwh[:, :, None]
+    level = levels(fleet, min_readings)[:, :, None]
     x = np.log(fleet.kwh / level + np.float32(MIN_SHARE))
     x[fleet.n_readings < min_readings] = np.nan
     return np.concatenate([rule(x[start : start + BLOCK]) for start in range(0, len(x), BLOCK)])

@@ -144,11 +144,12 @@ class Nights(dy.Schema):
 
 
 class RawScores(dy.Schema):
-    """What a network made of a night, kept so that it need not look again."""
+    """What a night came to by itself, kept so that it need not be computed again."""
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
     raw = dy.Float32(nullable=True)
+    rarity = dy.Float64(nullable=True)
     fingerprint = dy.String()
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtri
 from torch import Tensor
 
 from ml.calibration import (
@@ -35,7 +34,7 @@ from ml.episodes import SILENCE_NIGHTS
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, lived, median_and_mad, trailing
 from ml.models.network import Judged, Windows
 from ml.peers import ENOUGH_NIGHTS
-from ml.reasons import explain
+from ml.reasons import explain, past_nights
 from ml.rules import repeated_readings, zero_readings
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
@@ -48,7 +47,7 @@ WEIGHED_NIGHTS: Final = SILENCE_NIGHTS + FLEET_NIGHTS + 2 * OWN_NIGHTS
 PAST_NIGHTS: Final = 45
 """The most nights before a night that a network may want."""
 LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
-HISTORY_NIGHTS: Final = 56
+KNOWN_NIGHTS: Final = 56
 NEW_NIGHTS: Final = 7
 PEER_WEIGHT: Final = 4.0
 COMMON_HOUSEHOLDS: Final = 20
@@ -84,8 +83,10 @@ class Rebuilt:
 class Weighed:
     """What is made of the network's scores and the rules, `[H, D]`; NaN if not scored."""
 
+    alone: Floats
+    """Rarity of the night by itself, by network and rules."""
     score: Floats
-    """Rarity of the night, by the network or by a rule."""
+    """The same with what came before."""
     p_value: Floats
     evidence: Floats
     common: Floats
@@ -103,6 +104,15 @@ class Night(Weighed):
     """How far each half-hour deviates, `[H, D, 48]`, above 1 where it shows an anomaly."""
 
 
+class Known(NamedTuple):
+    """What a night came to by itself `[H, D]`, NaN where it is not known."""
+
+    raw: Floats
+    """The network's own score."""
+    rarity: Floats
+    """How rare the night is by network and rules, before what came before counts."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """The result tables of some nights, and what need not be computed again."""
@@ -110,8 +120,8 @@ class Tables:
     scores: pl.DataFrame
     anomalies: pl.DataFrame
     nights: pl.DataFrame
-    raw: Floats
-    """The network's own scores `[H, D]` of all nights that the result rests on."""
+    known: Known
+    """All nights that the result rests on."""
 
 
 def reconstruct(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> Rebuilt:
@@ -149,14 +159,16 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
     chosen = (fleet.n_readings >= min_readings) & nights
     if not chosen.any():
         return
-    windows = FleetWindows(fleet, detector.network.lead_nights, min_readings, lend=True)
+    start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
+    chosen, seen = chosen[:, start:], fleet.between(start)
+    windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
     precise = copy.deepcopy(detector.network).double().eval()
 
     def shown(places: Tensor) -> Shown:
         with torch.inference_mode():
             judged = precise(Windows(*(part.double() for part in windows.take(places))))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
-        return (h, d), judged
+        return (h, d + start), judged
 
     places = torch.from_numpy(np.flatnonzero(chosen))
     yield from _side_by_side(shown, torch.split(places, precise.at_once))
@@ -270,7 +282,7 @@ def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
     Before each night `[H, D]`, and with it. A night's surprise is the normal score of its rarity; a
     night without a score adds nothing.
     """
-    surprise = np.clip(norm.isf(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
+    surprise = np.clip(-ndtri(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
     steps = np.nan_to_num(trailing(surprise, EVIDENCE_NIGHTS))
     before = np.zeros(rarity.shape)
     for night in range(EVIDENCE_NIGHTS):
@@ -279,14 +291,21 @@ def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
     return before, np.where(np.isnan(rarity), np.nan, evidence)
 
 
-def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> Weighed:
-    """Scores, p-values and evidence from the network's own scores `[H, D]`."""
+def weigh(
+    detector: Detector, fleet: Fleet, raw: Floats, min_readings: int, known: Floats | None = None
+) -> Weighed:
+    """Scores, p-values and evidence from the network's own scores `[H, D]`.
+
+    `known` are rarities that need not be computed again, NaN where they are not.
+    """
     stands, common = standing(detector, raw)
-    rarity, at_home, evidence = _rarities(detector, stands, fleet, min_readings)
+    alone = _joined(detector, stands, fleet, min_readings, known)
+    rarity, at_home, evidence = _rarities(alone)
     p_value = p_values(detector.calibration.numpy(), at_home)
     learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
     height = heights(p_value, learnt)
     return Weighed(
+        alone=alone,
         score=rarity,
         p_value=raised(p_value, height[learnt.astype(int)]),
         evidence=evidence,
@@ -295,11 +314,23 @@ def weigh(detector: Detector, fleet: Fleet, raw: Floats, min_readings: int) -> W
     )
 
 
-def _rarities(
-    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int
-) -> tuple[Floats, Floats, Floats]:
+def _joined(
+    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int, known: Floats | None
+) -> Floats:
+    """What `join` gives, from the first night on of which not all is known."""
+    scored = np.isfinite(stands)
+    rarity = np.full(stands.shape, np.nan) if known is None else np.where(scored, known, np.nan)
+    missing = scored.any(axis=0) & ~np.isfinite(rarity).any(axis=0)
+    if missing.any():
+        start = int(missing.argmax())
+        past = max(0, start - max(LEVEL_NIGHTS, ENOUGH_NIGHTS))
+        joined = join(detector, stands[:, past:], fleet.between(past), min_readings)
+        rarity[:, start:] = joined[:, start - past :]
+    return rarity
+
+
+def _rarities(alone: Floats) -> tuple[Floats, Floats, Floats]:
     """Rarity of nights `[H, D]` with what came before, the same among the home's own, evidence."""
-    alone = join(detector, stands, fleet, min_readings)
     before, evidence = accumulate(alone)
     rarity = alone + PERSISTENCE * before
     return rarity, rarity - habit(alone), evidence
@@ -353,7 +384,7 @@ def fit_references(
     detector.stands.fit(stands[:, nights])
     detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
     detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
-    _, at_home, evidence = _rarities(detector, stands, fleet, min_readings)
+    _, at_home, evidence = _rarities(join(detector, stands, fleet, min_readings))
     own = at_home[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
     p_value = p_values(detector.calibration.numpy(), own)
@@ -369,12 +400,12 @@ def score_nights(
     min_readings: int,
     alert_budget: float,
     model_version: str,
-    known: Floats | None = None,
+    known: Known | None = None,
 ) -> Tables:
     """The result tables of the fleet's nights from `first` on.
 
-    `fleet` holds the `LEAD_NIGHTS` before `first` too; `known` are scores that `raw_scores` gave
-    for some of them, `[H, D]`. `alert_budget` is the number of false alert episodes allowed in
+    `fleet` holds the `LEAD_NIGHTS` before `first` too; `known` is what an earlier call
+    gave for some of them. `alert_budget` is the number of false alert episodes allowed in
     1,000 normal household-nights.
 
     Raises:
@@ -384,8 +415,12 @@ def score_nights(
     limit = alert_limit(curve, detector.config.calibration_size, alert_budget)
     skip = fleet.nights.index(first)
     rebuilt = reconstruct(detector, fleet, slice(skip, None), min_readings)
-    raw = _complete(detector, fleet, rebuilt.score, known, min_readings)
-    weighed = weigh(detector, fleet, raw, min_readings)
+    raw = _complete(detector, fleet, rebuilt.score, known and known.raw, min_readings)
+    start = max(0, skip - WEIGHED_NIGHTS - LEVEL_NIGHTS)
+    fleet, raw, skip = fleet.between(start), raw[:, start:], skip - start
+    # A two-sided score is compared with nights further back than those a rarity is known by.
+    rarity = known.rarity[:, start:] if known and not detector.network.two_sided else None
+    weighed = weigh(detector, fleet, raw, min_readings, rarity)
     urgent = urgency(curve, weighed.p_value, weighed.evidence)
     flags = urgent <= limit
     table = _table(fleet, weighed, rebuilt, skip, min_readings).with_columns(
@@ -404,8 +439,13 @@ def score_nights(
         ),
         anomalies=Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
         nights=_nights(detector, fleet, weighed, flags, skip, alert_budget, model_version),
-        raw=raw,
+        known=Known(_since(start, raw), _since(start, weighed.alone)),
     )
+
+
+def _since(start: int, values: Floats) -> Floats:
+    """The same with nothing known of the `start` nights before."""
+    return np.pad(values, ((0, 0), (start, 0)), constant_values=np.nan)
 
 
 def lead(first: date) -> date:
@@ -436,16 +476,12 @@ def _explained(
 ) -> pl.DataFrame:
     """The flagged household-nights with their profiles and reasons."""
     h, d = flagged["h"].to_numpy(), flagged["d"].to_numpy()
-    before = np.pad(
-        fleet.kwh[h], ((0, 0), (LEVEL_NIGHTS, 0), (0, 0)), constant_values=np.float32(np.nan)
-    )
-    past = d[:, None] + np.arange(LEVEL_NIGHTS)
     return explain(
         flagged,
         fleet.kwh[h, d],
         rebuilt.expected_kwh[h, d - skip],
         deviation(detector, rebuilt.half_hour[h, d - skip]),
-        np.take_along_axis(before, past[:, :, None], axis=1),
+        past_nights(fleet.kwh, h, d),
     )
 
 
@@ -493,7 +529,7 @@ def _table(
     h, d = np.divmod(np.arange(kwh.shape[0] * kwh.shape[1]), kwh.shape[1])
     n_readings = fleet.n_readings[:, skip:].ravel()
     observed = np.isfinite(kwh)
-    history = lived(fleet, HISTORY_NIGHTS, min_readings)
+    history = lived(fleet, KNOWN_NIGHTS, min_readings)
     expected = np.where(observed, rebuilt.expected_kwh, 0.0).sum(axis=2).ravel()
     frame = pl.DataFrame(
         {

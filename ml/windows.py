@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml.features import Fleet, scaled
+from ml.features import Fleet, levels
 from ml.models.network import Windows
 from ml.peers import Peers
 from ml.schemas import HALF_HOURS
@@ -26,7 +26,7 @@ class FleetWindows:
             fleet.kwh, ((0, 0), (lead_nights, 0), (0, 0)), constant_values=np.float32(np.nan)
         )
         self._kwh = torch.from_numpy(padded)
-        level = scaled(fleet, min_readings).level_kwh
+        level = levels(fleet, min_readings)
         lends = lend and lead_nights > 0
         self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
         self._level = torch.from_numpy(level.ravel())

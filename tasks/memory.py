@@ -8,8 +8,8 @@ import hashlib
 import numpy as np
 import polars as pl
 
-from ml.features import Fleet, Floats
-from ml.score import PAST_NIGHTS
+from ml.features import Fleet
+from ml.score import PAST_NIGHTS, Known
 from tasks import lake
 from tasks.settings import settings
 
@@ -26,28 +26,29 @@ class Memory:
             for place in range(PAST_NIGHTS, len(nights))
         ]
 
-    def recall(self) -> Floats:
-        """The network's scores `[H, D]`, NaN where they are not known."""
-        known = lake.collect(self._kept()).join(self._keys(), on=("night", "fingerprint"))
+    def recall(self) -> Known:
+        """What is known of the fleet's nights."""
+        found = lake.collect(self._kept()).join(self._keys(), on=("night", "fingerprint"))
         register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
-        placed = known.join(register, on="household_id")
-        raw = np.full(self.fleet.kwh.shape[:2], np.nan, dtype=np.float32)
-        raw[placed["h"].to_numpy(), placed["d"].to_numpy()] = placed["raw"].to_numpy()
-        return raw
+        placed = found.join(register, on="household_id")
+        shape, place = self.fleet.kwh.shape[:2], (placed["h"].to_numpy(), placed["d"].to_numpy())
+        known = Known(np.full(shape, np.nan, np.float32), np.full(shape, np.nan))
+        for name, values in known._asdict().items():
+            values[place] = placed[name].to_numpy()
+        return known
 
-    def keep(self, raw: Floats) -> None:
-        """Keep the scores `[H, D]` of the nights of which there are any and that are not kept."""
-        found = np.isfinite(raw[:, PAST_NIGHTS:]).any(axis=0)
+    def keep(self, known: Known) -> None:
+        """Keep the nights of which anything is known and that are not kept."""
+        found = np.isfinite(known.raw[:, PAST_NIGHTS:]).any(axis=0)
         keys = self._keys().with_columns(any=pl.Series(found))
         kept = lake.collect(self._kept().select("night", "fingerprint").unique())
         wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
         for night, fingerprint, place in wanted.select("night", "fingerprint", "d").iter_rows():
-            frame = pl.DataFrame(
-                {"household_id": self.fleet.household_ids, "raw": raw[:, place]}
-            ).select(
+            of_night = {name: values[:, place] for name, values in known._asdict().items()}
+            frame = pl.DataFrame({"household_id": self.fleet.household_ids, **of_night}).select(
                 "household_id",
                 pl.lit(night).alias("night"),
-                pl.col("raw").fill_nan(None),
+                pl.col("raw", "rarity").fill_nan(None),
                 pl.lit(fingerprint).alias("fingerprint"),
             )
             lake.remember_night(night, frame)

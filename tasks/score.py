@@ -74,7 +74,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     detector, version = registry.champion()
     with lake.writing():
         fleet = load_fleet(lead(first), last)
-        known = Memory(fleet, version)
+        memory = Memory(fleet, version)
         tables = score_nights(
             detector,
             fleet,
@@ -82,9 +82,9 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
             min_readings=settings().min_readings,
             alert_budget=settings().alert_budget,
             model_version=version,
-            known=known.recall(),
+            known=memory.recall(),
         )
-        known.keep(tables.raw)
+        memory.keep(tables.known)
         for night in pl.date_range(first, last, eager=True):
             of_night = pl.col("night") == night
             lake.replace_night("anomalies", night, tables.anomalies.filter(of_night))

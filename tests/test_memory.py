@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ml.features import Fleet
-from ml.score import PAST_NIGHTS
+from ml.score import PAST_NIGHTS, Known
 from tasks import lake
 from tasks.memory import Memory
 from tests import fleets
@@ -26,19 +26,20 @@ def raw(fleet: Fleet) -> np.ndarray:
     scores = np.random.default_rng(0).normal(size=(HOUSEHOLDS, NIGHTS)).astype(np.float32)
     scores[:, : PAST_NIGHTS + 4] = np.nan
     scores[1, -1] = np.nan
-    Memory(fleet, "7").keep(scores)
+    Memory(fleet, "7").keep(Known(scores, scores.astype(np.float64) + 1))
     return scores
 
 
 def test_what_was_kept_comes_back(fleet: Fleet, raw: np.ndarray) -> None:
-    np.testing.assert_array_equal(Memory(fleet, "7").recall(), raw)
+    np.testing.assert_array_equal(Memory(fleet, "7").recall().raw, raw)
+    np.testing.assert_array_equal(Memory(fleet, "7").recall().rarity, raw.astype(np.float64) + 1)
 
 
 def test_a_later_window_of_the_same_readings_knows_the_nights_that_they_share(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
     later = fleets.fleet(fleet.kwh[:, 5:], fleets.START + timedelta(days=5))
-    found = Memory(later, "7").recall()
+    found = Memory(later, "7").recall().raw
     np.testing.assert_array_equal(found[:, NEW], raw[:, 5:][:, NEW])
 
 
@@ -46,7 +47,7 @@ def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
     fleet.kwh[2, 10, 7] += 1
-    found = Memory(fleet, "7").recall()
+    found = Memory(fleet, "7").recall().raw
     assert np.isnan(found[:, : 10 + PAST_NIGHTS + 1]).all()
     np.testing.assert_array_equal(found[:, 10 + PAST_NIGHTS + 1 :], raw[:, 10 + PAST_NIGHTS + 1 :])
 
@@ -54,14 +55,14 @@ def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
 def test_another_version_or_another_rule_knows_nothing(
     fleet: Fleet, raw: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert np.isnan(Memory(fleet, "8").recall()).all()
+    assert np.isnan(Memory(fleet, "8").recall().raw).all()
     monkeypatch.setenv("METERWATCH_MIN_READINGS", "30")
-    assert np.isnan(Memory(fleet, "7").recall()).all()
+    assert np.isnan(Memory(fleet, "7").recall().raw).all()
 
 
 def test_nights_that_are_known_are_not_written_again(fleet: Fleet, raw: np.ndarray) -> None:
     files = sorted(lake.home().rglob("raw_scores.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
-    Memory(fleet, "7").keep(raw)
+    Memory(fleet, "7").keep(Known(raw, raw.astype(np.float64) + 1))
     assert len(files) == 8
     assert [path.stat().st_mtime_ns for path in files] == stamps
