@@ -29,6 +29,8 @@ TYPICAL: Final = (2, 10, 21, 31, 39)
 MIDDLE: Final = HISTORY_NIGHTS // 2
 THIRDS: Final = 3
 QUARTERS: Final = 4
+SAME_SQUARE: Final = 1e-9
+"""Squared distances below it are differences of rounding errors."""
 DISTANT: Final = 1e4
 LIMIT: Final = 8.0
 
@@ -125,7 +127,8 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
         observed.to(x.dtype).mean(dim=2, keepdim=True),
         *_pooled(outside),
     ]
-    night = torch.cat(figures, dim=2).clamp(-LIMIT, LIMIT)
+    night = torch.cat([exact(each) for each in figures], dim=2).clamp(-LIMIT, LIMIT)
+    half_hours = [exact(each) for each in half_hours]
     return Described(median.expand_as(x), torch.stack(half_hours, dim=2), night)
 
 
@@ -134,6 +137,15 @@ def ordered(values: Tensor) -> Tensor:
     if values.is_cuda or torch.compiler.is_exporting():
         return values.sort(dim=-1).values
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+
+
+def exact(values: Tensor) -> Tensor:
+    """In double precision where nothing is learned.
+
+    The last bits of a product depend on where in memory, so with whom in a batch, a row lies;
+    those of a double vanish when the score is stored as a single.
+    """
+    return values if torch.is_grad_enabled() else values.double()
 
 
 def _past(x: Tensor) -> _Past:
@@ -190,7 +202,7 @@ def _outside(past: _Past, x: Tensor, near: Tensor) -> list[Tensor]:
     low = -nn.functional.max_pool1d(-past.quantiles[:, :2], 3, 1, 1)[:, None]
     z = _z(x, past.older) / 4
     signed = (x - high[:, :, 1], low[:, :, 0] - x, x - high[:, :, 0], low[:, :, 1] - x)
-    return [value.clamp(min=0) for value in (*signed, x - near, near - x, z, -z)]
+    return [exact(value).clamp(min=0) for value in (*signed, x - near, near - x, z, -z)]
 
 
 def _pooled(outside: list[Tensor]) -> list[Tensor]:
@@ -211,12 +223,12 @@ def _views(days: Tensor) -> list[Tensor]:
 
 def _distances(view: Tensor) -> Tensor:
     """Root mean square distances `[B, K, N]` of the nights to those before."""
-    return _squares(view, slice(HISTORY_NIGHTS, None)).clamp(min=0).sqrt()
+    return _squares(view, slice(HISTORY_NIGHTS, None)).clamp(min=SAME_SQUARE).sqrt()
 
 
 def _squares(view: Tensor, rows: slice) -> Tensor:
     """Mean squared distances of some nights `[B, R, W]` to the history, by a Gram matrix."""
-    vectors = view / math.sqrt(view.shape[2])
+    vectors = exact(view) / math.sqrt(view.shape[2])
     norms = (vectors**2).sum(dim=2)
     ours, past = vectors[:, rows], vectors[:, :HISTORY_NIGHTS]
     norm = norms[:, rows, None] + norms[:, None, :HISTORY_NIGHTS]
@@ -231,7 +243,7 @@ def _nearness(view: Tensor, distances: Tensor) -> Tensor:
     """
     among = _squares(view, slice(0, HISTORY_NIGHTS))
     among = among + DISTANT * torch.eye(HISTORY_NIGHTS, device=view.device)
-    own = ordered(_by_third(among).clamp(min=0).sqrt().mean(dim=2))
+    own = ordered(_by_third(among).clamp(min=SAME_SQUARE).sqrt().mean(dim=2))
     thirds = _by_third(distances)
     nearest = torch.stack(
         (thirds.mean(dim=2), thirds[:, :, :-1].mean(dim=2), thirds[:, :, -1]), dim=2
@@ -243,7 +255,7 @@ def _nearness(view: Tensor, distances: Tensor) -> Tensor:
             ordered(distances)[:, :, NEAREST],
             own[:, None, TYPICAL].expand(-1, distances.shape[1], -1),
             ratio,
-            rank.view(*nearest.shape[:2], 2).to(view.dtype) / HISTORY_NIGHTS,
+            rank.view(*nearest.shape[:2], 2).to(own.dtype) / HISTORY_NIGHTS,
         ),
         dim=2,
     )
@@ -256,7 +268,8 @@ def _by_third(distances: Tensor) -> Tensor:
 
 def _blend(distances: Tensor, past: Tensor, width: float) -> Tensor:
     """The nights before, weighted by how near they are."""
-    return torch.bmm(torch.softmax(-distances / width, dim=2), past)
+    weights = torch.softmax(-exact(distances) / width, dim=2)
+    return torch.bmm(weights, exact(past))
 
 
 def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> Tensor:
@@ -318,8 +331,8 @@ def _repeats(history: Tensor, nights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _alignment(mean: Tensor, x: Tensor) -> Tensor:
     """Correlation with the mean day, turned by every hour, and with the mean day backwards."""
-    usual = (mean - mean.mean(dim=1, keepdim=True))[:, None]
-    day = x - x.mean(dim=2, keepdim=True)
+    usual, day = exact(mean)[:, None], exact(x)
+    usual, day = (values - values.mean(dim=2, keepdim=True) for values in (usual, day))
     size = (day.norm(dim=2) * usual.norm(dim=2) + 0.1)[:, :, None]
     waves, usual_waves = torch.fft.rfft(day), torch.fft.rfft(usual).conj()
     turned = torch.fft.irfft(waves * usual_waves, n=HALF_HOURS) / size

@@ -32,7 +32,7 @@ from ml.calibration import (
 from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, lived, median_and_mad, trailing
-from ml.models.network import Judged, Windows
+from ml.models.network import Judged
 from ml.peers import ENOUGH_NIGHTS
 from ml.reasons import explain, past_nights
 from ml.rules import repeated_readings, zero_readings
@@ -154,7 +154,8 @@ def _places(fleet: Fleet, nights: slice) -> Bools:
 def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Iterator[Shown]:
     """The places of the nights `[D]` with enough readings, and what the network makes of them.
 
-    In double precision, so that a result in single does not depend on which rows share a batch.
+    By a network in double precision, so that a result in single does not depend on which rows
+    share a batch.
     """
     chosen = (fleet.n_readings >= min_readings) & nights
     if not chosen.any():
@@ -166,7 +167,7 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
 
     def shown(places: Tensor) -> Shown:
         with torch.inference_mode():
-            judged = precise(Windows(*(part.double() for part in windows.take(places))))
+            judged = precise(windows.take(places))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d + start), judged
 
@@ -283,10 +284,10 @@ def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
     night without a score adds nothing.
     """
     surprise = np.clip(-ndtri(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
-    steps = np.nan_to_num(trailing(surprise, EVIDENCE_NIGHTS))
+    steps = np.pad(np.nan_to_num(surprise), ((0, 0), (EVIDENCE_NIGHTS, 0)))
     before = np.zeros(rarity.shape)
     for night in range(EVIDENCE_NIGHTS):
-        before = np.maximum(0.0, DECAY * before + steps[:, :, night])
+        before = np.maximum(0.0, DECAY * before + steps[:, night : night + rarity.shape[1]])
     evidence = np.maximum(0.0, DECAY * before + surprise)
     return before, np.where(np.isnan(rarity), np.nan, evidence)
 

@@ -4,6 +4,7 @@ It changes no result: what is kept is found again only while the readings are th
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,8 @@ class Memory:
     def __init__(self, fleet: Fleet, version: str) -> None:
         self.fleet = fleet
         seen = f"{version} {settings().min_readings} {fleet.household_ids}".encode()
-        nights = [self._digest(place) for place in range(len(fleet.nights))]
+        with ThreadPoolExecutor() as pool:
+            nights = list(pool.map(self._digest, range(len(fleet.nights))))
         self.fingerprints = [
             hashlib.sha256(b"".join((seen, *nights[place - PAST_NIGHTS : place + 1]))).hexdigest()
             for place in range(PAST_NIGHTS, len(nights))
