@@ -121,6 +121,7 @@ class NetworkModule(L.LightningModule):
         super().__init__()
         self.network, self.fit_parameters = network, parameters
         self.history: list[dict[str, float]] = []
+        self.losses: dict[str, tuple[Tensor | float, int]] = {}
 
     def on_train_start(self) -> None:
         """Stay stopped where a training that is taken up again had run out of patience."""
@@ -130,19 +131,24 @@ class NetworkModule(L.LightningModule):
 
     def training_step(self, batch: Windows) -> Tensor:
         """The network's loss, drawn from the seed and the step."""
-        torch.manual_seed((self.fit_parameters.seed << 32) + self.global_step)
+        self._seed((self.fit_parameters.seed << 32) + self.global_step)
         loss = self.network.loss(batch)
-        self._log("train_loss", loss, batch)
+        self._count("train_loss", loss, batch)
         return loss
 
     def validation_step(self, batch: Windows, batch_idx: int) -> None:
         """The network's loss, drawn alike in every epoch."""
         with torch.random.fork_rng():
-            torch.manual_seed(batch_idx)
-            self._log(MONITOR, self.network.loss(batch), batch)
+            self._seed(batch_idx)
+            self._count(MONITOR, self.network.loss(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean of the validation."""
+        self._log(MONITOR)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch in the history, which travels in every checkpoint."""
+        self._log("train_loss")
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": self.current_epoch, "learning_rate": rate} | figures)
@@ -151,7 +157,10 @@ class NetworkModule(L.LightningModule):
         """AdamW under a cosine over all steps."""
         p, steps = self.fit_parameters, int(self.trainer.estimated_stepping_batches)
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay
+            self.network.parameters(),
+            lr=p.learning_rate,
+            weight_decay=p.weight_decay,
+            fused=precision() != "16-mixed",  # whose scaled gradients it cannot have clipped
         )
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, T_max=steps, eta_min=p.learning_rate / 100
@@ -172,10 +181,22 @@ class NetworkModule(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         return int(checkpoint["epoch"])
 
-    def _log(self, name: str, loss: Tensor, batch: Windows) -> None:
-        """Keep the mean of an epoch; one that is not finite ends the training."""
+    def _seed(self, seed: int) -> None:
+        """Seed what a loss draws from, without `torch.manual_seed`'s milliseconds."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _count(self, name: str, loss: Tensor, batch: Windows) -> None:
+        """Add up an epoch's loss here: Lightning's own books cost as much as a small step."""
         rows = len(batch.level)
-        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=rows)
+        total, counted = self.losses.get(name, (0.0, 0))
+        self.losses[name] = total + loss.detach() * rows, counted + rows
+
+    def _log(self, name: str) -> None:
+        """The mean of an epoch; one that is not finite ends the training."""
+        total, rows = self.losses.pop(name)
+        self.log(name, total / rows, prog_bar=True)
 
 
 @dataclass(frozen=True)

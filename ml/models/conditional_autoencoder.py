@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ml.features import CONDITIONS
-from ml.models.network import ExpectingNetwork, NetworkConfig
+from ml.models.network import ExpectingNetwork, NetworkConfig, Recipe
 from ml.schemas import HALF_HOURS
 
 
@@ -26,6 +26,8 @@ class ConditionalAutoencoder(ExpectingNetwork):
     """Readings `[B, 48]` and conditions `[B, 15]` in, readings rebuilt out."""
 
     config_class: ClassVar[type[NetworkConfig]] = ConditionalAutoencoderConfig
+    # A step of so small a network costs the same for a few thousand nights as for a hundred.
+    recipe: ClassVar[Recipe] = Recipe(batch_size=4096, learning_rate=1.5e-2)
 
     def __init__(self, config: ConditionalAutoencoderConfig) -> None:
         super().__init__()
