@@ -33,7 +33,7 @@ serve: setup
 	.venv/bin/meterwatch serve
 
 bench: setup
-	.venv/bin/python -m tests.benchmarks.speed
+	.venv/bin/python -m tests.benchmarks
 
 # Write the lock anew after a change of pyproject.toml. Torch stands there without its build and
 # what only a CUDA build needs: each machine takes the build that it finds.

@@ -161,7 +161,8 @@ def fleet(
     """
     ids = households.get_column("household_id")
     within = days.filter(
-        pl.col("night").is_between(nights[0], nights[-1]), pl.col("household_id").is_in(ids.implode())
+        pl.col("night").is_between(nights[0], nights[-1]),
+        pl.col("household_id").is_in(ids.implode()),
     )
     h = within.get_column("household_id").cast(pl.Enum(ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()

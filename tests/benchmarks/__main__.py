@@ -1,0 +1,200 @@
+"""Time everything beside its peers, in one run.
+
+    .venv/bin/python -m tests.benchmarks [SHARE...] [--out DIR]
+
+A share is that of the real trial's 5,567 households, each over 626 nights: 1 is 161 million rows.
+Ends with a table, `speed.md`, and a picture of how cost grows, `growth.png`.
+"""
+
+import os
+import shutil
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+from cyclopts import App
+
+from ml.simulate.surroundings import FleetConfig
+from tasks.simulate import simulate
+from tests.benchmarks import jobs
+from tests.benchmarks.measure import Figures, Job, matrix_gflop_s, measure, memory_gb_s
+
+TRIAL: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
+HOUSEHOLDS: Final = 5567
+SLOW_SHARE: Final = 0.1
+"""Peers that hold everything in memory, and CSV, are run up to this share."""
+CSV_ROWS: Final = 1_000_000
+
+app = App(help="Time everything beside its peers.")
+
+
+class Timed(NamedTuple):
+    """One job of one size."""
+
+    job: str
+    who: str
+    share: float
+    size: int
+    figures: Figures
+
+
+class Bench:
+    """Runs jobs and keeps their figures."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.timed: list[Timed] = []
+
+    def time(self, job: str, who: str, share: float, size: int, work: Job, *paths: Path) -> Figures:
+        """Time a job on a source and a home (by default one of its own) and keep the figures."""
+        source, home = (*paths, self.work / f"{job} {who} {share}")[:2]
+        figures = measure(work, source, home)
+        self.timed.append(Timed(job, who, share, size, figures))
+        told = "" if figures.told is None else f", told {figures.told:,.3f}"
+        print(
+            f"{job}, {who}, {size:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
+            f"{figures.peak_gb:.2f} GB at most, {figures.read_gb:.2f} GB read{told}",
+            flush=True,
+        )
+        return figures
+
+    def table(self) -> pl.DataFrame:
+        """All figures, with the ratio to ours of the same size."""
+        rows = [
+            {"job": t.job, "who": t.who, "share": t.share, "size": t.size} | t.figures._asdict()
+            for t in self.timed
+        ]
+        table = pl.DataFrame(rows)
+        ours = table.filter(who="ours").select("job", "share", ours_s="wall_s")
+        joined = table.join(ours, on=("job", "share"), how="left", maintain_order="left")
+        return joined.with_columns(ratio=pl.col("ours_s") / pl.col("wall_s")).drop("ours_s")
+
+
+@app.default
+def main(*shares: float, out: Path = Path("data/speed")) -> None:
+    """Run every benchmark at each share of the trial (default: 0.01 0.1 1)."""
+    os.environ["METERWATCH_ALERT_BUDGET"] = "100"
+    sizes = sorted(shares or (0.01, 0.1, 1.0))
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch))
+        for share in sizes:
+            _ingest(bench, share)
+        _score(bench, sizes)
+        _peers(bench, sizes[-1])
+    out.mkdir(parents=True, exist_ok=True)
+    table = bench.table()
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        float_precision=2,
+        thousands_separator=True,
+    ):
+        said = f"{table}\n\n{_limits(table)}\n"
+    (out / "speed.md").write_text(said)
+    _draw(table, out / "growth.png")
+    print(f"\n{said}\nwritten to {out}")
+
+
+def _ingest(bench: Bench, share: float) -> None:
+    """Rows into the lake, from Parquet and from CSV."""
+    source = bench.work / f"fleet {share}"
+    receipt = simulate(source, FleetConfig(households=round(HOUSEHOLDS * share), **TRIAL))
+    rows = source / "halfhourly"
+    for path in rows.glob("*.csv"):
+        path.unlink()
+    bench.time("ingest", "ours", share, receipt.rows, jobs.ingest_ours, rows, _home(bench, share))
+    bench.time("ingest", "DuckDB", share, receipt.rows, jobs.ingest_duckdb, rows)
+    if share <= SLOW_SHARE:
+        bench.time("ingest", "pandas", share, receipt.rows, jobs.ingest_pandas, rows)
+        as_csv = _as_csv(rows)
+        bench.time("ingest CSV", "ours", share, receipt.rows, jobs.ingest_ours, as_csv)
+        bench.time("ingest CSV", "Polars, as it is", share, receipt.rows, jobs.csv_polars, as_csv)
+
+
+def _as_csv(rows: Path) -> Path:
+    """The same rows as CSV files of a million."""
+    out = rows.with_name("csv")
+    out.mkdir()
+    every = pl.concat([pl.read_parquet(path) for path in sorted(rows.glob("*.parquet"))])
+    for number, part in enumerate(every.iter_slices(CSV_ROWS)):
+        stamp = "%Y-%m-%d %H:%M:%S.0000000"
+        part.write_csv(out / f"{number:03d}.csv", datetime_format=stamp)
+    return out
+
+
+def _score(bench: Bench, shares: list[float]) -> None:
+    """Nights with a champion that was trained on the least share of the trial."""
+    trained = bench.work / "champion"
+    bench.time(
+        "train the champion, 2 epochs", "ours", shares[0], 2 << 17, jobs.train_champion,
+        bench.work / f"fleet {shares[0]}/halfhourly", trained,
+    )  # fmt: skip
+    for share in shares:
+        home, homes = _home(bench, share), round(HOUSEHOLDS * share)
+        for store in ("mlflow", "models"):
+            shutil.copytree(trained / store, home / store)
+        for title, nights, job in (
+            ("features of 112 nights", 112, jobs.load),
+            ("first night", 57, jobs.score_first),
+            ("next night", 1, jobs.score_next),
+            ("14 nights", 14, jobs.score_range),
+        ):
+            bench.time(title, "ours", share, nights * homes, job, home, home)
+
+
+def _peers(bench: Bench, share: float) -> None:
+    """Peers of the largest share: scoring, training, and questions over 850 nights."""
+    home, homes = _home(bench, share), round(HOUSEHOLDS * share)
+    for title, who, size, job in (
+        ("next night", "a home at a time", homes, jobs.score_seed),
+        ("next night", "PyOD ECOD", homes, jobs.score_ecod),
+        ("next night", "PyOD kNN", homes, jobs.score_knn),
+        ("train the seed's", "ours", 60 * homes, jobs.train_ours),
+        ("train the seed's", "data loader", 60 * homes, jobs.train_seed),
+        ("train the seed's", "plain loop", 60 * homes, jobs.train_plain),
+        ("fill 850 nights", "ours", 850 * homes, jobs.fill_tables),
+        ("every query", "ours", 850 * homes, jobs.ask),
+    ):
+        bench.time(title, who, share, size, job, home, home)
+
+
+def _home(bench: Bench, share: float) -> Path:
+    return bench.work / f"home {share}"
+
+
+def _limits(table: pl.DataFrame) -> str:
+    """What the machine could do at most, and how an ingest grows."""
+    said = f"A core copies {memory_gb_s():.1f} GB/s; matrices: {matrix_gflop_s():.0f} GFLOP/s. "
+    large = table.filter(pl.col("share") >= SLOW_SHARE, job="ingest", who="ours").sort("size")
+    if large.height > 1:
+        (rows, seconds) = (np.log(large[name].to_numpy()) for name in ("size", "wall_s"))
+        said += f"Ingest grows as rows to the power {np.polyfit(rows, seconds, 1)[0]:.2f}."
+    return said
+
+
+def _draw(table: pl.DataFrame, path: Path) -> None:
+    """Wall time and peak memory over the number of rows, ours and the peers'."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for panel, column, label in zip(
+        panels, ("wall_s", "peak_gb"), ("wall time, s", "peak memory, GB"), strict=True
+    ):
+        of_ingest = table.filter(pl.col("job").str.starts_with("ingest"))
+        for (job, who), rows in of_ingest.group_by("job", "who", maintain_order=True):
+            style = "-o" if who == "ours" else "--o"
+            panel.plot(rows["size"], rows[column], style, label=f"{job}, {who}")
+        panel.set(xscale="log", yscale="log", xlabel="rows", ylabel=label)
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    app()

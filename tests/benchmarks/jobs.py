@@ -1,0 +1,259 @@
+"""What is timed, and the peers that do the same work."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import torch
+from pyod.models.ecod import ECOD
+from pyod.models.knn import KNN
+from torch.utils.data import DataLoader, TensorDataset
+
+from flows.backfill import backfill
+from flows.ingest import ingest
+from flows.train import train
+from ml.features import Fleet
+from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
+from ml.models.conditional_autoencoder import (
+    ConditionalAutoencoder,
+    ConditionalAutoencoderConfig,
+)
+from ml.models.network import Windows, in_level_units
+from ml.train import nights_data, reporting
+from ml.windows import FleetWindows
+from tasks import lake, warehouse
+from tasks.fleet import load_fleet
+from tasks.score import score_span
+from tasks.train import TrainParameters
+
+CELLS = ", ".join(f"max(CASE WHEN slot = {slot} THEN kwh END)" for slot in range(48))
+DUCKDB_JOB = f"""
+    COPY (
+        SELECT household_id, night, [{CELLS}] AS kwh FROM (
+            SELECT LCLid AS household_id, tstp::DATE AS night, "energy(kWh/hh)"::FLOAT AS kwh,
+                epoch(tstp)::BIGINT % 86400 // 1800 AS slot
+            FROM '{{source}}/*.parquet'
+            WHERE "energy(kWh/hh)" BETWEEN 0 AND 12 AND epoch_us(tstp) % 1800000000 = 0
+        ) GROUP BY ALL ORDER BY night, household_id
+    ) TO '{{out}}' (FORMAT parquet, COMPRESSION zstd)
+"""
+EPOCHS = 4
+MIN_READINGS = 36
+
+
+def ingest_ours(source: Path, scratch: Path) -> None:
+    """Everything that an ingest does, quarantine and ledgers included."""
+    ingest.fn([str(source)])
+
+
+def ingest_duckdb(source: Path, scratch: Path) -> None:
+    """One row a household-day, the largest reading of a half-hour; no quarantine, no order."""
+    duckdb.execute(f"SET enable_progress_bar = false; SET temp_directory = '{scratch}'")
+    duckdb.execute(DUCKDB_JOB.format(source=source, out=scratch / "days.parquet"))
+
+
+def ingest_pandas(source: Path, scratch: Path) -> None:
+    """The same as people write it first."""
+    rows = pd.concat([pd.read_parquet(path) for path in sorted(source.glob("*.parquet"))])
+    kwh = rows["energy(kWh/hh)"]
+    rows = rows[kwh.between(0, 12) & (rows["tstp"].dt.minute % 30 == 0)]
+    rows = rows.assign(night=rows["tstp"].dt.date, slot=rows["tstp"].dt.time)
+    days = rows.pivot_table(
+        index=["LCLid", "night"], columns="slot", values="energy(kWh/hh)", aggfunc="max"
+    )
+    days.columns = days.columns.astype(str)
+    days.to_parquet(scratch / "days.parquet", compression="zstd")
+
+
+def csv_polars(source: Path, scratch: Path) -> None:
+    """CSV to Parquet as it is, nothing looked at."""
+    pl.scan_csv(source / "*.csv").sink_parquet(scratch / "rows.parquet")
+
+
+def train_champion(source: Path, scratch: Path) -> None:
+    """A champion of two epochs, for the nights to be scored with."""
+    ingest.fn([str(source)])
+    train.fn(TrainParameters(max_epochs=2))
+    shutil.rmtree(scratch / "lake")
+
+
+def score_first(source: Path, scratch: Path) -> None:
+    """A night of which nothing is known: the 56 nights before are shown too."""
+    _score(1)
+
+
+def score_next(source: Path, scratch: Path) -> float:
+    """What happens every night: read, features, network, calibration, evidence, tables."""
+    return _score(0)
+
+
+def score_range(source: Path, scratch: Path) -> float:
+    """A fortnight in bulk."""
+    last = lake.extent()[1]
+    return backfill.fn(last - timedelta(days=13), last).rows
+
+
+def _score(nights_ago: int) -> float:
+    night = lake.extent()[1] - timedelta(days=nights_ago)
+    return score_span((night, night)).rows
+
+
+def score_seed(source: Path, scratch: Path) -> float:
+    """The seed's way: its autoencoder called for a household at a time."""
+    fleet = _recent(60)
+    network = ConditionalAutoencoder(ConditionalAutoencoderConfig()).eval()
+    windows = FleetWindows(fleet, 0, MIN_READINGS)
+    last = torch.arange(len(fleet.nights) - 1, fleet.kwh[..., 0].size, len(fleet.nights))
+    with torch.inference_mode():
+        return float(sum(network(windows.take(place[None])).score.numel() for place in last))
+
+
+def score_ecod(source: Path, scratch: Path) -> float:
+    """PyOD's detector without parameters on the days of a night, once fitted on a month."""
+    return _score_pyod(ECOD())
+
+
+def score_knn(source: Path, scratch: Path) -> float:
+    """PyOD's nearest neighbours, the nearest in quality."""
+    return _score_pyod(KNN())
+
+
+def _score_pyod(detector: ECOD | KNN) -> float:
+    """Seconds that the decision function took, of a fit on days of the month before."""
+    days = in_level_units(_windows(_recent(30))).nan_to_num()[:, -1].numpy()
+    detector.fit(days[:20_000])
+    started = time.perf_counter()
+    detector.decision_function(days[-5567:])
+    return time.perf_counter() - started
+
+
+def _recent(nights: int) -> Fleet:
+    last = lake.extent()[1]
+    return load_fleet(last - timedelta(days=nights - 1), last)
+
+
+def _windows(fleet: Fleet) -> Windows:
+    windows = FleetWindows(fleet, 0, MIN_READINGS)
+    return windows.take(torch.from_numpy(np.flatnonzero(fleet.n_readings >= MIN_READINGS)))
+
+
+def load(source: Path, scratch: Path) -> float:
+    """The features of 112 nights."""
+    return float(_recent(112).kwh.size)
+
+
+def train_ours(source: Path, scratch: Path) -> float:
+    """Nights a second that our loop learns the seed's autoencoder from."""
+    parameters = FitParameters(
+        model="conditional_autoencoder", max_epochs=EPOCHS, epoch_size=1 << 30
+    )
+    network = _seeded()
+    data = nights_data(network, _learnt(), parameters, MIN_READINGS)
+    loop = make_loop(parameters, str(scratch / "checkpoints"), progress=False)
+    module = NetworkModule(network, parameters)
+    with expected_warnings():
+        started = time.perf_counter()
+        loop.trainer.fit(module, datamodule=data)
+        seconds = time.perf_counter() - started
+    print(f"    validation loss {module.history[-1]['val_loss']:.4f}")
+    return EPOCHS * len(data.train) / seconds
+
+
+def train_seed(source: Path, scratch: Path) -> float:
+    """The seed's loop: a data loader over a data set, 1,024 at a time, the loss asked each step."""
+    x, known, rest = _tensors()
+    batches = DataLoader(TensorDataset(x, known), batch_size=1024, shuffle=True)
+    return _learn(lambda: batches, len(x), 1e-3, rest, asks=True)
+
+
+def train_plain(source: Path, scratch: Path) -> float:
+    """A plain loop over batches by index, 1,024 at a time."""
+    x, known, rest = _tensors()
+
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        for places in torch.randperm(len(x)).split(1024):
+            yield x[places], known[places]
+
+    return _learn(batches, len(x), 1e-3, rest, asks=False)
+
+
+def _learn(
+    batches: Callable[[], object],
+    count: int,
+    rate: float,
+    rest: tuple[torch.Tensor, torch.Tensor],
+    *,
+    asks: bool,
+) -> float:
+    network = _seeded()
+    optimizer = torch.optim.Adam(network.parameters(), rate)
+    started, total = time.perf_counter(), 0.0
+    for _ in range(EPOCHS):
+        for x, known in batches():
+            loss = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() if asks else 0.0
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        x, known = rest
+        error = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+    print(f"    validation loss {error:.4f}")
+    return EPOCHS * count / seconds
+
+
+def _seeded() -> ConditionalAutoencoder:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return ConditionalAutoencoder(ConditionalAutoencoderConfig())
+
+
+def _learnt() -> Fleet:
+    return reporting(_recent(60))
+
+
+def _tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Standardised readings and conditions to learn from, and those held out."""
+    network = _seeded()
+    parameters = FitParameters(model="conditional_autoencoder")
+    data = nights_data(network, _learnt(), parameters, MIN_READINGS)
+
+    def standard(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        windows = data.windows.take(places)
+        x = network.readings(in_level_units(windows))[:, -1]
+        return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
+
+    x, known = standard(data.train)
+    return x, known, standard(data.validation)
+
+
+def fill_tables(source: Path, scratch: Path) -> None:
+    """850 nights of result tables: the last scored night over and over."""
+    last = lake.extent()[1]
+    for table in ("scores", "anomalies", "nights"):
+        of_night = lake.collect(lake.scan(table).filter(pl.col("night") == last))
+        for ago in range(1, 850):
+            earlier = last - timedelta(days=ago)
+            moved = of_night.with_columns(night=pl.lit(earlier, pl.Date))
+            lake.replace_night(table, earlier, moved)
+
+
+def ask(source: Path, scratch: Path) -> float:
+    """Every named query; the slowest of them in seconds."""
+    last = lake.extent()[1]
+    return max(_asked(name, last) for name in warehouse.queries())
+
+
+def _asked(name: str, last: date) -> float:
+    given = {"household_id": "MAC000010", "night": str(last)}
+    takes = {parameter.name for parameter in warehouse.queries()[name].parameters}
+    started = time.perf_counter()
+    warehouse.query(name, {key: value for key, value in given.items() if key in takes})
+    return time.perf_counter() - started

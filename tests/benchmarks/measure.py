@@ -1,0 +1,80 @@
+"""Time a job in a process of its own, and what the machine could do at most."""
+
+import multiprocessing as mp
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+Job = Callable[[Path, Path], float | None]
+"""Works on a source in a scratch directory; what it returns is told beside its time."""
+
+
+class Figures(NamedTuple):
+    """What a job took, imports apart."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+    read_gb: float
+    told: float | None
+
+
+def measure(job: Job, source: Path, scratch: Path) -> Figures:
+    """Run a job in a fresh process, as many threads as it likes.
+
+    Raises:
+        RuntimeError: the job failed; it has said why.
+    """
+    spawn = mp.get_context("spawn")
+    results: mp.SimpleQueue[Figures] = spawn.SimpleQueue()
+    process = spawn.Process(target=_measured, args=(job, source, scratch, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{job.__name__} failed")
+    return results.get()
+
+
+def _measured(job: Job, source: Path, scratch: Path, results: "mp.SimpleQueue[Figures]") -> None:
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ["METERWATCH_HOME"] = str(scratch)
+    wall, cpu, read = time.perf_counter(), time.process_time(), _read_gb()
+    told = job(source, scratch)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    results.put(Figures(wall, cpu, _peak_gb(), _read_gb() - read, told))
+
+
+def _read_gb() -> float:
+    """Bytes that this process has asked the kernel for, from the disk or its cache."""
+    counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counted["rchar"]) / 1e9
+
+
+def _peak_gb() -> float:
+    """Most memory of this process; what `getrusage` says may be its parent's."""
+    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(said["VmHWM"].split()[0]) / 1e6
+
+
+def memory_gb_s(gigabytes: float = 0.5) -> float:
+    """How much a core reads and writes when it copies, the best of three."""
+    source = np.ones(int(gigabytes * 1e9 / 8))
+    target = np.empty_like(source)
+    target[:] = 0  # so that no page is new
+    return max(2 * source.nbytes / 1e9 / _seconds(lambda: np.copyto(target, source)) for _ in "123")
+
+
+def matrix_gflop_s(size: int = 2048) -> float:
+    """Operations of a square matrix product in single precision on all cores."""
+    matrix = np.ones((size, size), dtype=np.float32)
+    return max(2 * size**3 / 1e9 / _seconds(lambda: matrix @ matrix) for _ in "123")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
