@@ -449,9 +449,15 @@ def _since(start: int, values: Floats) -> Floats:
     return np.pad(values, ((0, 0), (start, 0)), constant_values=np.nan)
 
 
-def lead(first: date) -> date:
-    """The first night that must be known to score `first`."""
-    return first - timedelta(days=LEAD_NIGHTS)
+def lead(first: date, detector: Detector | None = None) -> date:
+    """The first night that must be known for `first` to be scored, by any detector or by this."""
+    nights = WEIGHED_NIGHTS if detector is None else _weighed_nights(detector)
+    return first - timedelta(days=nights + PAST_NIGHTS)
+
+
+def _weighed_nights(detector: Detector) -> int:
+    """The nights before that a night's score rests on; a log odds needs no usual score."""
+    return WEIGHED_NIGHTS if detector.network.two_sided else WEIGHED_NIGHTS - OWN_NIGHTS
 
 
 def _complete(
@@ -459,8 +465,7 @@ def _complete(
 ) -> Floats:
     """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
     skip = len(fleet.nights) - latest.shape[1]
-    weighed = WEIGHED_NIGHTS if detector.network.two_sided else WEIGHED_NIGHTS - OWN_NIGHTS
-    begin = max(0, skip - weighed)
+    begin = max(0, skip - _weighed_nights(detector))
     nothing = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     raw = nothing if known is None else known.copy()
     raw[:, skip:] = latest

@@ -157,7 +157,7 @@ def _keep_months(work: _Staging, part: int, name: str, frame: pl.DataFrame) -> N
     """Keep the rows of each month, which lie together."""
     runs, rows, first = frame.get_column("month").rle().to_list(), frame.drop("month"), 0
     for run in runs:
-        path = work.place / f"{name}/month={run['value']}/{part:06d}.arrow"
+        path = work.place / f"{name}/month={run['value']:%Y-%m}/{part:06d}.arrow"
         keep(rows[first : first + run["len"]], path)
         first += run["len"]
 

@@ -73,7 +73,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
         torch.set_num_threads(threads)
     detector, version = registry.champion()
     with lake.writing():
-        fleet = load_fleet(lead(first), last)
+        fleet = load_fleet(lead(first, detector), last)
         memory = Memory(fleet, version)
         tables = score_nights(
             detector,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ml.ingest.stamps import read
 from ml.schemas import RULES
 from tasks import lake, warehouse
 from tests.deliveries import (
@@ -271,6 +272,40 @@ def _deliver(path: Path, lines: list[tuple[str, int, str]], how: int) -> None:
         pl.col("tstp").str.to_datetime(), pl.col("energy(kWh/hh)").cast(pl.Float64, strict=False)
     )
     (frame if how == 3 else typed).write_parquet(path.with_suffix(".parquet"))
+
+
+STAMPS = [
+    ("2013-06-03 00:30:00", datetime(2013, 6, 3, 0, 30)),
+    (" 2013-06-03 00:30 ", datetime(2013, 6, 3, 0, 30)),
+    ("2013-06-03T00:30:00.0000000", datetime(2013, 6, 3, 0, 30)),
+    ("2013-06-03 01:30:00+01:00", datetime(2013, 6, 3, 0, 30)),
+    ("2013-06-03T00:30Z", datetime(2013, 6, 3, 0, 30)),
+    ("2013-06-03 05", datetime(2013, 6, 3, 5)),
+    ("2013-06-03", datetime(2013, 6, 3)),
+    ("9999-12-31 00:00:00", datetime(9999, 12, 31)),
+    ("03/06/2013 00:30", None),
+    ("nonsense", None),
+    ("", None),
+    (None, None),
+]
+
+
+@given(st.lists(st.sampled_from(STAMPS), min_size=1, max_size=8))
+def test_a_stamp_means_the_same_whatever_stands_beside_it(
+    cells: list[tuple[str | None, datetime | None]],
+) -> None:
+    found = read(pl.Series([cell for cell, _ in cells], dtype=pl.String))
+    assert found.to_list() == [meant for _, meant in cells]
+
+
+def test_half_hours_a_century_apart_need_no_table_of_all_between(
+    home: Path, tmp_path: Path
+) -> None:
+    far = {"2000-01-01 00:00:00": 0.1, "2099-12-31 23:30:00": 0.2}
+    homes = [f"MAC{i:06d}" for i in range(60)]
+    expected = {(name, at): kwh for name in homes for at, kwh in far.items()}
+    take_in(csv(tmp_path / "a.csv", [(name, at, f"{kwh}") for (name, at), kwh in expected.items()]))
+    assert readings() == expected
 
 
 @given(deliveries(), st.lists(st.integers(0, 4), min_size=5, max_size=5), st.booleans())

@@ -90,7 +90,8 @@ class Sifted:
 def sift(delivered: pl.DataFrame, supply_limit_kwh: float) -> Sifted:
     """Split rows into those that keep every rule and those set aside, with the rule."""
     stamped = delivered.with_columns(read(delivered.get_column("stamp")).alias("ts_utc"))
-    rows = stamped.with_columns(*_measured(supply_limit_kwh))
+    measured = stamped.lazy().with_columns(*_measured(supply_limit_kwh))
+    rows = measured.collect(engine="streaming")  # a piece at a time stays in a core's cache
     names, household = _households(rows.get_column("household_id"))
     is_good = rows.get_column("is_plain").to_numpy() & (household >= 0)
     odd = np.flatnonzero(~is_good)
@@ -137,8 +138,9 @@ def household_days(sifted: Sifted) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _by_month(frame: pl.DataFrame, when: str) -> pl.DataFrame:
-    month = pl.col(when).dt.strftime("%Y-%m").alias("month")
-    return frame.with_columns(month).sort("month", maintain_order=True)
+    day = frame.get_column(when).cast(pl.Date)
+    months = frame.with_columns(day.dt.month_start().alias("month"))
+    return months.sort("month", maintain_order=True)
 
 
 def _cells(sifted: Sifted, first: int, days: int) -> tuple[Indices, Codes | Indices]:
