@@ -1,7 +1,8 @@
 -- whoever is flagged ranks before whoever is not
-SELECT flagged.night, flagged.household_id, flagged.rank, min(quiet.rank) AS first_quiet
-FROM scores AS flagged JOIN scores AS quiet USING (night)
-WHERE flagged.is_anomaly AND NOT quiet.is_anomaly
-GROUP BY ALL
-HAVING NOT coalesce(flagged.rank < min(quiet.rank), true)
-ORDER BY flagged.night, flagged.rank
+WITH quiet AS (
+    SELECT night, min(rank) AS first_quiet FROM scores WHERE NOT is_anomaly GROUP BY night
+)
+SELECT night, household_id, rank, first_quiet
+FROM (SELECT night, household_id, rank FROM scores WHERE is_anomaly) JOIN quiet USING (night)
+WHERE NOT coalesce(rank < first_quiet, true)
+ORDER BY night, rank

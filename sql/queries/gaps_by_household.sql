@@ -3,21 +3,9 @@
 -- :first_night DATE = NULL
 -- :last_night DATE = NULL
 WITH
-of_day AS (
-    SELECT
-        household_id,
-        n_readings,
-        night
-        + to_minutes(30 * (
-            CASE WHEN kwh[1] IS NOT NULL THEN 1
-            ELSE list_position([k IS NOT NULL FOR k IN kwh], true) END - 1
-        )) AS first_utc,
-        night
-        + to_minutes(30 * (
-            CASE WHEN kwh[48] IS NOT NULL THEN 48
-            ELSE 49 - list_position([k IS NOT NULL FOR k IN list_reverse(kwh)], true) END - 1
-        )) AS last_utc
-    FROM profiles
+chosen AS (
+    SELECT household_id, night, kwh
+    FROM days
     WHERE
         household_id = coalesce($household_id, household_id)
         AND night >= coalesce($first_night, DATE '-infinity')
@@ -26,11 +14,25 @@ of_day AS (
 of_household AS (
     SELECT
         household_id,
-        min(first_utc) AS first_utc,
-        max(last_utc) AS last_utc,
-        sum(n_readings)::BIGINT AS readings
-    FROM of_day
+        min(night) AS first_night,
+        max(night) AS last_night,
+        sum(list_count(kwh))::BIGINT AS readings
+    FROM chosen
     GROUP BY household_id
+),
+-- Only the half-hours of a household's first and last day say when it begins and ends.
+spans AS (
+    SELECT
+        h.household_id,
+        h.readings,
+        h.first_night
+        + to_minutes(30 * (list_position([k IS NOT NULL FOR k IN f.kwh], true) - 1)) AS first_utc,
+        h.last_night + to_minutes(
+            30 * (48 - list_position([k IS NOT NULL FOR k IN list_reverse(l.kwh)], true))
+        ) AS last_utc
+    FROM of_household AS h
+    JOIN chosen AS f ON h.household_id = f.household_id AND h.first_night = f.night
+    JOIN chosen AS l ON h.household_id = l.household_id AND h.last_night = l.night
 )
 SELECT
     household_id,
@@ -38,6 +40,6 @@ SELECT
     last_utc,
     readings,
     date_diff('minute', first_utc, last_utc) // 30 + 1 - readings AS missing
-FROM of_household
+FROM spans
 WHERE missing > 0
 ORDER BY missing DESC, household_id
