@@ -31,10 +31,14 @@ RULES: Final = (
 
 
 class Days(dy.Schema):
-    """The lake: one row a household-day, 48 half-hours from 00:00 UTC, null where missing."""
+    """The lake: one row a household-day, 48 half-hours from 00:00 UTC, null where missing.
+
+    `n_readings` counts them: whoever asks for gaps need not read a trial of readings.
+    """
 
     night = dy.Date(primary_key=True)
     household_id = dy.String(primary_key=True, min_length=1)
+    n_readings = dy.Int16(min=0, max=HALF_HOURS)
     kwh = dy.Array(dy.Float32(nullable=True), HALF_HOURS)
 
 

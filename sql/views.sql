@@ -9,7 +9,7 @@ SELECT
     household_id,
     night,
     kwh,
-    list_count(kwh)::SMALLINT AS n_readings,
+    n_readings,
     list_sum(kwh) AS day_kwh,
     list_max(kwh) AS peak_kwh
 FROM days;

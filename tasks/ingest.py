@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -85,21 +86,36 @@ def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
 @task(name="stage", retries=2, task_run_name="stage {group[0][1].file}")
 def stage(group: list[tuple[int, Table]]) -> list[Staged]:
     """Stage delivered tables as household-days a month; one that cannot be read leaves nothing."""
-    staged: list[Staged] = side_by_side()(joblib.delayed(_stage)(*each) for each in group)
-    return staged
+    deliveries = side_by_side()(joblib.delayed(_digest)(table) for _, table in group)
+    first: list[tuple[int, Table, str | UserError]] = []
+    again: list[tuple[int, Table, str | UserError]] = []
+    for (rank, table), delivery in zip(group, deliveries, strict=True):
+        is_copy = any(delivery == other for _, _, other in first)
+        (again if is_copy else first).append((rank, table, delivery))
+    staged = side_by_side()(joblib.delayed(_stage)(*each) for each in first)
+    # A copy waits for the file before it, which may be one that cannot be read.
+    return sorted(staged + [_stage(*each) for each in again], key=attrgetter("rank"))
 
 
-def _stage(rank: int, table: Table) -> Staged:
+def _digest(table: Table) -> str | UserError:
+    try:
+        return digest(table)
+    except UserError as error:
+        return error
+
+
+def _stage(rank: int, table: Table, delivery: str | UserError) -> Staged:
     shutil.rmtree(of_rank(rank), ignore_errors=True)
     try:
-        return _stage_new(rank, table)
+        if isinstance(delivery, UserError):
+            raise delivery
+        return _stage_new(rank, table, delivery)
     except UserError as error:
         shutil.rmtree(of_rank(rank), ignore_errors=True)
         return Staged(rank, table.file, failure=str(error))
 
 
-def _stage_new(rank: int, table: Table) -> Staged:
-    delivery = digest(table)
+def _stage_new(rank: int, table: Table, delivery: str) -> Staged:
     if _is_known(delivery, rank):
         return Staged(rank, table.file, delivery, is_known=True)
     work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh)

@@ -49,6 +49,7 @@ def days(readings: np.ndarray, start: date = START) -> pl.DataFrame:
         {
             "night": pl.Series([start + timedelta(days=int(i)) for i in d]),
             "household_id": pl.Series([f"MAC{i:06d}" for i in h]),
+            "n_readings": np.isfinite(readings).sum(axis=2, dtype=np.int16).ravel(),
             "kwh": as_null.cast(pl.Array(pl.Float32, 48)),
         }
     )

@@ -78,7 +78,9 @@ def households() -> pl.DataFrame:
 
 
 def days() -> pl.DataFrame:
-    rows = [(night, household, kwh) for (household, night), kwh in READ.items()]
+    rows = [
+        (night, household, 48 - kwh.count(None), kwh) for (household, night), kwh in READ.items()
+    ]
     return table(schemas.Days, rows)
 
 

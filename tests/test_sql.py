@@ -216,7 +216,8 @@ def _day(household: str, night: date, kwh: list[float | None], month: date) -> N
     """Add a household-day to the file of a month."""
     path = lake.home() / f"lake/days/month={month:%Y-%m}/days.parquet"
     rows = pl.read_parquet(path)
-    extra = pl.DataFrame([(night, household, kwh)], schema=rows.schema, orient="row")
+    day = (night, household, 48 - kwh.count(None), kwh)
+    extra = pl.DataFrame([day], schema=rows.schema, orient="row")
     lake.replace(path, pl.concat([rows, extra]))
 
 

@@ -68,7 +68,7 @@ def test_profiles_have_their_day() -> None:
 
 def _spoil_kwh(path: Path) -> None:
     """Overwrite the readings of a lake file; its statistics stay."""
-    column = pyarrow.parquet.read_metadata(path).row_group(0).column(2)
+    column = pyarrow.parquet.read_metadata(path).row_group(0).column(3)
     assert column.path_in_schema.startswith("kwh")
     start = column.dictionary_page_offset or column.data_page_offset
     raw = bytearray(path.read_bytes())

@@ -89,7 +89,8 @@ def resolve(given: list[Given]) -> Resolved:
         each.taken.with_columns(rank=each.rank) for each in given if each.taken is not None
     ]:
         aside.append(_compared(pl.concat(taken), cells))
-    days = ids.with_columns(_nulls(cells.kwh))
+    n_readings = np.isfinite(cells.kwh).sum(axis=1, dtype=np.int16)
+    days = ids.with_columns(pl.Series("n_readings", n_readings), _nulls(cells.kwh))
     return Resolved(days, pl.concat(aside), dict(repeated))
 
 

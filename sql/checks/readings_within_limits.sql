@@ -3,6 +3,7 @@ SELECT night, household_id, n_readings, list_min(kwh) AS least_kwh, peak_kwh
 FROM profiles
 WHERE NOT coalesce(
     len(kwh) = 48
+    AND n_readings = list_count(kwh)
     AND n_readings > 0
     AND list_min(kwh) >= 0
     AND peak_kwh <= getvariable('supply_limit_kwh')::FLOAT,

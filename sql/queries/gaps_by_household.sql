@@ -4,7 +4,7 @@
 -- :last_night DATE = NULL
 WITH
 chosen AS (
-    SELECT household_id, night, kwh
+    SELECT household_id, night, n_readings, kwh
     FROM days
     WHERE
         household_id = coalesce($household_id, household_id)
@@ -16,7 +16,7 @@ of_household AS (
         household_id,
         min(night) AS first_night,
         max(night) AS last_night,
-        sum(list_count(kwh))::BIGINT AS readings
+        sum(n_readings)::BIGINT AS readings
     FROM chosen
     GROUP BY household_id
 ),
