@@ -3,21 +3,17 @@
 -- :first_night DATE = NULL
 -- :last_night DATE = NULL
 WITH
-chosen AS (
-    SELECT household_id, night, n_readings, kwh
-    FROM days
-    WHERE
-        household_id = coalesce($household_id, household_id)
-        AND night >= coalesce($first_night, DATE '-infinity')
-        AND night <= coalesce($last_night, DATE 'infinity')
-),
-of_household AS (
+of_household AS MATERIALIZED (
     SELECT
         household_id,
         min(night) AS first_night,
         max(night) AS last_night,
         sum(n_readings)::BIGINT AS readings
-    FROM chosen
+    FROM days
+    WHERE
+        household_id = coalesce($household_id, household_id)
+        AND night >= coalesce($first_night, DATE '-infinity')
+        AND night <= coalesce($last_night, DATE 'infinity')
     GROUP BY household_id
 ),
 -- Only the half-hours of a household's first and last day say when it begins and ends.
@@ -31,8 +27,8 @@ spans AS (
             30 * (48 - list_position([k IS NOT NULL FOR k IN list_reverse(l.kwh)], true))
         ) AS last_utc
     FROM of_household AS h
-    JOIN chosen AS f ON h.household_id = f.household_id AND h.first_night = f.night
-    JOIN chosen AS l ON h.household_id = l.household_id AND h.last_night = l.night
+    JOIN days AS f ON h.household_id = f.household_id AND h.first_night = f.night
+    JOIN days AS l ON h.household_id = l.household_id AND h.last_night = l.night
 )
 SELECT
     household_id,
