@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.schemas import HALF_HOURS
+from ml.schemas import HALF_HOURS, filled
 
 Floats = NDArray[np.floating[Any]]
 
@@ -167,15 +167,9 @@ def fleet(
     h = within.get_column("household_id").cast(pl.Enum(ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
     kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
-    kwh[h, d] = readings(within.get_column("kwh"))
+    kwh[h, d] = filled(within).to_numpy()
     known = conditions(nights, households, weather, holidays, tariffs)
     return Fleet(ids.to_list(), nights, kwh, known)
-
-
-def readings(kwh: pl.Series) -> NDArray[np.float32]:
-    """A column of 48 readings as `[N, 48]`, NaN where null."""
-    flat = kwh.reshape((-1,)).fill_null(float("nan"))
-    return flat.to_numpy().reshape(-1, HALF_HOURS)
 
 
 def scaled(fleet: Fleet, min_readings: int) -> Scaled:
@@ -206,6 +200,11 @@ def trailing(values: Floats, nights: int) -> Floats:
     """The `nights` values before each night, `[H, D]` to `[H, D, nights]`, NaN before the first."""
     padded = np.pad(values, ((0, 0), (nights, 0)), constant_values=np.nan)
     return np.lib.stride_tricks.sliding_window_view(padded, nights, axis=1)[:, :-1]
+
+
+def later(values: Floats, start: int) -> Floats:
+    """Figures of the nights from place `start` on, `[H, D - start]` to `[H, D]`, NaN before."""
+    return np.pad(values, ((0, 0), (start, 0)), constant_values=np.nan)
 
 
 def median_and_mad(windows: Floats) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 from typing import Final
 
 import dataframely as dy
+import polars as pl
 
 HALF_HOURS: Final = 48
 STATUSES: Final = ("scored", "cold_start", "incomplete", "missing")
@@ -40,6 +41,12 @@ class Days(dy.Schema):
     household_id = dy.String(primary_key=True, min_length=1)
     n_readings = dy.Int16(min=0, max=HALF_HOURS)
     kwh = dy.Array(dy.Float32(nullable=True), HALF_HOURS)
+
+
+def filled(days: pl.DataFrame) -> pl.Series:
+    """The readings of household-days [n, 48], NaN instead of null."""
+    flat = days.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
+    return flat.reshape((days.height, HALF_HOURS))
 
 
 class Quarantine(dy.Schema):

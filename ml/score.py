@@ -31,7 +31,7 @@ from ml.calibration import (
 )
 from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, lived, median_and_mad, trailing
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, later, lived, median_and_mad, trailing
 from ml.models.network import Judged
 from ml.peers import ENOUGH_NIGHTS
 from ml.reasons import explain, past_nights
@@ -405,9 +405,8 @@ def score_nights(
 ) -> Tables:
     """The result tables of the fleet's nights from `first` on.
 
-    `fleet` holds the `LEAD_NIGHTS` before `first` too; `known` is what an earlier call
-    gave for some of them. `alert_budget` is the number of false alert episodes allowed in
-    1,000 normal household-nights.
+    `fleet` holds the nights from `lead` on; `known` is what an earlier call gave for some of them.
+    `alert_budget` is the number of false alert episodes allowed in 1,000 normal household-nights.
 
     Raises:
         UserError: the detector's calibration is too small for the budget.
@@ -440,13 +439,8 @@ def score_nights(
         ),
         anomalies=Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
         nights=_nights(detector, fleet, weighed, flags, skip, alert_budget, model_version),
-        known=Known(_since(start, raw), _since(start, weighed.alone)),
+        known=Known(later(raw, start), later(weighed.alone, start)),
     )
-
-
-def _since(start: int, values: Floats) -> Floats:
-    """The same with nothing known of the `start` nights before."""
-    return np.pad(values, ((0, 0), (start, 0)), constant_values=np.nan)
 
 
 def lead(first: date, detector: Detector | None = None) -> date:

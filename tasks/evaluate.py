@@ -28,7 +28,7 @@ from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
 from ml.benchmark.reasons import confusion, crossed, named
 from ml.benchmark.table import markdown, ranking, reasons_of, summary
 from ml.errors import UserError
-from ml.features import LEVEL_NIGHTS, Fleet, Floats
+from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
 from ml.kinds import LASTING_NIGHTS
 from ml.loop import FitParameters
 from ml.score import LEAD_NIGHTS, judge, reconstruct
@@ -266,7 +266,7 @@ def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
         learned = ~held_out(arena.learn.household_ids)
         peer = fit_peer(name, arena.learn.of(learned), seed=seed, min_readings=least)
         early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
-        return lambda fleet: Verdict({name: _late(peer(fleet.between(early)), early)})
+        return lambda fleet: Verdict({name: later(peer(fleet.between(early)), early)})
     return _network(name, arena.learn, seed)
 
 
@@ -296,11 +296,6 @@ def _first_test_night(fleet: Fleet, until: date | None) -> int:
             f"after them; of {nights[0]} to {nights[-1]} there are {stop} and {len(nights) - stop}"
         )
     return stop
-
-
-def _late(score: Floats, early: int) -> Floats:
-    """Scores `[H, D]` of a fleet of which only the nights after the `early` ones were scored."""
-    return np.pad(score, ((0, 0), (early, 0)), constant_values=np.nan)
 
 
 def _some(places: Ints, most: int) -> Ints:

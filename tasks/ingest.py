@@ -16,9 +16,10 @@ import joblib  # type: ignore[import-untyped]
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.conflicts import LAKE, Given, filled, present, resolve
+from ml.ingest.conflicts import LAKE, Given, present, resolve
 from ml.ingest.delivered import ABOUT, readings, recognise
 from ml.ingest.rules import about, household_days, sift, spans, widest
+from ml.schemas import filled
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
 from tasks.settings import settings

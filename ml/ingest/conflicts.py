@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ml.ingest.rules import HALF_HOUR_US, RULE, Bools, Indices, Readings
-from ml.schemas import HALF_HOURS
+from ml.schemas import HALF_HOURS, filled
 
 LAKE: Final = -1  # the rank of what earlier calls delivered
 ASIDE: Final = pl.Schema(
@@ -107,12 +107,6 @@ def present(days: pl.DataFrame, spans: pl.DataFrame) -> int:
     slot = np.arange(HALF_HOURS)
     is_read = ~np.isnan(filled(inside).to_numpy())
     return int(np.count_nonzero(is_read & (first <= slot) & (slot <= last)))
-
-
-def filled(days: pl.DataFrame) -> pl.Series:
-    """The readings of household-days [n, 48], NaN instead of null."""
-    flat = days.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
-    return flat.reshape((days.height, HALF_HOURS))
 
 
 def _household_days(days: list[pl.DataFrame]) -> tuple[pl.DataFrame, list[Indices]]:

@@ -150,7 +150,7 @@ def _cells(sifted: Sifted, first: int, days: int) -> tuple[Indices, Codes | Indi
     """
     size = len(sifted.names) * days
     if size <= MOST_EMPTY + len(sifted.kwh) // HALF_HOURS:
-        width = narrowest(size * HALF_HOURS)
+        width = _narrowest(size * HALF_HOURS)
         start = sifted.household.astype(width) * (days * HALF_HOURS)
         return np.arange(size), start + (sifted.half_hour - first * HALF_HOURS)
     day, slot = np.divmod(sifted.half_hour - first * HALF_HOURS, HALF_HOURS)
@@ -181,7 +181,7 @@ def _crowded(cell: Codes | Indices) -> Indices:
     return order[np.union1d(again, again + 1)]
 
 
-def narrowest(size: int) -> type[np.signedinteger[Any]]:
+def _narrowest(size: int) -> type[np.signedinteger[Any]]:
     """The type that counts up to `size` in the least memory."""
     return np.int32 if size <= np.iinfo(np.int32).max else np.int64
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from datetime import date
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ from cyclopts import App
 from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests.benchmarks import jobs
-from tests.benchmarks.measure import Figures, Job, matrix_gflop_s, measure, memory_gb_s
+from tests.benchmarks.measure import Job, matrix_gflop_s, measure, memory_gb_s
 
 TRIAL: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
 HOUSEHOLDS: Final = 5567
@@ -32,43 +32,29 @@ CSV_ROWS: Final = 1_000_000
 app = App(help="Time everything beside its peers.")
 
 
-class Timed(NamedTuple):
-    """One job of one size."""
-
-    job: str
-    who: str
-    share: float
-    size: int
-    figures: Figures
-
-
 class Bench:
     """Runs jobs and keeps their figures."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        self.timed: list[Timed] = []
+        self.rows: list[dict[str, float | str | None]] = []
 
-    def time(self, job: str, who: str, share: float, size: int, work: Job, *paths: Path) -> Figures:
+    def time(self, job: str, who: str, share: float, size: int, work: Job, *paths: Path) -> None:
         """Time a job on a source and a home (by default one of its own) and keep the figures."""
         source, home = (*paths, self.work / f"{job} {who} {share}")[:2]
         figures = measure(work, source, home)
-        self.timed.append(Timed(job, who, share, size, figures))
+        row = {"job": job, "who": who, "share": share, "size": size}
+        self.rows.append(row | figures._asdict())
         told = "" if figures.told is None else f", told {figures.told:,.3f}"
         print(
             f"{job}, {who}, {size:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
             f"{figures.peak_gb:.2f} GB at most, {figures.read_gb:.2f} GB read{told}",
             flush=True,
         )
-        return figures
 
     def table(self) -> pl.DataFrame:
         """All figures, with the ratio to ours of the same size."""
-        rows = [
-            {"job": t.job, "who": t.who, "share": t.share, "size": t.size} | t.figures._asdict()
-            for t in self.timed
-        ]
-        table = pl.DataFrame(rows)
+        table = pl.DataFrame(self.rows)
         ours = table.filter(who="ours").select("job", "share", ours_s="wall_s")
         joined = table.join(ours, on=("job", "share"), how="left", maintain_order="left")
         return joined.with_columns(ratio=pl.col("ours_s") / pl.col("wall_s")).drop("ours_s")
