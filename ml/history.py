@@ -110,7 +110,8 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     x = torch.where(observed, in_units(nights, level), median)
     days = torch.cat((past.x, x), dim=1)
     views = _views(days)
-    distances = [_distances(view) for view in views]
+    squares = [_squares(view) for view in views]
+    distances = [_distances(square) for square in squares]
     near = [_blend(distances[view], past.x, width) for view, width in ((0, 0.08), (1, 0.06))]
     half_hours = [*_positions(past, x), *(x - blend for blend in near), x - _same_weekday(past, x)]
     outside = _outside(past, x, near[0])
@@ -120,7 +121,7 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     half_hours += [*outside[:4], repeats, zeros, observed.to(x.dtype)]
     half_hours += [value[:, None].expand_as(x) for value in wide]
     figures = [
-        *(_nearness(view, distance) for view, distance in zip(views, distances, strict=True)),
+        *(_nearness(square, distance) for square, distance in zip(squares, distances, strict=True)),
         _statistics(days, views[3], past.all),
         habits,
         _alignment(past.all[0], x),
@@ -221,28 +222,27 @@ def _views(days: Tensor) -> list[Tensor]:
     return [days, coarse, coarser, ordered(days), days.diff(dim=2)]
 
 
-def _distances(view: Tensor) -> Tensor:
-    """Root mean square distances `[B, K, N]` of the nights to those before."""
-    return _squares(view, slice(HISTORY_NIGHTS, None)).clamp(min=SAME_SQUARE).sqrt()
-
-
-def _squares(view: Tensor, rows: slice) -> Tensor:
-    """Mean squared distances of some nights `[B, R, W]` to the history, by a Gram matrix."""
+def _squares(view: Tensor) -> Tensor:
+    """Mean squared distances `[B, N + K, N]` of all nights to those of the past, by a Gram matrix."""
     vectors = exact(view) / math.sqrt(view.shape[2])
-    norms = (vectors**2).sum(dim=2)
-    ours, past = vectors[:, rows], vectors[:, :HISTORY_NIGHTS]
-    norm = norms[:, rows, None] + norms[:, None, :HISTORY_NIGHTS]
-    return torch.baddbmm(norm, ours, past.transpose(1, 2), alpha=-2)
+    norms = (vectors * vectors).sum(dim=2)
+    norm = norms[:, :, None] + norms[:, None, :HISTORY_NIGHTS]
+    return torch.baddbmm(norm, vectors, vectors[:, :HISTORY_NIGHTS].transpose(1, 2), alpha=-2)
 
 
-def _nearness(view: Tensor, distances: Tensor) -> Tensor:
+def _distances(squares: Tensor) -> Tensor:
+    """Root mean square distances `[B, K, N]` of the nights to those before."""
+    return squares[:, HISTORY_NIGHTS:].clamp(min=SAME_SQUARE).sqrt()
+
+
+def _nearness(squares: Tensor, distances: Tensor) -> Tensor:
     """How near the nights before are, next to how near they are to one another, `[B, K, 18]`.
 
     Nearest neighbours are taken in each third of the history, so that a recent anomaly that lasts
     does not pass for a habit.
     """
-    among = _squares(view, slice(0, HISTORY_NIGHTS))
-    among = among + DISTANT * torch.eye(HISTORY_NIGHTS, device=view.device)
+    among = squares[:, :HISTORY_NIGHTS]
+    among = among + DISTANT * torch.eye(HISTORY_NIGHTS, device=among.device)
     own = ordered(_by_third(among).clamp(min=SAME_SQUARE).sqrt().mean(dim=2))
     thirds = _by_third(distances)
     nearest = torch.stack(
