@@ -223,7 +223,7 @@ def _views(days: Tensor) -> list[Tensor]:
 
 
 def _squares(view: Tensor) -> Tensor:
-    """Mean squared distances `[B, N + K, N]` of all nights to those of the past, by a Gram matrix."""
+    """Mean squared distances `[B, N + K, N]` of all nights to the past ones, by a Gram matrix."""
     vectors = exact(view) / math.sqrt(view.shape[2])
     norms = (vectors * vectors).sum(dim=2)
     norm = norms[:, :, None] + norms[:, None, :HISTORY_NIGHTS]

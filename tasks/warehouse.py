@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from glob import escape
 from pathlib import Path
 from typing import Final
@@ -53,10 +54,14 @@ def query(name_or_sql: str, parameters: Mapping[str, str] | None = None) -> pl.D
         return _select(connection, _one_select(connection, name_or_sql), given)
 
 
-def check() -> dict[str, pl.DataFrame]:
-    """The rows that break each check, none where it passes."""
+def check(since: date | None = None) -> dict[str, pl.DataFrame]:
+    """The rows that break each check, none where it passes; of the nights from `since` on."""
+    given = {} if since is None else {"since": str(since)}
     with connect() as connection:
-        return {name: _answer(connection, question, {}) for name, question in checks().items()}
+        return {
+            name: _answer(connection, question, given if question.parameters else {})
+            for name, question in checks().items()
+        }
 
 
 def status() -> dict[str, pl.DataFrame]:

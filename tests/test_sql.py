@@ -471,7 +471,11 @@ def test_check_shows_exactly_the_offending_rows(
     name: str, change: Callable[[], None], columns: str, rows: list[tuple[Any, ...]]
 ) -> None:
     change()
-    assert warehouse.check()[name].select(columns.split()).rows() == rows
+    broken = warehouse.check()[name]
+    assert broken.select(columns.split()).rows() == rows
+    if warehouse.checks()[name].parameters:
+        later = broken.filter(pl.col("night") >= FEB_2)
+        assert warehouse.check(FEB_2)[name].equals(later)
 
 
 def test_a_household_that_joined_later_owes_no_earlier_row() -> None:

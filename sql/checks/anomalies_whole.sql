@@ -1,4 +1,5 @@
 -- an anomaly has its 48 half-hours and begins and ends within its night
+-- :since DATE = DATE '0001-01-01'
 SELECT
     night,
     household_id,
@@ -8,7 +9,7 @@ SELECT
     start_utc,
     end_utc
 FROM anomalies
-WHERE NOT coalesce(
+WHERE night >= $since AND NOT coalesce(
     len(actual_kwh) = 48
     AND len(expected_kwh) = 48
     AND len(half_hour_score) = 48

@@ -1,8 +1,10 @@
 -- the lake holds a household-day once, in its month
+-- :since DATE = DATE '0001-01-01'
 SELECT night, household_id, count(*) AS "rows", list_distinct(list(month)) AS months
 FROM (
     SELECT night, household_id, regexp_extract(filename, 'month=([0-9-]+)', 1) AS month
     FROM read_parquet(getvariable('days'), hive_partitioning = false, filename = true)
+    WHERE night >= $since
 )
 GROUP BY night, household_id
 HAVING count(*) > 1 OR any_value(month) <> strftime(night, '%Y-%m')

@@ -1,4 +1,5 @@
 -- the scored households of a night are ranked 1 to n
+-- :since DATE = DATE '0001-01-01'
 WITH ranked AS (
     SELECT
         night,
@@ -6,7 +7,7 @@ WITH ranked AS (
         rank,
         row_number() OVER (PARTITION BY night ORDER BY rank NULLS LAST, household_id) AS expected
     FROM scores
-    WHERE status IN ('scored', 'cold_start')
+    WHERE status IN ('scored', 'cold_start') AND night >= $since
 )
 SELECT night, household_id, rank, expected
 FROM ranked

@@ -1,7 +1,8 @@
 -- readings lie between 0 and what the supply can deliver, and no household-day is without any
+-- :since DATE = DATE '0001-01-01'
 SELECT night, household_id, n_readings, list_min(kwh) AS least_kwh, peak_kwh
 FROM profiles
-WHERE NOT coalesce(
+WHERE night >= $since AND NOT coalesce(
     len(kwh) = 48
     AND n_readings = list_count(kwh)
     AND n_readings > 0

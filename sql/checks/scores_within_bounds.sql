@@ -1,6 +1,9 @@
 -- scores lie within their bounds and agree with their status
+-- :since DATE = DATE '0001-01-01'
 WITH judged AS (
-    SELECT *, status IN ('scored', 'cold_start') AS is_scored FROM scores
+    SELECT *, status IN ('scored', 'cold_start') AS is_scored
+    FROM scores
+    WHERE night >= $since
 )
 SELECT
     night,
