@@ -134,7 +134,7 @@ def _show_anomalies(first: date, last: date) -> None:
 def _show_found(first: date, last: date) -> None:
     night = pl.col("night").is_between(first, last)
     truth = pl.scan_parquet(_simulated() / "truth.parquet").filter(night).collect()
-    result = found(lake.collect(lake.scan("scores").filter(night)), truth)
+    result = found(lake.collect(lake.scan_nights("scores", first, last)), truth)
     show(result.by_kind, f"\nPlanted anomalies of {first} to {last}, and how many were flagged")
     print(
         f"{result.flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "

@@ -65,25 +65,33 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
 
 def scan(name: str) -> pl.LazyFrame:
     """Scan a table; an absent one is empty."""
-    schema, found = SCHEMAS[name], files(name)
+    return _scan(name, files(name))
+
+
+def scan_nights(name: str, first: date, last: date) -> pl.LazyFrame:
+    """Scan the nights `first` to `last`, both included, of a table that keeps a file a night."""
+    return _scan_parts(name, f"night={first}", f"night={last}")
+
+
+def scan_days(first: date, last: date) -> pl.LazyFrame:
+    """Scan the household-days of the nights `first` to `last`, both included."""
+    days = _scan_parts("days", f"month={first:%Y-%m}", f"month={last:%Y-%m}")
+    return days.filter(pl.col("night").is_between(first, last))
+
+
+def _scan_parts(name: str, lowest: str, highest: str) -> pl.LazyFrame:
+    return _scan(name, [path for path in files(name) if lowest <= path.parent.name <= highest])
+
+
+def _scan(name: str, found: list[Path]) -> pl.LazyFrame:
     if not found:
-        return schema.create_empty().lazy()
+        return SCHEMAS[name].create_empty().lazy()
     return pl.scan_parquet(found, hive_partitioning=False)
 
 
 def read(name: str) -> pl.DataFrame:
     """Read a whole small table; an absent one is empty."""
     return collect(scan(name))
-
-
-def scan_days(first: date, last: date) -> pl.LazyFrame:
-    """Scan the household-days of the nights `first` to `last`, both included."""
-    lowest, highest = f"month={first:%Y-%m}", f"month={last:%Y-%m}"
-    found = [path for path in files("days") if lowest <= path.parent.name <= highest]
-    if not found:
-        return schemas.Days.create_empty().lazy()
-    days = pl.scan_parquet(found, hive_partitioning=False)
-    return days.filter(pl.col("night").is_between(first, last))
 
 
 def nights(table: Table) -> list[date]:

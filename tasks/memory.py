@@ -57,8 +57,7 @@ class Memory:
 
     def _kept(self) -> pl.LazyFrame:
         """What is kept of the fleet's nights, of whatever version and readings."""
-        span = pl.col("night").is_between(self.fleet.nights[0], self.fleet.nights[-1])
-        return lake.scan("raw_scores").filter(span)
+        return lake.scan_nights("raw_scores", self.fleet.nights[0], self.fleet.nights[-1])
 
     def _keys(self) -> pl.DataFrame:
         """Each night with its place `d` and what its scores rest on."""

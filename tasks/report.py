@@ -33,7 +33,7 @@ def report_scores(receipt: "ScoreReceipt") -> None:
 def scored(receipt: "ScoreReceipt") -> str:
     """Household-nights by status, and the most urgent of the last night."""
     of_night, totals = (
-        lake.collect(lake.scan(table).filter(pl.col("night") == receipt.last))
+        lake.collect(lake.scan_nights(table, receipt.last, receipt.last))
         for table in ("scores", "nights")
     )
     urgent = most_urgent(of_night, receipt.last)
@@ -44,9 +44,8 @@ def draw(first: date, last: date) -> Path | None:
     """Draw the most urgent homes of a span of nights, each by its rarest night; where it is."""
     from ml import plots
 
-    span = pl.col("night").is_between(first, last)
     order = ("p_value", "night", "household_id")
-    found = lake.collect(lake.scan("anomalies").filter(span)).sort(order)
+    found = lake.collect(lake.scan_nights("anomalies", first, last)).sort(order)
     urgent = found.unique("household_id", keep="first", maintain_order=True).head(plots.EXAMPLES)
     if urgent.is_empty():
         return None

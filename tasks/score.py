@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 import torch
@@ -100,13 +100,17 @@ def join_episodes() -> int:
         flagged = lake.scan("anomalies").select("household_id", "night", "excess_kwh", "reason")
         nights = lake.nights("scores")
         joined = episodes(lake.collect(flagged), last_scored=nights[-1])
-        known, kept = lake.read("episodes"), set(lake.nights("episodes"))
+        known, kept = _by_first_night(lake.read("episodes")), set(lake.nights("episodes"))
+        found, none = _by_first_night(joined), joined.clear()
         for night in sorted(kept.union(nights)):
-            begins = pl.col("first_night") == night
-            found = joined.filter(begins).sort("household_id")
-            if night not in kept or not found.equals(known.filter(begins)):
-                lake.replace_night("episodes", night, found)
+            begun = found.get((night,), none)
+            if night not in kept or not begun.equals(known.get((night,), none)):
+                lake.replace_night("episodes", night, begun)
     return int(joined["is_open"].sum())
+
+
+def _by_first_night(episodes: pl.DataFrame) -> dict[tuple[Any, ...], pl.DataFrame]:
+    return episodes.sort("household_id").partition_by("first_night", as_dict=True)
 
 
 def _receipt(first: date, last: date, scores: pl.DataFrame, version: str) -> ScoreReceipt:
