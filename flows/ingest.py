@@ -1,18 +1,19 @@
 """Ingest delivered readings."""
 
-from collections.abc import Iterator
 from typing import Annotated
 
 from prefect.runtime import flow_run
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Row
+from rich.text import Text
 
 from flows import flow
 from tasks import lake
-from tasks.delivered import Table
+from tasks.delivered import Table, about_rows
 from tasks.discover import discover
-from tasks.ingest import Staged, groups, merge, plan, stage
+from tasks.ingest import Staged, Tell, groups, merge, plan, stage
 from tasks.report import leave
 from tasks.runs import Record, recorded
 from tasks.settle import IngestError, IngestReceipt, settle
@@ -55,35 +56,54 @@ def ingest(
                 "tariffs": tariffs,
             },
         )
-        staged = list(_stage_all(groups(found.readings)))
-        receipt = settle(found, staged, merge(plan(staged)))
+        with _bar() as bar:
+            staged = _stage_all(found.readings, bar)
+            months = plan(staged)
+            merged = merge(months, _row(bar, "months merged", len(months)))
+            receipt = settle(found, staged, merged)
         _report(receipt, record)
         if receipt.failures:
             raise IngestError(receipt)
     return receipt
 
 
-def _stage_all(batches: list[list[tuple[int, Table]]]) -> Iterator[Staged]:
-    """Stage every group, with a progress bar where a person watches."""
+class _Pace(ProgressColumn):
+    """How much is done a second."""
+
+    def render(self, task: Row) -> Text:
+        """A row's pace, nothing before there is one."""
+        pace = task.finished_speed or task.speed
+        return Text(f"{pace:,.0f}/s" if pace else "")
+
+
+def _bar() -> Progress:
+    """A progress bar where a person watches."""
     console = Console(stderr=True)
-    bar = Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rows]:,} rows, {task.fields[pace]:,.0f} rows/s"),
+        TextColumn("{task.completed:,} of {task.total:,}"),
+        _Pace(),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
-    with bar:
-        files = bar.add_task("files", total=sum(map(len, batches)), rows=0, pace=0.0)
-        rows = 0
-        for group in batches:
-            staged = stage(group)
-            rows += sum(each.rows_in for each in staged)
-            elapsed = bar.tasks[0].elapsed or 1e-9
-            bar.update(files, advance=len(group), rows=rows, pace=rows / elapsed)
-            yield from staged
+
+
+def _row(bar: Progress, name: str, total: int) -> Tell:
+    """A row of the bar, and how to tell it that so many more are done."""
+    row = bar.add_task(name, total=total)
+    return lambda count: bar.advance(row, count)
+
+
+def _stage_all(tables: list[Table], bar: Progress) -> list[Staged]:
+    rows = _row(bar, "rows read", sum(map(about_rows, tables)))
+    files = _row(bar, "files", len(tables))
+    staged = []
+    for group in groups(tables):
+        staged += stage(group, rows)
+        files(len(group))
+    return staged
 
 
 def _report(receipt: IngestReceipt, record: Record) -> None:

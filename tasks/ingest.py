@@ -5,7 +5,7 @@ the lake as it was, or is finished by the next one.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from operator import attrgetter
@@ -27,6 +27,9 @@ from tasks.settings import settings
 MOST_GROUPS: Final = 200
 LEAST_GROUP: Final = 8
 MOST_AT_ONCE: Final = 4
+
+Tell = Callable[[int], None]
+"""Hears how much more is done."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Staging:
     rank: int
     place: Path
     supply_limit_kwh: float
+    tell: Tell
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,20 @@ def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
 
 
 @task(name="stage", retries=2, task_run_name="stage {group[0][1].file}")
-def stage(group: list[tuple[int, Table]]) -> list[Staged]:
-    """Stage delivered tables as household-days a month; one that cannot be read leaves nothing."""
+def stage(group: list[tuple[int, Table]], tell: Tell) -> list[Staged]:
+    """Stage delivered tables as household-days a month; one that cannot be read leaves nothing.
+
+    `tell` hears of every batch of rows.
+    """
     deliveries = side_by_side()(joblib.delayed(_digest)(table) for _, table in group)
     first: list[tuple[int, Table, str | UserError]] = []
     again: list[tuple[int, Table, str | UserError]] = []
     for (rank, table), delivery in zip(group, deliveries, strict=True):
         is_copy = any(delivery == other for _, _, other in first)
         (again if is_copy else first).append((rank, table, delivery))
-    staged = side_by_side()(joblib.delayed(_stage)(*each) for each in first)
+    staged = side_by_side()(joblib.delayed(_stage)(*each, tell) for each in first)
     # A copy waits for the file before it, which may be one that cannot be read.
-    return sorted(staged + [_stage(*each) for each in again], key=attrgetter("rank"))
+    return sorted(staged + [_stage(*each, tell) for each in again], key=attrgetter("rank"))
 
 
 def _digest(table: Table) -> str | UserError:
@@ -105,21 +112,21 @@ def _digest(table: Table) -> str | UserError:
         return error
 
 
-def _stage(rank: int, table: Table, delivery: str | UserError) -> Staged:
+def _stage(rank: int, table: Table, delivery: str | UserError, tell: Tell) -> Staged:
     shutil.rmtree(of_rank(rank), ignore_errors=True)
     try:
         if isinstance(delivery, UserError):
             raise delivery
-        return _stage_new(rank, table, delivery)
+        return _stage_new(rank, table, delivery, tell)
     except UserError as error:
         shutil.rmtree(of_rank(rank), ignore_errors=True)
         return Staged(rank, table.file, failure=str(error))
 
 
-def _stage_new(rank: int, table: Table, delivery: str) -> Staged:
+def _stage_new(rank: int, table: Table, delivery: str, tell: Tell) -> Staged:
     if _is_known(delivery, rank):
         return Staged(rank, table.file, delivery, is_known=True)
-    work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh)
+    work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh, tell)
     with opened(table, work.place) as frame:
         every = batches(table, _standard(table, frame))
         parts: list[_Part] = side_by_side()(
@@ -159,6 +166,7 @@ def _is_known(delivery: str, rank: int) -> bool:
 
 def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> _Part:
     sifted = sift(rows, work.supply_limit_kwh)
+    work.tell(rows.height)
     if sifted.bad.height:
         keep(sifted.bad, work.place / f"bad/{part:06d}.arrow")
     if not len(sifted.kwh):
@@ -195,13 +203,22 @@ def plan(staged: Iterable[Staged]) -> list[date]:
 
 
 @task(name="merge", retries=2)
-def merge(months: list[date]) -> list[Merged]:
-    """Lay the staged household-days of months over the lake's; prepare those that it changes."""
-    every: list[Merged] = side_by_side()(joblib.delayed(_merge)(month) for month in months)
+def merge(months: list[date], tell: Tell) -> list[Merged]:
+    """Lay the staged household-days of months over the lake's; prepare those that it changes.
+
+    `tell` hears of every month.
+    """
+    every: list[Merged] = side_by_side()(joblib.delayed(_merge)(month, tell) for month in months)
     return every
 
 
-def _merge(month: date) -> Merged:
+def _merge(month: date, tell: Tell) -> Merged:
+    merged = _merged(month)
+    tell(1)
+    return merged
+
+
+def _merged(month: date) -> Merged:
     call = kept(lake.staging() / "spans.arrow")
     held = _held(month)
     given = _given(month)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ml.ingest.stamps import read
 from ml.schemas import RULES
 from tasks import lake, warehouse
+from tasks.delivered import Table, about_rows, tables
+from tasks.ingest import groups, stage
 from tests.deliveries import (
     KAGGLE,
     START,
@@ -331,3 +333,20 @@ def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
             take_in(source)
     for part in ("lake/days", "lake/households.parquet"):
         assert fingerprint(root / "one", part) == fingerprint(root / "other", part) != {}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
+def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, name: str) -> None:
+    source = csv(tmp_path / name, rows({slot: slot % 9 / 10 for slot in range(20_000)}))
+    (table,), heard = tables(source, name), list[int]()
+    with lake.writing():
+        (group,) = groups([table])
+        (staged,) = stage(group, heard.append)
+    assert sum(heard) == staged.rows_in == 20_000
+    assert about_rows(table) == pytest.approx(20_000, rel=0.02)
+
+
+def test_a_bar_promises_nothing_of_what_cannot_be_read(tmp_path: Path) -> None:
+    whole = csv(tmp_path / "a.csv.gz", rows({0: 0.1, 1: 0.2})).read_bytes()
+    (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
+    assert about_rows(Table(tmp_path / "b.csv.gz", "b.csv.gz")) == 0

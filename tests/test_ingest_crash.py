@@ -37,11 +37,12 @@ def counted(path, target):
     return rename(path, target)
 
 Path.replace = counted
+heard = []
 print("ready", flush=True)
 with lake.writing():
     found = discover([source], {})
-    staged = [each for group in groups(found.readings) for each in stage(group)]
-    settle(found, staged, merge(plan(staged)))
+    staged = [each for group in groups(found.readings) for each in stage(group, heard.append)]
+    settle(found, staged, merge(plan(staged), heard.append))
 print(renames, flush=True)
 """
 
