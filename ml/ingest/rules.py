@@ -164,21 +164,23 @@ def _lay(cell: Codes | Indices, kwh: Readings, size: int) -> tuple[Readings, Ind
     flat = np.full(size, np.nan, dtype=np.float32)
     flat[cell] = kwh
     flat += 0  # -0 becomes 0
-    crowded = _crowded(cell)
+    crowded = _crowded(cell, size)
     crowded = crowded[np.lexsort((kwh[crowded], cell[crowded]))]
     is_last = np.append(cell[crowded][1:] != cell[crowded][:-1], True)[: len(crowded)]
     flat[cell[crowded[is_last]]] = kwh[crowded[is_last]] + 0
     return flat, crowded[~is_last]
 
 
-def _crowded(cell: Codes | Indices) -> Indices:
-    """The rows that share a cell with another; files are mostly sorted, which shows them."""
+def _crowded(cell: Codes | Indices, size: int) -> Indices:
+    """The rows that share one of `size` cells with another; where they are sorted, neighbours."""
     if (cell[1:] >= cell[:-1]).all():
         again = np.flatnonzero(cell[1:] == cell[:-1])
         return np.union1d(again, again + 1)
-    order = np.argsort(cell, kind="stable")
-    again = np.flatnonzero(cell[order[1:]] == cell[order[:-1]])
-    return order[np.union1d(again, again + 1)]
+    row = np.arange(len(cell), dtype=_narrowest(len(cell)))
+    holder = np.empty(size, dtype=row.dtype)
+    holder[cell] = row  # one of those that share a cell
+    again = np.flatnonzero(holder[cell] != row)
+    return np.union1d(again, holder[cell[again]])
 
 
 def _narrowest(size: int) -> type[np.signedinteger[Any]]:
