@@ -14,17 +14,20 @@ import torch
 from pyod.models.ecod import ECOD
 from pyod.models.knn import KNN
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.train import train
-from ml.features import Fleet
+from ml.features import CONDITIONS, Fleet
 from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
+from ml.models import DEFAULT, network_class
 from ml.models.conditional_autoencoder import (
     ConditionalAutoencoder,
     ConditionalAutoencoderConfig,
 )
 from ml.models.network import Windows, in_level_units
+from ml.schemas import HALF_HOURS
 from ml.train import nights_data, reporting
 from ml.windows import FleetWindows
 from tasks import lake, warehouse
@@ -207,6 +210,24 @@ def _learn(
         error = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
     print(f"    validation loss {error:.4f}")
     return EPOCHS * count / seconds
+
+
+def gflop_judged() -> float:
+    """Operations in products and convolutions when the default network judges a household-night."""
+    network = network_class(DEFAULT)(network_class(DEFAULT).config_class()).eval()
+    window = torch.ones(1, network.lead_nights + 1, HALF_HOURS)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counted:
+        network(Windows(window, torch.ones(1), torch.zeros(1, len(CONDITIONS))))
+    return float(counted.get_total_flops()) / 1e9
+
+
+def gflop_learned() -> float:
+    """The same when the seed's autoencoder learns from one, there and back."""
+    network = _seeded()
+    day = Windows(torch.ones(2, 1, HALF_HOURS), torch.ones(2), torch.zeros(2, len(CONDITIONS)))
+    with FlopCounterMode(display=False) as counted:
+        network.loss(day).backward()
+    return float(counted.get_total_flops()) / 2 / 1e9
 
 
 def _seeded() -> ConditionalAutoencoder:

@@ -68,6 +68,15 @@ def memory_gb_s(gigabytes: float = 0.5) -> float:
     return max(2 * source.nbytes / 1e9 / _seconds(lambda: np.copyto(target, source)) for _ in "123")
 
 
+def file_gb_s(directory: Path, gigabytes: float = 0.5) -> float:
+    """How much of a file that was just written a core reads, the best of three."""
+    path = directory / "rate"
+    path.write_bytes(bytes(int(gigabytes * 1e9)))
+    seconds = min(_seconds(path.read_bytes) for _ in "123")
+    path.unlink()
+    return gigabytes / seconds
+
+
 def matrix_gflop_s(size: int = 2048) -> float:
     """Operations of a square matrix product in single precision on all cores."""
     matrix = np.ones((size, size), dtype=np.float32)
