@@ -302,7 +302,7 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
     for name, figure in {
         "loss": plots.loss_curve(result.history, result.best_epoch),
         "profiles": plots.profiles(
-            days, "Nights of homes held out, from ordinary to most anomalous"
+            days, "Nights of homes held out, least urgent first; shaded: the hours that are flagged"
         ),
         "scores": plots.score_distribution(detector, budget),
         "latent": plots.latent_plane(plane(detector.network, fleet, least)),
