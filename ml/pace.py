@@ -68,7 +68,7 @@ def device_name() -> str:
     """The same in words."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{device().type.upper()}, threads: {torch.get_num_threads()}"
+    return f"{device().type.upper()} (threads: {torch.get_num_threads()})"
 
 
 def paces(network: Network, windows: FleetWindows, places: Tensor) -> pl.DataFrame:

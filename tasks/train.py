@@ -102,7 +102,7 @@ class Fitted(BaseModel):
     def line(self) -> str:
         """How the fit went."""
         return (
-            f"{self.parameters.model}, best of {self.epochs} epochs {self.best_epoch + 1} with "
+            f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.epochs} kept, "
             f"validation loss {self.best_loss:.4f}, {self.rows_per_second:,.0f} household-nights/s "
             f"in {self.precision} on {self.device}, {timedelta(seconds=round(self.seconds))}"
         )

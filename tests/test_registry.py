@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     assert (good.version, good.promoted) == ("1", True)
     assert (poor.version, poor.promoted) == ("2", False)
     assert "of resamples, 95% are needed" in poor.line()
-    assert "best of 1 epochs 1 with validation loss" in poor.line()
+    assert "conditional_autoencoder, epoch 1 of 1 kept, validation loss " in poor.line()
     return home
 
 
