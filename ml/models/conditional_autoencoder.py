@@ -42,9 +42,9 @@ class ConditionalAutoencoder(ExpectingNetwork):
             nn.Linear(config.hidden, HALF_HOURS),
         )
 
-    def encode(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def encode(self, x: Tensor, conditions: Tensor) -> Tensor:
         """The latent point `[B, latent]`."""
-        z: Tensor = self.encoder(torch.cat((readings[:, -1], conditions), dim=1))
+        z: Tensor = self.encoder(torch.cat((x, conditions), dim=1))
         return z
 
     def decode(self, z: Tensor, conditions: Tensor) -> Tensor:
@@ -52,6 +52,10 @@ class ConditionalAutoencoder(ExpectingNetwork):
         x: Tensor = self.decoder(torch.cat((z, conditions), dim=1))
         return x
 
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
+        """The night encoded."""
+        return self.encode(readings[:, -1], conditions)
+
     def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """Rebuild the night."""
-        return self.decode(self.encode(readings, conditions), conditions)
+        return self.decode(self.code(readings, conditions), conditions)

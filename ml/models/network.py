@@ -131,13 +131,13 @@ class ExpectingNetwork(Network):
         """
 
     @abstractmethod
-    def encode(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """What `expect` rests on, `[B, n]`; arguments as there."""
 
     def latent(self, windows: Windows) -> Tensor:
-        """As encoded."""
+        """What the expected profile rests on."""
         standard = self.readings(in_level_units(windows))
-        return self.encode(*self._known(standard, windows.conditions))
+        return self.code(*self._known(standard, windows.conditions))
 
     def fit_scales(self, windows: Windows) -> None:
         """Scales of each half-hour and condition, NaN left out."""
@@ -187,7 +187,7 @@ class ForecastingNetwork(ExpectingNetwork):
         following: Tensor = self.head(self.state(past))
         return following
 
-    def encode(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
         """The state before the night's last block."""
         return self.state(self._pasts(readings)[:, -1])
 
