@@ -1,9 +1,12 @@
 """Score a range of nights."""
 
+from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Annotated
 
 from pydantic import Field
+from rich.console import Console
+from rich.progress import track
 
 from flows import flow
 from tasks.report import report_scores
@@ -12,14 +15,23 @@ from tasks.score import ScoreReceipt, join_episodes, score_span, spans, total, w
 
 First = Annotated[date, Field(description="first night to score (UTC calendar day)")]
 Last = Annotated[date, Field(description="last night to score, included")]
+Span = tuple[date, date]
 
 
 @flow(name="backfill", flow_run_name="backfill {first} to {last}")
 def backfill(first: First, last: Last) -> ScoreReceipt:
     """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
     with recorded("backfill", first, last) as record:
-        receipt = total(score_span.map(spans(*wanted(first, last))))
+        receipt = total(score_span.map(_with_progress(spans(*wanted(first, last)))))
         join_episodes()
         record.model_version = receipt.model_version
         report_scores(receipt)
     return receipt
+
+
+def _with_progress(parts: Iterable[Span]) -> Iterator[Span]:
+    """The spans one by one, with a progress bar where a person watches."""
+    console = Console(stderr=True)
+    yield from track(
+        list(parts), description="backfill", console=console, disable=not console.is_terminal
+    )

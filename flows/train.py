@@ -7,6 +7,7 @@ from pydantic import Field
 
 from flows import flow
 from ml.errors import UserError
+from tasks.progress import at
 from tasks.runs import recorded
 from tasks.train import (
     TrainParameters,
@@ -43,8 +44,10 @@ def train(
     with recorded("train") as record:
         fitted = fit_detector(parameters)
         record.first_night, record.last_night = fitted.first, fitted.until
-        version = register_version(fitted)
-        verdict = promote_version(fitted, version, wanted=parameters.promote)
+        with at("registering the version"):
+            version = register_version(fitted)
+        with at("holding it against the champion"):
+            verdict = promote_version(fitted, version, wanted=parameters.promote)
         record.model_version, record.message = version.version, verdict.why
         receipt = TrainReceipt(version=version.version, verdict=verdict, fitted=fitted)
         report_training(receipt)

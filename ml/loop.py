@@ -1,7 +1,7 @@
 """The training loop of every network: batches by index, Lightning modules, a trainer."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -208,7 +208,9 @@ class Loop:
     timer: Timer
 
 
-def make_loop(parameters: FitParameters, directory: str, *, progress: bool) -> Loop:
+def make_loop(
+    parameters: FitParameters, directory: str, callbacks: Sequence[Callback] = ()
+) -> Loop:
     """A trainer that keeps the three best epochs and the last one in `directory`."""
     checkpoints = ModelCheckpoint(
         dirpath=directory,
@@ -229,10 +231,10 @@ def make_loop(parameters: FitParameters, directory: str, *, progress: bool) -> L
         gradient_clip_val=CLIP_NORM,
         deterministic=True,
         devices=1,
-        callbacks=[*averaging, stopping, timer, checkpoints],
+        callbacks=[*averaging, stopping, timer, checkpoints, *callbacks],
         logger=False,
         num_sanity_val_steps=0,
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
     return Loop(trainer, checkpoints, timer)

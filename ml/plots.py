@@ -2,23 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
+from ml.calibration import alert_limit, p_values, urgency
 from ml.detector import Detector
+from ml.errors import UserError
 from ml.features import Fleet, Floats
+from ml.reasons import explain, past_nights
 from ml.schemas import HALF_HOURS
-from ml.score import judge
+from ml.score import Night, judge
+
+if TYPE_CHECKING:
+    from ml.latent import Plane
 
 OBSERVED: Final = "#1b5e7a"
 EXPECTED: Final = "#e07b39"
 QUIET: Final = "#8a8f94"
 EXAMPLES: Final = 12
 COLUMNS: Final = 4
+FLAGGED: Final = 4
+"""Homes among the examples that are flagged, where there are so many."""
+P_VALUES: Final = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
+ACORN: Final = {
+    1.0: ("affluent", OBSERVED),
+    0.0: ("comfortable", "#7fb069"),
+    -1.0: ("adversity", EXPECTED),
+}
+UNKNOWN: Final = ("unknown", "#c9ccd0")
+SEASONS: Final = (
+    ("winter", OBSERVED),
+    ("spring", "#7fb069"),
+    ("summer", "#f2c14e"),
+    ("autumn", "#b5532a"),
+)
+PRECISIONS: Final = {
+    "32-true": (OBSERVED, "full (float32)"),
+    "bf16-mixed": (EXPECTED, "mixed (bfloat16)"),
+    "16-mixed": ("#7fb069", "mixed (float16)"),
+}
+Places = NDArray[np.int_]
+
 HOURS: Final = np.arange(HALF_HOURS) / 2
 
 
@@ -33,22 +63,63 @@ class Example:
     """The hours that deviate most, from and to."""
 
 
-def examples(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> list[Example]:
-    """A dozen household-nights, evenly from the least to the most anomalous score."""
+def examples(
+    detector: Detector, fleet: Fleet, nights: slice, min_readings: int, alert_budget: float
+) -> list[Example]:
+    """A dozen household-nights: evenly from the least anomalous on, and the most urgent flagged."""
     judged = judge(detector, fleet, min_readings)
-    score = np.where(np.isfinite(judged.score), judged.score, np.nan)
-    score[:, : nights.start] = np.nan
-    scored = np.flatnonzero(np.isfinite(score))
-    order = scored[np.argsort(score.ravel()[scored], kind="stable")]
-    places = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
-    return [
+    urgent = urgency(detector.alerts.numpy(), judged.p_value, judged.evidence)
+    urgent[:, : nights.start] = np.nan
+    is_flagged = urgent <= _limit(detector, alert_budget)
+    worst = _most_urgent(np.where(is_flagged, urgent, np.nan))
+    ordinary = _even(np.where(is_flagged, np.nan, urgent), EXAMPLES - len(worst))
+    shown = [
         Example(
-            title=f"{fleet.household_ids[h]}  {fleet.nights[d]}  p = {judged.p_value[h, d]:.2g}",
+            title=f"{fleet.household_ids[h]}  {fleet.nights[d]}\np = {judged.p_value[h, d]:.2g}",
             actual_kwh=fleet.kwh[h, d],
             expected_kwh=judged.expected_kwh[h, d],
         )
-        for h, d in (np.unravel_index(place, score.shape) for place in order[places])
+        for h, d in ordinary
     ]
+    return shown + _explained(fleet, judged, worst)
+
+
+def _ordered(urgent: Floats) -> Places:
+    """Places `[N, 2]` in `[H, D]`, the least urgent first; NaN left out."""
+    order = np.argsort(-urgent, axis=None, kind="stable")[: np.isfinite(urgent).sum()]
+    return np.stack(np.unravel_index(order, urgent.shape), axis=1)
+
+
+def _most_urgent(urgent: Floats) -> Places:
+    """The most urgent night of each of the most urgent homes, the least urgent of them first."""
+    places = _ordered(urgent)[::-1]
+    _, first = np.unique(places[:, 0], return_index=True)
+    return places[np.sort(first)[:FLAGGED][::-1]]
+
+
+def _even(urgent: Floats, count: int) -> Places:
+    """At most so many nights, evenly from the least to the most urgent."""
+    places = _ordered(urgent)
+    even = np.linspace(0, len(places) - 1, min(count, len(places)))
+    return places[even.round().astype(int)]
+
+
+def _explained(fleet: Fleet, judged: Night, places: Places) -> list[Example]:
+    """Flagged nights `[N, 2]` with their reasons and the hours that show them."""
+    h, d = places.T
+    actual, expected = fleet.kwh[h, d], judged.expected_kwh[h, d]
+    rows = pl.DataFrame(
+        {
+            "household_id": [fleet.household_ids[household] for household in h],
+            "night": [fleet.nights[night] for night in d],
+            "p_value": judged.p_value[h, d],
+            "actual_kwh": actual.sum(axis=1),
+            "expected_kwh": expected.sum(axis=1),
+        },
+        schema_overrides={"household_id": pl.String, "night": pl.Date},
+    )
+    past = past_nights(fleet.kwh, h, d)
+    return flagged(explain(rows, actual, expected, judged.half_hour[h, d], past))
 
 
 def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
@@ -66,11 +137,13 @@ def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figur
     loss.plot(best_epoch + 1, best["val_loss"], "o", color=EXPECTED, label="weights kept")
     loss.legend(frameon=False, fontsize=8)
     rate.plot(epochs, [epoch["learning_rate"] for epoch in history], color=QUIET, lw=1.8)
-    rate.set_yscale("log")
+    rate.ticklabel_format(axis="y", scilimits=(0, 0))
+    rate.set_ylim(bottom=0)
     _label(loss, "Loss of the network", "", "")
     _label(rate, "Learning rate", "epoch", "")
     for panel in (loss, rate):
         panel.set_xlim(0.5, max(epochs) + 0.5)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -113,26 +186,105 @@ def flagged(anomalies: pl.DataFrame) -> list[Example]:
     ]
 
 
-def score_distribution(scores: Floats, alert_budget: float) -> Figure:
-    """Scores of the calibration nights, and the threshold that the alert budget sets."""
+def score_distribution(detector: Detector, alert_budget: float) -> Figure:
+    """Scores of the calibration nights, their p-values, and the one that flags a night by itself.
+
+    No threshold where the calibration cannot tell what keeps to the budget.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.add_subplot()
-    threshold = float(np.quantile(scores, 1 - alert_budget / 1000))
-    end = max(float(np.quantile(scores, 0.9999)), 1.2 * threshold)
-    bins = np.linspace(0, end, 80)
+    scores, limit = detector.calibration.numpy(), _limit(detector, alert_budget)
+    grid = np.linspace(scores.min(), 2 * scores.max() + 1, 20_000)
+    falling = -np.log10(p_values(scores, grid))
+    threshold = float(np.interp(-np.log10(limit), falling, grid)) if limit else None
+    end = max(float(np.quantile(scores, 0.9999)), 1.2 * (threshold or 0.0))
+    bins = np.linspace(scores.min(), end, 80)
     panel.hist(np.minimum(scores, end), bins=list(bins), color=OBSERVED, log=True)
-    panel.axvline(threshold, color=EXPECTED, lw=1.8)
-    panel.annotate(
-        f"{threshold:.1f}: {alert_budget:g} in 1,000 lie beyond",
-        (threshold, panel.get_ylim()[1]),
-        xytext=(6, -12),
-        textcoords="offset points",
-        color=EXPECTED,
-        fontsize=9,
+    if threshold is not None:
+        panel.axvline(threshold, color=EXPECTED, lw=1.8)
+        panel.annotate(
+            f"flagged from here on: p up to {limit:.2g},\n"
+            f"{alert_budget:g} false episodes in 1,000 nights",
+            (threshold, panel.get_ylim()[1]),
+            xytext=(6, -22),
+            textcoords="offset points",
+            color=EXPECTED,
+            fontsize=8,
+        )
+    shown = [p for p in P_VALUES if falling[0] <= -np.log10(p) <= np.interp(end, grid, falling)]
+    top = panel.secondary_xaxis("top")
+    top.set_xticks(np.interp(-np.log10(shown), falling, grid), [f"p = {p:g}" for p in shown])
+    top.tick_params(labelsize=8)
+    title = f"Scores of {len(scores):,} household-nights held out, by which p-values are told"
+    _label(
+        panel,
+        title,
+        "score against the home's own nights (the last bar holds all beyond)",
+        "household-nights",
     )
-    title = f"Scores of {len(scores):,} calibration household-nights"
-    _label(panel, title, "score (the last bar holds all beyond)", "household-nights")
     return figure
+
+
+def latent_plane(plane: "Plane") -> Figure:
+    """Household-nights in a network's latent plane, by season and by Acorn group."""
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    season, acorn = figure.subplots(1, 2, sharex=True, sharey=True)
+    order = np.random.default_rng(0).permutation(len(plane.nights))  # no group lies on top
+    x, y = plane.points[order].T
+    seasons = [SEASONS[night.month % 12 // 3] for night in plane.nights]
+    acorns = [ACORN.get(float(value), UNKNOWN) for value in plane.affluence]
+    for panel, groups, known in (
+        (season, seasons, SEASONS),
+        (acorn, acorns, (*ACORN.values(), UNKNOWN)),
+    ):
+        panel.scatter(x, y, c=[groups[place][1] for place in order], s=7, lw=0, alpha=0.7)
+        for name, colour in known:
+            if (name, colour) in groups:
+                panel.scatter([], [], c=colour, s=30, lw=0, label=name)
+        panel.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4, frameon=False, fontsize=8)
+    title = f"{len(x):,} household-nights of homes held out"
+    _label(season, f"{title}, by season", *plane.axes)
+    _label(acorn, "The same, by Acorn group", plane.axes[0], "")
+    for axis, values in ((season.set_xlim, x), (season.set_ylim, y)):
+        low, high = np.quantile(values, (0.002, 0.998))
+        axis(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    return figure
+
+
+def pace(table: pl.DataFrame, device: str) -> Figure:
+    """What `paces` measured: household-nights a second and memory, by batch size and precision."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    speed, memory = figure.subplots(1, 2)
+    on_gpu = table["peak_mb"].is_not_null().any()
+    for panel, column in (
+        (speed, "nights_per_second"),
+        (memory, "peak_mb" if on_gpu else "kept_mb"),
+    ):
+        for (precision,), rows in table.group_by("precision", maintain_order=True):
+            colour, name = PRECISIONS[str(precision)]
+            panel.plot(rows["batch_size"], rows[column], "o-", color=colour, lw=1.6, label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(table["batch_size"].unique(), [])
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:,g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(alpha=0.3)
+    speed.legend(frameon=False, fontsize=8)
+    kind = "most that a step allocates" if on_gpu else "tensors kept for the backward pass"
+    _label(speed, f"Training steps on {device}", "batch size", "household-nights a second")
+    _label(memory, f"Memory of a step: {kind}", "batch size", "MB")
+    return figure
+
+
+def _limit(detector: Detector, alert_budget: float) -> float:
+    """The urgency that flags; 0 where the calibration cannot tell."""
+    try:
+        size = detector.config.calibration_size
+        return alert_limit(detector.alerts.numpy(), size, alert_budget)
+    except UserError:
+        return 0.0
 
 
 def _label(panel: Axes, title: str, x: str, y: str) -> None:

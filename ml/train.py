@@ -1,6 +1,7 @@
 """Training: households held out, the fit of a detector, and how good its expectation is."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -8,6 +9,7 @@ from typing import Final
 import lightning as L  # noqa: N812
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -82,7 +84,7 @@ def fit(
     directory: str,
     *,
     resume: str | None = None,
-    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Train, restore the best weights, and calibrate on households that training has not seen.
 
@@ -96,7 +98,7 @@ def fit(
     detector = Detector(DetectorConfig(model=parameters.model))
     data = nights_data(detector.network, fleet, parameters, min_readings)
     module = NetworkModule(detector.network, parameters)
-    loop = make_loop(parameters, directory, progress=progress)
+    loop = make_loop(parameters, directory, callbacks)
     with expected_warnings():
         loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     best_epoch = module.restore(loop.checkpoints.best_model_path)
@@ -141,6 +143,11 @@ def nights_data(
     validation = usable_places(fleet, apart, "held out", min_readings)
     network.fit_scales(windows.take(spread(train, SCALE_ROWS)))
     return NightsData(windows, train, validation, parameters)
+
+
+def everywhere(fleet: Fleet, min_readings: int) -> Tensor:
+    """All household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`."""
+    return torch.from_numpy(np.flatnonzero(fleet.n_readings >= min_readings))
 
 
 def usable_places(

@@ -111,8 +111,8 @@ def register(
 ) -> Version:
     """Record a training and register its detector as the next version.
 
-    `directory` holds the detector as `save` writes it, and pictures. `history` is one mapping of
-    metrics an epoch, `figures` are metrics of the whole.
+    `directory` holds the detector as `save` writes it, pictures, and CSV of what they show.
+    `history` is one mapping of metrics an epoch, `figures` are metrics of the whole.
     """
     client = _client()
     run = client.create_run(_experiment(client), tags=dict(tags), run_name=name)
@@ -121,7 +121,7 @@ def register(
         _log_metrics(client, run_id, parameters, history, figures)
         for path in (directory / CONFIG, directory / WEIGHTS):
             client.log_artifact(run_id, str(path), "detector")
-        for path in sorted(directory.glob("*.png")):
+        for path in sorted((*directory.glob("*.png"), *directory.glob("*.csv"))):
             client.log_artifact(run_id, str(path), "pictures")
         with tempfile.TemporaryDirectory() as exported:
             export(load(directory), Path(exported) / "model")

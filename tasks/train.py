@@ -2,14 +2,14 @@
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import polars as pl
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,15 +17,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from ml import plots
 from ml.benchmark.figures import better
 from ml.benchmark.plant import copies_of, plant
+from ml.detector import Detector
 from ml.errors import UserError
 from ml.features import Fleet
+from ml.latent import plane
 from ml.loop import FitParameters
 from ml.models import DEFAULT, ModelName
+from ml.pace import device_name, paces
 from ml.score import LEAD_NIGHTS, judge, lead
-from ml.train import FitResult, fit, reporting, since, unseen, validation_error
+from ml.train import FitResult, everywhere, fit, reporting, since, unseen, validation_error
+from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load, save
 from tasks.fleet import load_fleet
+from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
 from tasks.registry import Version
 from tasks.report import leave
@@ -35,7 +40,7 @@ SURE: Final = 0.95
 PICTURED: Final = 100
 PLANTED_ROWS: Final = 136
 """Copies of homes in which nights are planted to hold two detectors against each other."""
-NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision"}
+NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision", "device"}
 CHOICES: Final = {"model", "seed", "max_epochs"}
 
 
@@ -83,8 +88,24 @@ class Fitted(BaseModel):
     seconds: float
     rows_per_second: float
     precision: str
+    device: str
+    pace: dict[str, float]
+    """Household-nights a second and memory of training steps, by precision and batch size."""
     error_kwh: float
     history: list[dict[str, float]]
+
+    @property
+    def best_loss(self) -> float:
+        """The validation loss of the weights kept."""
+        return self.history[self.best_epoch]["val_loss"]
+
+    def line(self) -> str:
+        """How the fit went."""
+        return (
+            f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.epochs} kept, "
+            f"validation loss {self.best_loss:.4f}, {self.rows_per_second:,.0f} household-nights/s "
+            f"in {self.precision} on {self.device}, {timedelta(seconds=round(self.seconds))}"
+        )
 
 
 class Verdict(BaseModel):
@@ -112,7 +133,7 @@ class TrainReceipt(BaseModel):
     def line(self) -> str:
         """What there is to say in one line."""
         outcome = "is the champion now" if self.promoted else "was registered, not promoted"
-        return f"version {self.version} {outcome}: {self.verdict.why}"
+        return f"version {self.version} {outcome}: {self.verdict.why}; {self.fitted.line()}"
 
 
 def last_night(parameters: TrainParameters) -> date:
@@ -158,7 +179,8 @@ def register_version(fitted: Fitted) -> Version:
         name=f"{fitted.parameters.model} until {fitted.until}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
         history=fitted.history,
-        figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"}),
+        figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"})
+        | fitted.pace,
         tags={"data": fitted.data, "until": str(fitted.until)} | code_version(),
     )
 
@@ -221,9 +243,10 @@ def report_training(receipt: TrainReceipt) -> None:
         f"- Split: {fitted.held_out:,} households held out of the training from {fitted.first}; "
         f"calibrated on their nights from {fitted.calibration} until {fitted.until}",
         f"- Fit of `{fitted.parameters.model}`: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
-        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.precision}), "
+        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.precision}, "
+        f"{fitted.device}), "
         f"best epoch {fitted.best_epoch + 1}, "
-        f"validation loss {fitted.history[fitted.best_epoch]['val_loss']:.4f}",
+        f"validation loss {fitted.best_loss:.4f}",
         f"- Error of the expected profile there: {fitted.error_kwh:.4f} kWh a half-hour",
         f"- Curves and pictures: {registry.page(receipt.version)}",
     )
@@ -247,35 +270,55 @@ def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
     last = checkpoints / "last.ckpt"
     if not last.exists():
         shutil.rmtree(checkpoints, ignore_errors=True)
-    result = fit(
-        fleet,
-        parameters,
-        settings().min_readings,
-        str(checkpoints),
-        resume=str(last) if last.exists() else None,
-        progress=sys.stderr.isatty(),
-    )
+    with TrainingBar() as bar:
+        result = fit(
+            fleet,
+            parameters,
+            settings().min_readings,
+            str(checkpoints),
+            resume=str(last) if last.exists() else None,
+            callbacks=[bar],
+        )
     save(result.detector, lake.training(key))
-    _draw(result, unseen(fleet), lake.training(key))
-    fitted = _fitted(key, data, parameters, fleet, result)
+    with at("measuring training steps"):
+        table = _paces(result.detector, unseen(fleet))
+    with at("drawing pictures"):
+        _draw(result, unseen(fleet), table, lake.training(key))
+        fitted = _fitted(key, data, parameters, fleet, result, table)
     lake.replace_bytes(_report(key), fitted.model_dump_json(indent=2).encode())
 
 
-def _draw(result: FitResult, fleet: Fleet, directory: Path) -> None:
+def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
+    least, network = settings().min_readings, detector.network
+    windows = FleetWindows(fleet, network.lead_nights, least)
+    return paces(network, windows, everywhere(fleet, least))
+
+
+def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:
     recent = since(fleet.of(slice(PICTURED)), result.calibration.start - LEAD_NIGHTS)
     nights = slice(len(recent.nights) - _length(result.calibration), None)
-    days = plots.examples(result.detector, recent, nights, settings().min_readings)
-    scores, budget = result.detector.calibration.numpy(), settings().alert_budget
+    detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
+    days = plots.examples(detector, recent, nights, least, budget)
     for name, figure in {
         "loss": plots.loss_curve(result.history, result.best_epoch),
-        "profiles": plots.profiles(days, "Calibration nights, least to most anomalous"),
-        "scores": plots.score_distribution(scores, budget),
+        "profiles": plots.profiles(
+            days, "Nights of homes held out, least urgent first; shaded: the hours that are flagged"
+        ),
+        "scores": plots.score_distribution(detector, budget),
+        "latent": plots.latent_plane(plane(detector.network, fleet, least)),
+        "pace": plots.pace(table, device_name()),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
+    table.write_csv(directory / "pace.csv")
 
 
 def _fitted(
-    key: str, data: str, parameters: FitParameters, fleet: Fleet, result: FitResult
+    key: str,
+    data: str,
+    parameters: FitParameters,
+    fleet: Fleet,
+    result: FitResult,
+    table: pl.DataFrame,
 ) -> Fitted:
     nights, apart = fleet.nights, unseen(fleet)
     return Fitted(
@@ -294,11 +337,22 @@ def _fitted(
         seconds=result.seconds,
         rows_per_second=result.rows_per_second,
         precision=result.precision,
+        device=device_name(),
+        pace=_metrics(table),
         error_kwh=validation_error(
             result.detector, apart, result.calibration, settings().min_readings
         ),
         history=result.history,
     )
+
+
+def _metrics(table: pl.DataFrame) -> dict[str, float]:
+    """What was measured, under `figure/precision/batch size`."""
+    figures = table.unpivot(index=["precision", "batch_size"]).drop_nulls("value")
+    return {
+        f"{name}/{precision}/{batch_size}": value
+        for precision, batch_size, name, value in figures.iter_rows()
+    }
 
 
 def _length(part: slice) -> int:

@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     assert (good.version, good.promoted) == ("1", True)
     assert (poor.version, poor.promoted) == ("2", False)
     assert "of resamples, 95% are needed" in poor.line()
+    assert "conditional_autoencoder, epoch 1 of 1 kept, validation loss " in poor.line()
     return home
 
 
@@ -75,8 +76,10 @@ def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
     assert {"data", "until", "package", "promoted", "why"} <= version.tags.keys()
     epochs = client.get_metric_history(version.run_id, "val_loss")
     assert [metric.step for metric in epochs] == list(range(len(epochs)))
-    pictures = {Path(file.path).name for file in client.list_artifacts(version.run_id, "pictures")}
-    assert pictures == {"loss.png", "profiles.png", "scores.png"}
+    pictures = {Path(file.path).stem for file in client.list_artifacts(version.run_id, "pictures")}
+    assert pictures == {"loss", "profiles", "scores", "latent", "pace"}
+    assert {"nights_per_second/32-true/16", "kept_mb/32-true/16"} <= run.data.metrics.keys()
+    assert run.data.params["device"]
 
 
 def test_nothing_is_pickled(trained: Path) -> None:

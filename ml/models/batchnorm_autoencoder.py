@@ -37,9 +37,14 @@ class BatchnormAutoencoder(ExpectingNetwork):
             *_layers(outwards, config.dropout), nn.Linear(outwards[-1], HALF_HOURS)
         )
 
-    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+        """The latent point `[B, latent]`."""
+        z: Tensor = self.encoder(readings[:, -1])
+        return z
+
+    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """Rebuild the night."""
-        rebuilt: Tensor = self.decoder(self.encoder(readings[:, -1]))
+        rebuilt: Tensor = self.decoder(self.code(readings, conditions))
         return rebuilt
 
 

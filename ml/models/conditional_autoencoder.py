@@ -52,6 +52,10 @@ class ConditionalAutoencoder(ExpectingNetwork):
         x: Tensor = self.decoder(torch.cat((z, conditions), dim=1))
         return x
 
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
+        """The night encoded."""
+        return self.encode(readings[:, -1], conditions)
+
     def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """Rebuild the night."""
-        return self.decode(self.encode(readings[:, -1], conditions), conditions)
+        return self.decode(self.code(readings, conditions), conditions)

@@ -98,13 +98,16 @@ class HistoryNetwork(Network):
 
         Those of the night are of all families of corruptions together.
         """
-        history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
-        level = usual_level(history)
-        described = describe(complete(history, level), night, level)
+        described, level = _described(windows)
         logit, half_hour, expected = self._heads(described, windows.conditions)
         kwh = in_kwh(expected[:, None].clamp(min=0), level)[:, 0]
         score = logit[:, 1:].logsumexp(dim=1) - logit[:, 0]
-        return Judged(kwh, torch.where(night[:, 0].isnan(), torch.nan, half_hour), score)
+        return Judged(kwh, torch.where(windows.kwh[:, -1].isnan(), torch.nan, half_hour), score)
+
+    def latent(self, windows: Windows) -> Tensor:
+        """What the heads are told, `[B, width]`."""
+        _, hidden = self._hidden(_described(windows)[0], windows.conditions)
+        return hidden
 
     def loss(self, windows: Windows) -> Tensor:
         """Cross-entropy of families and half-hours, and how well the real night is rebuilt."""
@@ -117,7 +120,9 @@ class HistoryNetwork(Network):
         history = kwh[:, :HISTORY_NIGHTS]
         level = usual_level(history)
         nights = torch.where(observed & _seen(observed), kwh[:, -NIGHTS:], torch.nan)
-        described = describe(history, nights, level)
+        # Distances between days, products of small differences, mean nothing in half precision.
+        with torch.autocast(kwh.device.type, enabled=False):
+            described = describe(history, nights, level)
         conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
         logit, half_hour, expected = self._heads(described, conditions)
         target = in_units(real[:, -NIGHTS:], level).flatten(0, 1)
@@ -129,6 +134,13 @@ class HistoryNetwork(Network):
 
     def _heads(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[B, 1 + F]` of real and of families, log odds and expected units `[B, 48]`."""
+        local, hidden = self._hidden(described, conditions)
+        wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
+        usual = described.median.flatten(0, 1).to(self.night_head.weight.dtype)
+        return self.night_head(hidden), wide[:, 0], usual + wide[:, 1]
+
+    def _hidden(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """What is made of half-hours `[B, channels, 48]` and of the whole `[B, width]`."""
         dtype = self.night_head.weight.dtype
         half_hours = self.half_hour_scale(described.half_hours.flatten(0, 1).to(dtype))
         local = nn.functional.gelu(self.convolution(half_hours))
@@ -139,10 +151,14 @@ class HistoryNetwork(Network):
         night = self.night_scale(described.night.flatten(0, 1).to(dtype))
         pooled = nn.functional.gelu(self.pointwise(local))
         inputs = (local.flatten(1), pooled.mean(dim=2), pooled.amax(dim=2), night, told)
-        hidden = self.trunk(torch.cat(inputs, dim=1))
-        wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
-        usual = described.median.flatten(0, 1).to(dtype)
-        return self.night_head(hidden), wide[:, 0], usual + wide[:, 1]
+        return local, self.trunk(torch.cat(inputs, dim=1))
+
+
+def _described(windows: Windows) -> tuple[Described, Tensor]:
+    """A night against its history, and the level `[B]` of that in kWh."""
+    history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
+    level = usual_level(history)
+    return describe(complete(history, level), night, level), level
 
 
 def augmented(kwh: Tensor) -> Tensor:

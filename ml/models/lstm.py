@@ -36,8 +36,7 @@ class Lstm(ForecastingNetwork):
         )
         self.head = nn.Linear(config.width, self.horizon)
 
-    def forecast(self, past: Tensor) -> Tensor:
-        """Forecast from the state after the last half-hour."""
-        states, _ = self.recurrent(past[..., None])
-        following: Tensor = self.head(states[:, -1])
-        return following
+    def state(self, past: Tensor) -> Tensor:
+        """The state after the last half-hour."""
+        states: Tensor = self.recurrent(past[..., None])[0]
+        return states[:, -1]

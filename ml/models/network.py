@@ -77,6 +77,10 @@ class Network(nn.Module, ABC):
         """Judge each household-night by itself, whatever shares its batch."""
 
     @abstractmethod
+    def latent(self, windows: Windows) -> Tensor:
+        """What the network sums a household-night up in before it answers, `[B, n]`."""
+
+    @abstractmethod
     def loss(self, windows: Windows) -> Tensor:
         """What training lowers, a scalar; may draw from torch's generator, seeded by the loop."""
 
@@ -126,6 +130,15 @@ class ExpectingNetwork(Network):
         missing stands at its mean, 0.
         """
 
+    @abstractmethod
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
+        """What `expect` rests on, `[B, n]`; arguments as there."""
+
+    def latent(self, windows: Windows) -> Tensor:
+        """What the expected profile rests on."""
+        standard = self.readings(in_level_units(windows))
+        return self.code(*self._known(standard, windows.conditions))
+
     def fit_scales(self, windows: Windows) -> None:
         """Scales of each half-hour and condition, NaN left out."""
         self.readings.fit(in_level_units(windows)[:, -1])
@@ -147,8 +160,12 @@ class ExpectingNetwork(Network):
         return mean_square(self._expected(standard, windows.conditions) - standard[:, -1])
 
     def _expected(self, standard: Tensor, conditions: Tensor) -> Tensor:
+        return self.expect(*self._known(standard, conditions)).to(standard.dtype)
+
+    def _known(self, standard: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Readings and conditions in standard units, what is missing at its mean."""
         known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
-        return self.expect(torch.nan_to_num(standard, nan=0.0), known).to(standard.dtype)
+        return torch.nan_to_num(standard, nan=0.0), known
 
 
 class ForecastingNetwork(ExpectingNetwork):
@@ -159,9 +176,20 @@ class ForecastingNetwork(ExpectingNetwork):
     window: ClassVar[int] = 100
     horizon: ClassVar[int] = 12
 
+    head: nn.Linear
+
     @abstractmethod
+    def state(self, past: Tensor) -> Tensor:
+        """What `past` `[N, window]`, standardised readings, comes to before the head, `[N, n]`."""
+
     def forecast(self, past: Tensor) -> Tensor:
         """The standardised readings `[N, horizon]` that follow `past` `[N, window]`."""
+        following: Tensor = self.head(self.state(past))
+        return following
+
+    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+        """The state before the night's last block."""
+        return self.state(self._pasts(readings)[:, -1])
 
     def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
         """Forecast every block of the night."""

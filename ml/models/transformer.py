@@ -44,11 +44,10 @@ class Transformer(ForecastingNetwork):
         self.layers, self.last = nn.Sequential(*layers[:-1]), layers[-1]
         self.head = nn.Linear(config.width, self.horizon)
 
-    def forecast(self, past: Tensor) -> Tensor:
-        """Forecast from the last token."""
+    def state(self, past: Tensor) -> Tensor:
+        """The last token."""
         tokens = self.layers(self.projection(past[..., None]) + self.positions)
-        following: Tensor = self.head(_last_token(self.last, tokens))
-        return following
+        return _last_token(self.last, tokens)
 
 
 def _last_token(layer: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def train_ours(source: Path, scratch: Path) -> float:
     )
     network = _seeded()
     data = nights_data(network, _learnt(), parameters, MIN_READINGS)
-    loop = make_loop(parameters, str(scratch / "checkpoints"), progress=False)
+    loop = make_loop(parameters, str(scratch / "checkpoints"))
     module = NetworkModule(network, parameters)
     with expected_warnings():
         started = time.perf_counter()

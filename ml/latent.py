@@ -1,0 +1,68 @@
+"""Where household-nights lie in what a network makes of them, as a plane."""
+
+import copy
+from dataclasses import dataclass
+from datetime import date
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from ml.features import CONDITIONS, Fleet, Floats
+from ml.loop import spread
+from ml.models.network import Network
+from ml.train import everywhere
+from ml.windows import FleetWindows
+
+NIGHTS: Final = 4000
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Household-nights by their place in a network's latent space."""
+
+    points: Floats
+    """`[N, 2]`"""
+    axes: tuple[str, str]
+    nights: list[date]
+    affluence: Floats
+    """`[N]` of the Acorn group, as among the conditions; NaN where unknown."""
+
+
+def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
+    """A few thousand household-nights of a fleet, evenly spread.
+
+    Of more than two dimensions the first two principal components (Pearson 1901).
+    """
+    places = spread(everywhere(fleet, min_readings), NIGHTS)
+    points, axes = _flat(
+        _latent(network, FleetWindows(fleet, network.lead_nights, min_readings), places)
+    )
+    h, d = np.unravel_index(places.numpy(), fleet.n_readings.shape)
+    return Plane(
+        points=points,
+        axes=axes,
+        nights=[fleet.nights[night] for night in d],
+        affluence=fleet.conditions[h, d, CONDITIONS.index("affluence")],
+    )
+
+
+@torch.inference_mode()
+def _latent(network: Network, windows: FleetWindows, places: torch.Tensor) -> NDArray[np.float32]:
+    seen = copy.deepcopy(network).eval()
+    parts = (seen.latent(windows.take(part)) for part in torch.split(places, network.at_once))
+    return torch.cat(list(parts)).numpy()
+
+
+def _flat(latent: NDArray[np.float32]) -> tuple[Floats, tuple[str, str]]:
+    if latent.shape[1] == 2:
+        return latent, ("first latent", "second latent")
+    pca = PCA(n_components=2, random_state=0)
+    points = pca.fit_transform(latent)
+    first, second = pca.explained_variance_ratio_
+    return points, (
+        f"first principal component ({first:.0%} of the variance)",
+        f"second ({second:.0%})",
+    )

@@ -1,0 +1,60 @@
+"""Every network can be looked at as a plane of household-nights."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from ml import plots
+from ml.features import CONDITIONS
+from ml.latent import plane
+from ml.models import NAMES
+from tests import fleets
+
+HOUSEHOLDS, NIGHTS, MIN_READINGS = 3, 60, 36
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_every_network_sums_a_household_night_up_by_itself(model: str) -> None:
+    """The latent of a night is the same whatever shares its batch, gaps or not."""
+    kwh = fleets.kwh(1, NIGHTS)
+    kwh[0, -2, 4:9] = np.nan
+    known = fleets.fleet(kwh)
+    network = fleets.untrained(known, model).network.double().eval()
+    windows = fleets.windows(known, network.lead_nights)
+    batch = type(windows)(*(part[-5:].double() for part in windows))
+    among = network.latent(batch)
+    alone = network.latent(type(batch)(*(part[3:4] for part in batch)))
+    assert among.shape[0] == 5
+    assert torch.isfinite(among).all()
+    torch.testing.assert_close(alone[0], among[3], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [fleets.SEED_MODEL, "history_network"])
+def test_points_belong_to_their_nights_and_groups(model: str) -> None:
+    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh[1, 7] = np.nan
+    known = fleets.fleet(kwh)
+    known.conditions[0, :, CONDITIONS.index("affluence")] = -1
+    known.conditions[1, :, CONDITIONS.index("affluence")] = 1
+    network = fleets.untrained(known, model).network
+    shown = plane(network, known, MIN_READINGS)
+    assert shown.points.shape == (HOUSEHOLDS * NIGHTS - 1, 2)
+    first = [fleets.START + timedelta(days=day) for day in range(NIGHTS)]
+    assert shown.nights == [*first, *first[:7], *first[8:], *first]
+    affluence = np.repeat([-1, 1, np.nan], [NIGHTS, NIGHTS - 1, NIGHTS])
+    np.testing.assert_array_equal(shown.affluence, affluence)
+    names = [text.get_text() for text in plots.latent_plane(shown).axes[1].legend_.texts]
+    assert names == ["affluent", "adversity", "unknown"]
+
+
+def test_the_plane_of_many_dimensions_keeps_the_widest_ones() -> None:
+    """Two of the points' own directions explain as much as any two can."""
+    known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+    network = fleets.untrained(known, "batchnorm_autoencoder").network.eval()
+    with torch.inference_mode():
+        latent = network.latent(fleets.windows(known, 0)).double().numpy()
+    variances = np.linalg.eigvalsh(np.cov(latent.T))[::-1]
+    points = plane(network, known, MIN_READINGS).points
+    np.testing.assert_allclose(points.var(axis=0, ddof=1), variances[:2], rtol=1e-3)

@@ -1,0 +1,72 @@
+"""Training steps are measured on a copy, and in every precision that the device has."""
+
+import copy
+
+import polars as pl
+import pytest
+import torch
+
+from ml import pace
+from ml.models import NAMES
+from ml.windows import FleetWindows
+from tests import fleets
+from tests.test_train import equal
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "BATCH_SIZES", (2, 8))
+    monkeypatch.setattr(pace, "SECONDS", 0.001)
+    monkeypatch.setattr(pace, "LONGEST_STEP", 60.0)
+
+
+def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
+    known = fleets.fleet(fleets.kwh(2, 60))
+    network = fleets.untrained(known, model).network
+    windows = FleetWindows(known, network.lead_nights, min_readings=36)
+    return network, pace.paces(network, windows, torch.arange(100, 105))
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
+    _, table = measured(model)
+    whole = table.filter(precision="32-true")
+    assert whole["batch_size"].to_list() == [2, 8]
+    # A CPU may lack an LSTM in bfloat16; what it can do it does for every batch size.
+    expected = {"32-true"} if model == "lstm" else set(pace.precisions())
+    assert set(table["precision"]) >= expected
+    assert (table["nights_per_second"] > 0).all()
+    # Four times the nights keep about four times the tensors: what is not of a night is small.
+    small, large = whole["kept_mb"]
+    assert 3 < large / small <= 4.01
+
+
+def test_mixed_precision_keeps_less(briefly: None) -> None:
+    _, table = measured("batchnorm_autoencoder")
+    kept = {key[0]: rows["kept_mb"] for key, rows in table.group_by("precision")}
+    (full, mixed) = (kept[name][1] - kept[name][0] for name in ("32-true", "bf16-mixed"))
+    # What grows with the batch, and is not the weights' own copies in bfloat16.
+    assert mixed < 0.8 * full
+
+
+def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    known = fleets.fleet(fleets.kwh(2, 60))
+    network = fleets.untrained(known).network.eval()
+    before = copy.deepcopy(network.state_dict())
+    torch.set_rng_state(state)
+    pace.paces(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
+    assert equal(network.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not network.training
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_a_long_step_is_the_last_of_its_precision(
+    briefly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "LONGEST_STEP", 0.0)
+    _, table = measured(fleets.SEED_MODEL)
+    assert set(table["batch_size"]) == {2}
+    assert set(table["precision"]) == set(pace.precisions())

@@ -1,0 +1,68 @@
+"""Pictures show the nights and thresholds that scoring goes by."""
+
+import numpy as np
+import pytest
+
+from ml import plots
+from ml.calibration import alert_limit, p_values, urgency
+from ml.detector import Detector
+from ml.features import Fleet
+from ml.score import judge
+from tests import fleets
+
+HOUSEHOLDS, NIGHTS, MIN_READINGS, BUDGET = 8, 90, 36, 30.0
+
+
+@pytest.fixture(scope="module")
+def known() -> Fleet:
+    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh[2, -3, 20:24] += 4.0
+    kwh[5, -2, 30:40] += 3.0
+    return fleets.fleet(kwh)
+
+
+@pytest.fixture(scope="module")
+def detector(known: Fleet) -> Detector:
+    return fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1)))
+
+
+def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
+    known: Fleet, detector: Detector
+) -> None:
+    last = slice(NIGHTS - 28, NIGHTS)
+    days = plots.examples(detector, known, last, MIN_READINGS, BUDGET)
+    judged = judge(detector, known, MIN_READINGS)
+    curve = detector.alerts.numpy()
+    urgent = urgency(curve, judged.p_value, judged.evidence)[:, last]
+    limit = alert_limit(curve, detector.config.calibration_size, BUDGET)
+    homes = np.flatnonzero((urgent <= limit).any(axis=1))
+    shaded = [day for day in days if day.flagged]
+    assert len(days) == 12
+    assert len(shaded) == min(4, len(homes)) > 0
+    assert days[-len(shaded) :] == shaded
+    assert len({day.title.split()[0] for day in shaded}) == len(shaded)
+    assert {f"MAC00000{home}" for home in (2, 5)} <= {day.title.split()[0] for day in shaded}
+
+
+def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) -> None:
+    days = plots.examples(detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET)
+    (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.flagged)
+    start, end = spiky.flagged
+    assert start <= 10.0  # half-hour 20
+    assert end >= 12.0
+
+
+def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) -> None:
+    figure = plots.score_distribution(detector, BUDGET)
+    (line,) = figure.axes[0].lines
+    limit = alert_limit(detector.alerts.numpy(), detector.config.calibration_size, BUDGET)
+    threshold = float(line.get_xdata()[0])
+    before, after = p_values(
+        detector.calibration.numpy(), np.array([threshold - 0.01, threshold + 0.01])
+    )
+    assert before > limit >= after
+
+
+def test_no_line_is_drawn_that_the_calibration_cannot_tell(detector: Detector) -> None:
+    figure = plots.score_distribution(detector, alert_budget=0.1)
+    assert not figure.axes[0].lines
