@@ -20,11 +20,11 @@ from ml.benchmark.plant import copies_of, plant
 from ml.errors import UserError
 from ml.export import OPSET, difference
 from ml.features import Fleet
-from ml.loop import FitParameters
+from ml.loop import FitParameters, spread
 from ml.models import DEFAULT, ModelName
 from ml.score import LEAD_NIGHTS, judge, lead
 from ml.train import FitResult, fit, reporting, since, unseen, validation_error
-from ml.windows import FleetWindows, spread
+from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load, save, save_onnx
 from tasks.fleet import load_fleet
