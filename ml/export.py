@@ -5,7 +5,10 @@ A program is traced without gradients, so with the products in double that scori
 """
 
 import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -30,8 +33,7 @@ def as_onnx(detector: Detector) -> bytes:
     from torch.export import Dim, export
 
     batch = {0: Dim("rows")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly():
         traced = export(
             detector, example(detector), dynamic_shapes=(batch, batch, batch), strict=False
         )
@@ -55,7 +57,8 @@ def as_int8(program: bytes) -> bytes:
     model = onnx.load_from_string(program)
     model.graph.ClearField("value_info")  # shapes of weights before they are turned
     quantised = io.BytesIO()
-    quantize_dynamic(model, quantised, op_types_to_quantize=["MatMul"], per_channel=True)
+    with _quietly():
+        quantize_dynamic(model, quantised, op_types_to_quantize=["MatMul"], per_channel=True)
     return quantised.getvalue()
 
 
@@ -79,3 +82,15 @@ def difference(one: Judge, other: Judge, windows: Windows) -> float:
     with torch.inference_mode():
         pairs = zip(one(windows), other(windows), strict=True)
         return max((a - b).abs().nan_to_num().max().item() for a, b in pairs)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what exporters say of their own making; what fails still raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
