@@ -1,5 +1,7 @@
 """One artefact: the network with its scales, and the calibration of its scores."""
 
+import copy
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -20,6 +22,9 @@ from ml.models.network import Judged, NetworkConfig, Windows
 from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 16
+
+Judge = Callable[[Windows], Judged]
+"""What judges household-nights: a network, or a program exported from it."""
 
 
 class DetectorConfig(BaseModel):
@@ -60,6 +65,7 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.network = network_class(config.model)(config.network)
+        self.program: Judge | None = None
         self.stands, self.repeats, self.zeros = Tail(), Tail(), Tail()
         self.register_buffer("residual_scale", torch.ones(HALF_HOURS))
         self.register_buffer("peer_center", torch.zeros(()))
@@ -84,6 +90,14 @@ class Detector(nn.Module):
         """Keep whom the network learnt from, `[N]`."""
         self.learnt = identities.sort().values
         self.config = self.config.model_copy(update={"learnt_size": len(identities)})
+
+    def judge(self) -> Judge:
+        """What judges nights when scoring: the program that stands in for the network, if any.
+
+        Otherwise the network in double precision, so that a result in single does not depend on
+        which rows share a batch.
+        """
+        return self.program or copy.deepcopy(self.network).double().eval()
 
     def forward(self, kwh: Tensor, level: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
         """What the network makes of `Windows`, as bare tensors in and out: `Judged`."""

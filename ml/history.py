@@ -65,8 +65,10 @@ def usual_level(history: Tensor) -> Tensor:
     """Median of the daily means `[B]` of nights `[B, N, 48]`, kWh per half-hour."""
     observed = ~history.isnan()
     enough = observed.sum(dim=2) >= LEAST_HALF_HOURS
-    means = torch.where(enough, history.nanmean(dim=2), torch.nan)
-    return means.nanmedian(dim=1).values.nan_to_num(nan=0.0).clamp(min=LEAST_LEVEL_KWH)
+    means = ordered(torch.where(enough, history.nanmean(dim=2), torch.inf))
+    middle = (enough.sum(dim=1, keepdim=True) - 1).clamp(min=0) // 2
+    median = means.gather(1, middle)[:, 0]
+    return torch.where(median.isinf(), 0.0, median).clamp(min=LEAST_LEVEL_KWH)
 
 
 def in_units(kwh: Tensor, level: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def in_units(kwh: Tensor, level: Tensor) -> Tensor:
 
     Logarithmic down to a tenth of the level, so that a lost base load shows as well as a peak.
     """
-    return UNIT * torch.log1p(kwh / (FLOOR * level[:, None, None]))
+    return UNIT * log1p(kwh / (FLOOR * level[:, None, None]))
 
 
 def in_kwh(x: Tensor, level: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ def complete(history: Tensor, level: Tensor) -> Tensor:
     Nights that are missing are stood in for by those that are there, the latest first.
     """
     there = (~history.isnan()).sum(dim=2) >= LEAST_HALF_HOURS
-    mean = torch.where(there[:, :, None], history, torch.nan).nanmean(dim=1, keepdim=True)
+    known = torch.where(there[:, :, None], history, torch.nan)
+    mean = exact(known).nanmean(dim=1, keepdim=True).to(history.dtype)
     mean = torch.where(mean.isnan(), level[:, None, None], mean)
     filled = torch.where(history.isnan(), mean, history)
     nights = history.shape[1]
@@ -109,8 +112,8 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     median = past.quantiles[:, None, len(QUANTILES) // 2]
     x = torch.where(observed, in_units(nights, level), median)
     days = torch.cat((past.x, x), dim=1)
-    views = _views(days)
-    squares = [_squares(view) for view in views]
+    by_size = ordered(days)
+    squares = [_squares(view) for view in _views(days, by_size)]
     distances = [_distances(square) for square in squares]
     near = [_blend(distances[view], past.x, width) for view, width in ((0, 0.08), (1, 0.06))]
     half_hours = [*_positions(past, x), *(x - blend for blend in near), x - _same_weekday(past, x)]
@@ -122,7 +125,7 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     half_hours += [value[:, None].expand_as(x) for value in wide]
     figures = [
         *(_nearness(square, distance) for square, distance in zip(squares, distances, strict=True)),
-        _statistics(days, views[3], past.all),
+        _statistics(days, by_size, past.all),
         habits,
         _alignment(past.all[0], x),
         observed.to(x.dtype).mean(dim=2, keepdim=True),
@@ -140,6 +143,24 @@ def ordered(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
+def log1p(values: Tensor) -> Tensor:
+    """The logarithm of 1 + x, of equal readings equal to the last bit wherever they stand.
+
+    ONNX Runtime's single-precision logarithm rounds the last values of a row in another way.
+    """
+    if torch.compiler.is_exporting():
+        return values.double().log1p().to(values.dtype)
+    return values.log1p()
+
+
+def below(among: Tensor, values: Tensor, *, right: bool = False) -> Tensor:
+    """How many of `among` `[..., N]`, sorted, lie below each of `values` `[..., K]`, or at it."""
+    if torch.compiler.is_exporting():
+        others, ours = among[..., None, :], values[..., None]
+        return (others <= ours if right else others < ours).sum(dim=-1)
+    return torch.searchsorted(among, values, right=right)
+
+
 def exact(values: Tensor) -> Tensor:
     """In double precision where nothing is learned.
 
@@ -151,21 +172,23 @@ def exact(values: Tensor) -> Tensor:
 
 def _past(x: Tensor) -> _Past:
     by_half_hour = ordered(x.transpose(1, 2).contiguous())
+    precise = exact(x)
     places = [round(q * (HISTORY_NIGHTS - 1)) for q in QUANTILES]
     return _Past(
         x=x,
         ordered=by_half_hour,
         quantiles=by_half_hour[:, :, places].transpose(1, 2).contiguous(),
-        recent=_moments(x[:, -RECENT_NIGHTS:]),
-        older=_moments(x[:, :-RECENT_NIGHTS]),
-        all=_moments(x),
+        recent=_moments(precise[:, -RECENT_NIGHTS:], x.dtype),
+        older=_moments(precise[:, :-RECENT_NIGHTS], x.dtype),
+        all=_moments(precise, x.dtype),
     )
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over dimension 1."""
-    mean = values.mean(dim=1)
-    return mean, ((values**2).mean(dim=1) - mean**2).clamp(min=0).sqrt()
+def _moments(precise: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over dimension 1, rounded to `kind`."""
+    mean = precise.mean(dim=1)
+    deviation = ((precise**2).mean(dim=1) - mean**2).clamp(min=0).sqrt()
+    return mean.to(kind), deviation.to(kind)
 
 
 def _z(x: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
@@ -175,9 +198,8 @@ def _z(x: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
 
 def _rank(among: Tensor, values: Tensor) -> Tensor:
     """Share of `among` `[..., N]`, sorted, that lies below, half of what is equal."""
-    below = torch.searchsorted(among, values)
-    upto = torch.searchsorted(among, values, right=True)
-    return (below + upto).to(values.dtype) / (2 * among.shape[-1])
+    places = below(among, values) + below(among, values, right=True)
+    return places.to(values.dtype) / (2 * among.shape[-1])
 
 
 def _positions(past: _Past, x: Tensor) -> list[Tensor]:
@@ -215,11 +237,11 @@ def _pooled(outside: list[Tensor]) -> list[Tensor]:
     return [*pooled, torch.log1p(20 * day)]
 
 
-def _views(days: Tensor) -> list[Tensor]:
+def _views(days: Tensor, by_size: Tensor) -> list[Tensor]:
     """Days `[B, N, 48]` as vectors: by half-hour, coarser, sorted, and their steps."""
-    coarse = _parts(days, 16).mean(dim=3)
+    coarse = _parts(exact(days), 16).mean(dim=3)
     coarser = _parts(coarse, 4).mean(dim=3)
-    return [days, coarse, coarser, ordered(days), days.diff(dim=2)]
+    return [days, coarse, coarser, by_size, days.diff(dim=2)]
 
 
 def _squares(view: Tensor) -> Tensor:
@@ -249,7 +271,8 @@ def _nearness(squares: Tensor, distances: Tensor) -> Tensor:
         (thirds.mean(dim=2), thirds[:, :, :-1].mean(dim=2), thirds[:, :, -1]), dim=2
     )
     ratio = (nearest / (own[:, MIDDLE, None, None] + 0.03)).log().clamp(min=-LIMIT)
-    rank = torch.searchsorted(own, nearest[:, :, :2].flatten(1).contiguous())
+    # Equal distances differ in the last bits of a double, not in those of a single.
+    rank = below(own.float(), nearest[:, :, :2].flatten(1).float())
     return torch.cat(
         (
             ordered(distances)[:, :, NEAREST],
@@ -274,10 +297,14 @@ def _blend(distances: Tensor, past: Tensor, width: float) -> Tensor:
 
 def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> Tensor:
     """Plain figures of a day, each as z, as z against the older nights, and as rank."""
-    mean = days.mean(dim=2)
+    # Days of the same readings in another order have the same mean to the last bit.
+    precise = exact(days)
+    means = precise.mean(dim=2)
+    spreads = ((precise**2).mean(dim=2) - means**2).clamp(min=0).sqrt()
+    mean, spread = means.to(days.dtype), spreads.to(days.dtype)
+    quarters = _parts(precise, QUARTERS).mean(dim=3).to(days.dtype)
     step = days.diff(dim=2)
     slope = torch.linspace(-1, 1, HALF_HOURS, device=days.device, dtype=days.dtype)
-    quarters = _parts(days, QUARTERS).mean(dim=3)
     z = _z(days, usual)
     profile = (usual[0] - usual[0].mean(dim=1, keepdim=True))[:, None]
     centered = days - mean[:, :, None]
@@ -286,9 +313,9 @@ def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> 
         (
             mean,
             *(by_size[:, :, place] for place in (47, 45, 2, 12, 24, 36)),
-            step.abs().mean(dim=2),
+            exact(step.abs()).mean(dim=2).to(days.dtype),
             step.abs().amax(dim=2),
-            ((days**2).mean(dim=2) - mean**2).clamp(min=0).sqrt(),
+            spread,
             *quarters.unbind(dim=2),
             (centered * slope).mean(dim=2),
             (z**2).mean(dim=2).sqrt(),
@@ -303,12 +330,14 @@ def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> 
         dim=2,
     )
     before, nights = figures[:, :HISTORY_NIGHTS], figures[:, HISTORY_NIGHTS:]
-    center, spread = (value[:, None] for value in _moments(before))
-    older, older_spread = (value[:, None] for value in _moments(before[:, :-RECENT_NIGHTS]))
+    center, usual_spread = (value[:, None] for value in _moments(exact(before), days.dtype))
+    older, older_spread = (
+        value[:, None] for value in _moments(exact(before[:, :-RECENT_NIGHTS]), days.dtype)
+    )
     rank = _rank(
         ordered(before.transpose(1, 2).contiguous()), nights.transpose(1, 2).contiguous()
     ).transpose(1, 2)
-    far = (nights - center) / (spread + 0.03)
+    far = (nights - center) / (usual_spread + 0.03)
     older_far = (nights - older) / (older_spread + 0.03)
     return torch.cat((far.clamp(-LIMIT, LIMIT), older_far.clamp(-LIMIT, LIMIT), rank), dim=2)
 

@@ -6,7 +6,6 @@ of the fleet on the same night; rules join where they see more; both are told as
 of the share of ordinary household-nights that go as far.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,27 +151,23 @@ def _places(fleet: Fleet, nights: slice) -> Bools:
 
 
 def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Iterator[Shown]:
-    """The places of the nights `[D]` with enough readings, and what the network makes of them.
-
-    By a network in double precision, so that a result in single does not depend on which rows
-    share a batch.
-    """
+    """The places of the nights `[D]` with enough readings, and what the detector makes of them."""
     chosen = (fleet.n_readings >= min_readings) & nights
     if not chosen.any():
         return
     start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
     chosen, seen = chosen[:, start:], fleet.between(start)
     windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
-    precise = copy.deepcopy(detector.network).double().eval()
+    judge = detector.judge()
 
     def shown(places: Tensor) -> Shown:
         with torch.inference_mode():
-            judged = precise(windows.take(places))
+            judged = judge(windows.take(places))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d + start), judged
 
     places = torch.from_numpy(np.flatnonzero(chosen))
-    yield from _side_by_side(shown, torch.split(places, precise.at_once))
+    yield from _side_by_side(shown, torch.split(places, detector.network.at_once))
 
 
 def _side_by_side(

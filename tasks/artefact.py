@@ -1,33 +1,53 @@
-"""A detector on disk, never pickled: its configuration as JSON, its weights as safetensors."""
+"""A detector on disk, never pickled: JSON, safetensors, and exported programs."""
 
 from pathlib import Path
 from typing import Final
 
 import safetensors.torch
+import torch
 
 from ml.detector import Detector, DetectorConfig
+from ml.errors import UserError
+from ml.export import as_int8, as_onnx, example, judge_by
 from ml.schemas import HALF_HOURS
 from tasks import lake
+from tasks.settings import Engine
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "weights.safetensors"
+ONNX: Final = "model.onnx"
 
 
 def save(detector: Detector, directory: Path) -> None:
-    """Write a detector as JSON and safetensors."""
+    """Write a detector as JSON and safetensors; `save_onnx` writes the program."""
     state = {name: value.contiguous() for name, value in detector.state_dict().items()}
     lake.replace_bytes(directory / CONFIG, detector.config.model_dump_json(indent=2).encode())
     lake.replace_bytes(directory / WEIGHTS, safetensors.torch.save(state))
 
 
-def load(directory: Path) -> Detector:
-    """Read a detector that `save` wrote."""
+def save_onnx(detector: Detector, directory: Path) -> None:
+    """Write a detector's network as an ONNX program, weights included."""
+    lake.replace_bytes(directory / ONNX, as_onnx(detector))
+
+
+def load(directory: Path, engine: Engine = "torch") -> Detector:
+    """Read a detector that `save` wrote, judging by the engine named.
+
+    Raises:
+        UserError: there is no program for ONNX Runtime.
+    """
     config = DetectorConfig.model_validate_json((directory / CONFIG).read_bytes())
     detector = Detector(config)
     detector.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS))
+    if engine != "torch":
+        if not (directory / ONNX).exists():
+            raise UserError(f"version {directory.name} has no {ONNX}: score it with torch")
+        program = (directory / ONNX).read_bytes()
+        detector.program = judge_by(as_int8(program) if engine == "int8" else program)
     return detector.eval()
 
 
+@torch.no_grad()
 def export(detector: Detector, path: Path) -> None:
     """Write a detector as an MLflow model: an exported graph with signature and dynamic batch."""
     import numpy as np
@@ -48,9 +68,7 @@ def export(detector: Detector, path: Path) -> None:
             inputs=tensors(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
             outputs=tensors(expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)),
         ),
-        input_example=tuple(
-            np.ones((2, *shape), dtype=np.float32) for shape in (window, (), (n_conditions,))
-        ),
+        input_example=tuple(part.numpy() for part in example(detector)),
         pip_requirements=["torch"],
         serialization_format="pt2",
     )

@@ -4,7 +4,8 @@
     HOME/models/<version>/, HOME/models/champion.json   local copies that scoring reads
 
 A run holds a detector as `detector/config.json` and `detector/weights.safetensors`, which scoring
-reads, and as an exported graph in `model/` with its signature. Nothing is pickled.
+reads, as `detector/model.onnx`, and as an exported graph in `model/` with its signature. Nothing is
+pickled.
 """
 
 import logging
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from ml.detector import Detector
 from ml.errors import UserError
 from tasks import lake
-from tasks.artefact import CONFIG, WEIGHTS, export, load
+from tasks.artefact import CONFIG, ONNX, WEIGHTS, export, load
 from tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def register(
     run_id = run.info.run_id
     try:
         _log_metrics(client, run_id, parameters, history, figures)
-        for path in (directory / CONFIG, directory / WEIGHTS):
+        for path in (directory / name for name in (CONFIG, WEIGHTS, ONNX)):
             client.log_artifact(run_id, str(path), "detector")
         for path in sorted((*directory.glob("*.png"), *directory.glob("*.csv"))):
             client.log_artifact(run_id, str(path), "pictures")
@@ -182,7 +183,7 @@ def champion() -> tuple[Detector, str]:
     version = champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
-    return load(lake.model(version.version)), version.version
+    return load(lake.model(version.version), settings().engine), version.version
 
 
 def champion_version() -> Version | None:
@@ -298,8 +299,8 @@ def _keep(version: Version) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         with _reachable():
             fetched = Path(_client().download_artifacts(version.run_id, "detector", scratch))
-        for name in (CONFIG, WEIGHTS):
-            lake.replace_bytes(lake.model(version.version) / name, (fetched / name).read_bytes())
+        for file in fetched.iterdir():
+            lake.replace_bytes(lake.model(version.version) / file.name, file.read_bytes())
     lake.replace_bytes(lake.champion_file(), version.model_dump_json().encode())
 
 

@@ -74,7 +74,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     detector, version = registry.champion()
     with lake.writing():
         fleet = load_fleet(lead(first, detector), last)
-        memory = Memory(fleet, version)
+        memory = Memory(fleet, f"{version} {settings().engine}")
         tables = score_nights(
             detector,
             fleet,

@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml.errors import UserError
 
 PREFIX: Final = "METERWATCH_"
+
+Engine = Literal["torch", "onnx", "int8"]
 
 
 class Settings(BaseSettings):
@@ -33,6 +35,10 @@ class Settings(BaseSettings):
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of `make serve`'s Prefect")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
     threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
+
+    engine: Engine = Field(
+        "torch", description="what scores: PyTorch, or ONNX Runtime, also with int8 products"
+    )
 
     @property
     def landing_dir(self) -> Path:

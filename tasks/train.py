@@ -19,16 +19,17 @@ from ml.benchmark.figures import better
 from ml.benchmark.plant import copies_of, plant
 from ml.detector import Detector
 from ml.errors import UserError
+from ml.export import OPSET, difference
 from ml.features import Fleet
 from ml.latent import plane
-from ml.loop import FitParameters
+from ml.loop import FitParameters, spread
 from ml.models import DEFAULT, ModelName
 from ml.pace import device_name, paces
 from ml.score import LEAD_NIGHTS, judge, lead
 from ml.train import FitResult, everywhere, fit, reporting, since, unseen, validation_error
 from ml.windows import FleetWindows
 from tasks import lake, registry, task
-from tasks.artefact import load, save
+from tasks.artefact import load, save, save_onnx
 from tasks.fleet import load_fleet
 from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
@@ -38,9 +39,12 @@ from tasks.settings import settings
 
 SURE: Final = 0.95
 PICTURED: Final = 100
+EXPORTED_ROWS: Final = 512
+"""Household-nights on which an exported program is held against its model."""
 PLANTED_ROWS: Final = 136
 """Copies of homes in which nights are planted to hold two detectors against each other."""
 NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision", "device"}
+FIGURES: Final = {"error_kwh", "onnx_difference", "seconds", "rows_per_second"}
 CHOICES: Final = {"model", "seed", "max_epochs"}
 
 
@@ -92,6 +96,8 @@ class Fitted(BaseModel):
     pace: dict[str, float]
     """Household-nights a second and memory of training steps, by precision and batch size."""
     error_kwh: float
+    onnx_difference: float
+    """The most that any figure of the ONNX program differs by on nights of homes held out."""
     history: list[dict[str, float]]
 
     @property
@@ -179,9 +185,9 @@ def register_version(fitted: Fitted) -> Version:
         name=f"{fitted.parameters.model} until {fitted.until}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
         history=fitted.history,
-        figures=fitted.model_dump(include={"error_kwh", "seconds", "rows_per_second"})
-        | fitted.pace,
-        tags={"data": fitted.data, "until": str(fitted.until)} | code_version(),
+        figures=fitted.model_dump(include=FIGURES) | fitted.pace,
+        tags={"data": fitted.data, "until": str(fitted.until), "opset": str(OPSET)}
+        | code_version(),
     )
 
 
@@ -280,6 +286,8 @@ def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
             callbacks=[bar],
         )
     save(result.detector, lake.training(key))
+    with at("exporting"):
+        save_onnx(result.detector, lake.training(key))
     with at("measuring training steps"):
         table = _paces(result.detector, unseen(fleet))
     with at("drawing pictures"):
@@ -342,6 +350,7 @@ def _fitted(
         error_kwh=validation_error(
             result.detector, apart, result.calibration, settings().min_readings
         ),
+        onnx_difference=_onnx_difference(lake.training(key), apart, result.calibration),
         history=result.history,
     )
 
@@ -353,6 +362,17 @@ def _metrics(table: pl.DataFrame) -> dict[str, float]:
         f"{name}/{precision}/{batch_size}": value
         for precision, batch_size, name, value in figures.iter_rows()
     }
+
+
+def _onnx_difference(directory: Path, fleet: Fleet, nights: slice) -> float:
+    """How far the ONNX program is from the model as it scores, on real nights spread out."""
+    least = settings().min_readings
+    model, exported = load(directory), load(directory, "onnx")
+    chosen = fleet.n_readings >= least
+    chosen[:, : nights.start] = False
+    places = spread(torch.from_numpy(np.flatnonzero(chosen)), EXPORTED_ROWS)
+    rows = FleetWindows(fleet, model.network.lead_nights, least, lend=True).take(places)
+    return difference(model.judge(), exported.judge(), rows)
 
 
 def _length(part: slice) -> int:

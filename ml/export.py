@@ -1,0 +1,96 @@
+"""A detector as a program that runs without this code: `torch.export`, ONNX, ONNX in int8.
+
+In and out go the bare tensors of `Detector.forward`, in single precision and any number of rows.
+A program is traced without gradients, so with the products in double that scoring has.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ml.detector import Detector, Judge
+from ml.models.network import Judged, Windows
+from ml.schemas import HALF_HOURS
+
+OPSET: Final = 20
+
+
+def example(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
+    """Two household-nights in the shapes that a detector takes."""
+    nights, conditions = detector.network.lead_nights + 1, len(detector.config.conditions)
+    return torch.ones(2, nights, HALF_HOURS), torch.ones(2), torch.ones(2, conditions)
+
+
+@torch.no_grad()
+def as_onnx(detector: Detector) -> bytes:
+    """The network as an ONNX program, weights included."""
+    from torch.export import Dim, export
+
+    batch = {0: Dim("rows")}
+    with _quietly():
+        traced = export(
+            detector, example(detector), dynamic_shapes=(batch, batch, batch), strict=False
+        )
+        found = torch.onnx.export(
+            traced,
+            input_names=Windows._fields,
+            output_names=Judged._fields,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert found is not None
+    return bytes(found.model_proto.SerializeToString())
+
+
+def as_int8(program: bytes) -> bytes:
+    """An ONNX program whose linear layers multiply in int8, each batch by its own scale."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    model = onnx.load_from_string(program)
+    model.graph.ClearField("value_info")  # shapes of weights before they are turned
+    quantised = io.BytesIO()
+    with _quietly():
+        quantize_dynamic(model, quantised, op_types_to_quantize=["MatMul"], per_channel=True)
+    return quantised.getvalue()
+
+
+def judge_by(program: bytes) -> Judge:
+    """What an ONNX program makes of household-nights on the CPU, one core a call."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+
+    def judge(windows: Windows) -> Judged:
+        given = {name: part.numpy() for name, part in windows._asdict().items()}
+        return Judged(*map(torch.from_numpy, session.run(Judged._fields, given)))
+
+    return judge
+
+
+def difference(one: Judge, other: Judge, windows: Windows) -> float:
+    """The largest difference between any two figures of the same household-nights."""
+    with torch.inference_mode():
+        pairs = zip(one(windows), other(windows), strict=True)
+        return max((a - b).abs().nan_to_num().max().item() for a, b in pairs)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what exporters say of their own making; what fails still raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

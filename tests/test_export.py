@@ -1,0 +1,87 @@
+"""A program made of a detector says what the detector says, without this code and unpickled."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ml.detector import Detector
+from ml.errors import UserError
+from ml.export import as_int8, as_onnx, difference, judge_by
+from ml.models import NAMES
+from ml.models.network import Windows
+from ml.score import Tables, score_nights
+from tasks.artefact import load, save
+from tests import fleets
+
+AGREE = 1e-4
+HOUSEHOLDS, NIGHTS = 12, 130
+
+
+def rows(detector: Detector, count: int) -> Windows:
+    """Nights of which some lack half-hours, some repeat, and some homes hardly use anything."""
+    kwh = fleets.kwh(6, 96)
+    kwh[1], kwh[2] = 0.05, (kwh[2] * 10).round() / 100
+    kwh[3, 60:64], kwh[:, 70::3, 5:11], kwh[4, 80, 20:] = np.nan, np.nan, 0.0
+    windows = fleets.windows(fleets.fleet(kwh), detector.network.lead_nights)
+    recent = torch.arange(6 * 96) % 96 >= 46
+    return Windows(*(part[recent][:count] for part in windows))
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
+    detector = fleets.untrained(fleets.fleet(fleets.kwh(4, 60)), model).eval()
+    program = as_onnx(detector)
+    onnx.checker.check_model(onnx.load_from_string(program))
+    judge = judge_by(program)
+    for count in (1, 2, 300):
+        nights = rows(detector, count)
+        assert difference(detector.judge(), judge, nights) < AGREE
+        missing = nights.kwh[:, -1].isnan()
+        assert torch.equal(judge(nights).half_hour.isnan(), missing)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("7")
+    detector = fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS)))
+    save(detector, directory)
+    (directory / "model.onnx").write_bytes(as_onnx(detector))
+    return directory
+
+
+def scored(detector: Detector) -> Tables:
+    fleet = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1))
+    return score_nights(
+        detector,
+        fleet,
+        fleets.START + timedelta(days=NIGHTS - 5),
+        min_readings=36,
+        alert_budget=100,
+        model_version="7",
+    )
+
+
+def test_an_engine_gives_the_same_flags_ranks_and_scores(calibrated: Path) -> None:
+    ours, theirs = (scored(load(calibrated, engine)).scores for engine in ("torch", "onnx"))
+    exact = ["household_id", "night", "status", "is_anomaly", "rank", "reason"]
+    assert ours.select(exact).equals(theirs.select(exact))
+    for figure in ("score", "expected_kwh"):
+        assert (ours[figure] - theirs[figure]).abs().max() < AGREE
+
+
+def test_products_in_int8_stay_near(calibrated: Path) -> None:
+    detector = load(calibrated, "int8")
+    nights = rows(detector, 300)
+    assert 0 < difference(load(calibrated).judge(), detector.judge(), nights) < 0.5
+    model = onnx.load_from_string(as_int8((calibrated / "model.onnx").read_bytes()))
+    assert [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+
+
+def test_a_version_without_a_program_says_so(calibrated: Path, tmp_path: Path) -> None:
+    save(load(calibrated), tmp_path)
+    with pytest.raises(UserError, match=r"has no model\.onnx: score it with torch"):
+        load(tmp_path, "onnx")
