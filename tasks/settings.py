@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
     threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
 
+    devices: int | None = Field(
+        None, ge=1, description="devices that train together (default: all GPUs, or 1 CPU)"
+    )
+
     @property
     def landing_dir(self) -> Path:
         """The directory that `nightly` ingests."""
