@@ -272,12 +272,12 @@ class NetworkModule(L.LightningModule):
                 f"training stopped: the validation loss of epoch {self.current_epoch + 1} is not "
                 f"finite; {self._suspect(self._batches('val_dataloaders').drawn())}"
             )
-        self.log(MONITOR, loss, prog_bar=True)
+        self.log(MONITOR, loss, prog_bar=True, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch in the history, which travels in every checkpoint."""
-        self.log("train_loss", self.trained, prog_bar=True)
-        self.log("skipped_steps", self.skipped)
+        self.log("train_loss", self.trained, prog_bar=True, sync_dist=True)
+        self.log("skipped_steps", self.skipped, sync_dist=True)
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": self.current_epoch, "learning_rate": rate} | figures)

@@ -45,7 +45,8 @@ LEAST_ROWS: Final = 2
 log = logging.getLogger(__name__)
 
 # Lightning advertises and repeats itself at level INFO.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def assembled(parameters: str) -> Iterator[Team]:
         for name in environment(0):
             del os.environ[name]
         for other in others:
-            other.terminate()
+            other.kill()
             other.wait()
 
 

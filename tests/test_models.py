@@ -245,6 +245,6 @@ def test_dropout_and_blocks_are_drawn_from_seed_and_step() -> None:
     module = NetworkModule(network, FitParameters(model="lstm", seed=3))
     module.log = lambda *_, **__: None
     torch.manual_seed(1)
-    first = module.training_step(batch(network))
+    first = module.training_step(batch(network), 0)
     torch.manual_seed(2)
-    assert torch.equal(module.training_step(batch(network)), first)
+    assert torch.equal(module.training_step(batch(network), 0), first)
