@@ -163,6 +163,11 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
     return Fitted.model_validate_json(_report(work.key).read_bytes())
 
 
+def is_assistant() -> bool:
+    """Whether this process was launched to help another one train."""
+    return present().rank > 0
+
+
 def assist(parameters: TrainParameters) -> None:
     """Take part in the training of these parameters, as a process that registers nothing."""
     work = _prepared(parameters)
