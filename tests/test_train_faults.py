@@ -17,6 +17,7 @@ from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
 from ml.train import FitResult, fit, held_out, nights_data
+from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load
 from tasks.checkpoints import WholeFiles, latest
@@ -226,3 +227,19 @@ def test_two_processes_learn_what_one_learns(
         histories.append(fitted.history)
     for one, two in zip(*histories, strict=True):
         assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_windows_on_a_gpu_are_those_of_the_host(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept there, or sent batch by batch where they do not fit."""
+    monkeypatch.setattr("ml.windows.RESIDENT_SHARE", share)
+    known, places = fleets.fleet(fleets.kwh(4, 60)), torch.arange(240)
+    on_gpu, host = (FleetWindows(known, 45, MIN_READINGS) for _ in range(2))
+    on_gpu.settle(torch.device("cuda"))
+    assert on_gpu.kept == ("device" if share else "streamed")
+    for one, other in zip(on_gpu.take(places), host.take(places), strict=True):
+        assert one.is_cuda
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
