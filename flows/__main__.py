@@ -142,6 +142,7 @@ def train(
     seed: Seed = 0,
     promote: bool = True,
     max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
+    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2, lte=1 << 20))] = None,
 ) -> None:
     """Train a detector, register it, and promote it if it beats the champion.
 
@@ -151,14 +152,24 @@ def train(
         seed: The same seed on the same data is the same detector.
         promote: Whether the version may become the champion.
         max_epochs: The most passes over the data.
+        batch_size: Household-nights that a step learns from, in parts if memory is short.
     """
     from flows import run_flow
-    from flows.train import TrainParameters
+    from flows.train import TrainParameters, assist, is_assistant
     from flows.train import train as flow
 
-    given = {"max_epochs": max_epochs} if max_epochs else {}
-    parameters = TrainParameters(until=until, model=model, seed=seed, promote=promote, **given)
-    print(run_flow(flow, parameters=parameters).line())
+    parameters = TrainParameters(
+        until=until,
+        model=model,
+        seed=seed,
+        promote=promote,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+    )
+    if is_assistant():
+        assist(parameters)
+    else:
+        print(run_flow(flow, parameters=parameters).line())
 
 
 @app.command

@@ -12,14 +12,16 @@ from tasks.runs import recorded
 from tasks.train import (
     TrainParameters,
     TrainReceipt,
+    assist,
     fit_detector,
+    is_assistant,
     last_night,
     promote_version,
     register_version,
     report_training,
 )
 
-__all__ = ["TrainParameters", "TrainReceipt", "train"]
+__all__ = ["TrainParameters", "TrainReceipt", "assist", "is_assistant", "train"]
 
 DEFAULTS: Final = TrainParameters()
 

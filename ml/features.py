@@ -22,6 +22,8 @@ Floats = NDArray[np.floating[Any]]
 TIME_ZONE: Final = "Europe/London"
 LEVEL_NIGHTS: Final = 28
 MIN_LEVEL_KWH: Final = 0.01
+HOUSEHOLDS_AT_ONCE: Final = 512
+"""Sorting the nights before each night takes 28 times the memory of the nights."""
 
 NIGHT_CONDITIONS: Final = (
     "is_monday",
@@ -59,7 +61,7 @@ class Fleet:
     @cached_property
     def n_readings(self) -> NDArray[np.int16]:
         """Valid half-hours, `[H, D]`."""
-        return np.isfinite(self.kwh).sum(axis=2).astype(np.int16)
+        return np.isfinite(self.kwh).sum(axis=2, dtype=np.int16)
 
     def of(self, households: NDArray[Any] | slice) -> "Fleet":
         """These households, by place or by a mask, over the same nights."""
@@ -148,28 +150,36 @@ def conditions(
 
 
 def fleet(
-    days: pl.DataFrame,
+    days: Iterable[pl.DataFrame],
     nights: list[date],
     households: pl.DataFrame,
     weather: pl.DataFrame,
     holidays: pl.DataFrame,
     tariffs: pl.DataFrame,
 ) -> Fleet:
-    """Lay household-days out by household and night; `nights` are consecutive.
+    """Lay household-days, part by part, out by household and night; `nights` are consecutive.
 
     Households keep the order of the register; days of others or of other nights are left out.
     """
     ids = households.get_column("household_id")
+    kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
+    for part in days:
+        _lay_out(kwh, part, nights, ids)
+    known = conditions(nights, households, weather, holidays, tariffs)
+    return Fleet(ids.to_list(), nights, kwh, known)
+
+
+def _lay_out(
+    kwh: NDArray[np.float32], days: pl.DataFrame, nights: list[date], ids: pl.Series
+) -> None:
+    """Put days in their places in `kwh` `[H, D, 48]`."""
     within = days.filter(
         pl.col("night").is_between(nights[0], nights[-1]),
         pl.col("household_id").is_in(ids.implode()),
     )
     h = within.get_column("household_id").cast(pl.Enum(ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
-    kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
     kwh[h, d] = filled(within).to_numpy()
-    known = conditions(nights, households, weather, holidays, tariffs)
-    return Fleet(ids.to_list(), nights, kwh, known)
 
 
 def scaled(fleet: Fleet, min_readings: int) -> Scaled:
@@ -184,10 +194,14 @@ def levels(fleet: Fleet, min_readings: int) -> NDArray[np.float32]:
     The median of the daily means over the `LEVEL_NIGHTS` before the night that hold at least
     `min_readings`; a household without any is measured by the night itself.
     """
-    means = _mean(fleet.kwh)
-    usable = np.where(fleet.n_readings >= min_readings, means, np.nan)
-    own = _median(trailing(usable, LEVEL_NIGHTS))
-    return np.fmax(np.where(np.isnan(own), means, own), MIN_LEVEL_KWH).astype(np.float32)
+    level = np.empty(fleet.kwh.shape[:2], dtype=np.float32)
+    for first in range(0, len(level), HOUSEHOLDS_AT_ONCE):
+        some = slice(first, first + HOUSEHOLDS_AT_ONCE)
+        means = _mean(fleet.kwh[some])
+        usable = np.where(fleet.n_readings[some] >= min_readings, means, np.nan)
+        own = _median(trailing(usable, LEVEL_NIGHTS))
+        level[some] = np.fmax(np.where(np.isnan(own), means, own), MIN_LEVEL_KWH)
+    return level
 
 
 def lived(fleet: Fleet, nights: int, min_readings: int) -> NDArray[np.int_]:

@@ -162,12 +162,15 @@ def below(among: Tensor, values: Tensor, *, right: bool = False) -> Tensor:
 
 
 def exact(values: Tensor) -> Tensor:
-    """In double precision where nothing is learned.
+    """In double precision where nothing is learned, and where a product would be rounded.
 
     The last bits of a product depend on where in memory, so with whom in a batch, a row lies;
-    those of a double vanish when the score is stored as a single.
+    those of a double vanish when the score is stored as a single. A GPU and mixed precision round
+    products of singles to three digits: distances among alike days would be noise.
     """
-    return values if torch.is_grad_enabled() else values.double()
+    if torch.is_grad_enabled() and not values.is_cuda:
+        return values.double() if torch.is_autocast_enabled(values.device.type) else values
+    return values.double()
 
 
 def _past(x: Tensor) -> _Past:

@@ -1,13 +1,18 @@
 """The training loop of every network: batches by index, Lightning modules, a trainer."""
 
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 import lightning as L  # noqa: N812
 import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -15,16 +20,25 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     Timer,
 )
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
 
+from ml.errors import UserError
 from ml.models import DEFAULT, ModelName, network_class
 from ml.models.network import Network, Recipe, Windows
 from ml.windows import FleetWindows
 
 CLIP_NORM: Final = 1.0
 MONITOR: Final = "val_loss"
+MOST_SKIPPED: Final = 3
+"""Steps of an epoch that may be skipped because their gradients are not finite."""
+MEETING_TIME: Final = timedelta(minutes=10)
+"""How long the processes of a team wait for one another."""
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -44,21 +58,44 @@ class FitParameters(Recipe):
         return network_class(given.get("model", DEFAULT)).recipe.model_dump() | given
 
 
+@dataclass(frozen=True)
+class Team:
+    """The processes, a device each, that train together, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+    machines: int = 1
+
+
+ALONE: Final = Team()
+
+
 class IndexBatches:
     """Batches of a fleet's windows by place `[N]`; an epoch draws anew from seed and epoch.
 
     Lightning calls `sampler.set_epoch` before each epoch, so a resumed training sees the batches
     that the stopped one would have seen. Without a seed: the same evenly spread places every epoch.
+    A batch is cut into `cuts` shares, which a team's processes take in turn; where they do not come
+    out even, the last one stands in.
     """
 
     batch_sampler: Final = None
 
     def __init__(
-        self, windows: FleetWindows, places: Tensor, batch_size: int, size: int, seed: int | None
+        self,
+        windows: FleetWindows,
+        places: Tensor,
+        batch_size: int,
+        size: int,
+        seed: int | None,
+        *,
+        cuts: int = 1,
+        team: Team = ALONE,
     ) -> None:
-        self.windows, self.places = windows, places
-        self.batch_size, self.seed = batch_size, seed
+        self.windows, self.places, self.seed = windows, places, seed
         self.size = min(size, len(places))
+        self.batches = -(-self.size // batch_size)
+        self.cuts, self.team = cuts, team
         self.epoch = 0
 
     @property
@@ -66,17 +103,29 @@ class IndexBatches:
         """Where Lightning looks for `set_epoch`."""
         return self
 
+    @property
+    def shares(self) -> int:
+        """How many shares there are in an epoch, all processes' together."""
+        return self.batches * self.cuts
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-self.shares // self.team.size)
 
     def __iter__(self) -> Iterator[Windows]:
+        batches = self.drawn()
+        for turn in range(len(self)):
+            share = min(turn * self.team.size + self.team.rank, self.shares - 1)
+            batch, part = divmod(share, self.cuts)
+            yield self.windows.take(torch.tensor_split(batches[batch], self.cuts)[part])
+
+    def drawn(self) -> tuple[Tensor, ...]:
+        """The places of each batch of the epoch."""
         # Of nearly equal size: batch normalisation fails on a last batch of one.
-        for places in torch.tensor_split(self._order(), len(self)):
-            yield self.windows.take(places)
+        return torch.tensor_split(self._order(), self.batches)
 
     def _order(self) -> Tensor:
         if self.seed is None:
@@ -92,63 +141,143 @@ def spread(places: Tensor, size: int) -> Tensor:
 
 
 class NightsData(L.LightningDataModule):
-    """The household-nights of a fleet to learn from and to validate on, by their places."""
+    """The household-nights of a fleet to learn from and to validate on, by their places.
+
+    A batch is learned from in `parts`, one after another, their gradients added up.
+    """
 
     def __init__(
-        self, windows: FleetWindows, train: Tensor, validation: Tensor, parameters: FitParameters
+        self,
+        windows: FleetWindows,
+        train: Tensor,
+        validation: Tensor,
+        parameters: FitParameters,
+        *,
+        parts: int = 1,
+        team: Team = ALONE,
     ) -> None:
         super().__init__()
         self.windows, self.parameters = windows, parameters
         self.train, self.validation = train, validation
+        self.parts, self.team = parts, team
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's)
+        """Give batches on the device that Lightning chose."""
+        assert self.trainer is not None
+        self.windows.settle(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> IndexBatches:
         """A fresh draw every epoch."""
-        p = self.parameters
-        return IndexBatches(self.windows, self.train, p.batch_size, p.epoch_size, p.seed)
+        p, cuts = self.parameters, self.parts * self.team.size
+        drawn = (p.batch_size, p.epoch_size, p.seed)
+        return IndexBatches(self.windows, self.train, *drawn, cuts=cuts, team=self.team)
 
     def val_dataloader(self) -> IndexBatches:
-        """The same household-nights every epoch."""
+        """The same household-nights every epoch; a process takes whole batches."""
         p = self.parameters
-        return IndexBatches(
-            self.windows, self.validation, p.batch_size, p.validation_size, seed=None
-        )
+        drawn = (-(-p.batch_size // self.parts), p.validation_size, None)
+        return IndexBatches(self.windows, self.validation, *drawn, team=self.team)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The household-nights that a device learns from at once."""
+        batches = self.train_dataloader()
+        return -(-batches.size // batches.shares)
 
 
 class NetworkModule(L.LightningModule):
-    """Lowers the loss of a network; what the loss draws is the same for a step however reached."""
+    """Lowers the loss of a network; what the loss draws is the same for a step however reached.
 
-    def __init__(self, network: Network, parameters: FitParameters) -> None:
+    A step whose gradients are not finite changes nothing. Whether there was one is asked once an
+    epoch, so that a GPU never waits.
+    """
+
+    def __init__(
+        self, network: Network, parameters: FitParameters, *, parts: int = 1, team: Team = ALONE
+    ) -> None:
         super().__init__()
         self.network, self.fit_parameters = network, parameters
+        self.parts, self.team = parts, team
         self.history: list[dict[str, float]] = []
-        self.losses: dict[str, tuple[Tensor | float, int]] = {}
+        self.losses: list[Tensor] = []
+        self.rows: list[int] = []
+        self.norms: list[Tensor] = []
+        self.running: list[Tensor] = []
+        self.before: list[Tensor] = []
+        self.trained = self.skipped = 0.0
 
     def on_train_start(self) -> None:
         """Stay stopped where a training that is taken up again had run out of patience."""
+        normalisers = [each for each in self.network.modules() if isinstance(each, nn.BatchNorm1d)]
+        statistics = ((each.running_mean, each.running_var) for each in normalisers)
+        self.running = [each for pair in statistics for each in pair if each is not None]
         stopping = self.trainer.early_stopping_callback
         if isinstance(stopping, EarlyStopping) and stopping.wait_count >= stopping.patience:
             self.trainer.should_stop = True
 
-    def training_step(self, batch: Windows) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        """Begin new books."""
+        self.norms = []
+        self._begin()
+
+    def training_step(self, batch: Windows, batch_idx: int) -> Tensor:
         """The network's loss, drawn from the seed and the step."""
-        self._seed((self.fit_parameters.seed << 32) + self.global_step)
+        part = batch_idx % self.parts
+        if part == 0:
+            self.before = [each.clone() for each in self.running]
+        share = (self.global_step * self.parts + part) * self.team.size + self.team.rank
+        self._seed((self.fit_parameters.seed << 32) + share)
         loss = self.network.loss(batch)
-        self._count("train_loss", loss, batch)
+        self._count(loss, batch)
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002 (Lightning's)
+    ) -> None:
+        """Clip by the norm; where it is not finite, let the optimizer skip the step."""
+        assert gradient_clip_val is not None
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        self.norms.append(norm)
+        # What a gradient scaler would tell a fused optimizer; one that is not fused has a scaler.
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        for now, before in zip(self.running, self.before, strict=True):
+            now.copy_(torch.where(norm.isfinite(), now, before))
+
+    def on_validation_epoch_start(self) -> None:
+        """Close the books of the training before those of the validation are begun."""
+        self.skipped, self.trained = self._count_skipped(), self._mean(leave_out=True)
+        self._begin()
 
     def validation_step(self, batch: Windows, batch_idx: int) -> None:
         """The network's loss, drawn alike in every epoch."""
+        number = batch_idx * self.team.size + self.team.rank
         with torch.random.fork_rng():
-            self._seed(batch_idx)
-            self._count(MONITOR, self.network.loss(batch), batch)
+            self._seed(number)
+            loss = self.network.loss(batch)
+        if number < self._batches("val_dataloaders").shares:
+            self._count(loss, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """The mean of the validation."""
-        self._log(MONITOR)
+        """The mean of the validation.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        loss = self._mean(leave_out=False)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training stopped: the validation loss of epoch {self.current_epoch + 1} is not "
+                f"finite; {self._suspect(self._batches('val_dataloaders').drawn())}"
+            )
+        self.log(MONITOR, loss, prog_bar=True, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch in the history, which travels in every checkpoint."""
-        self._log("train_loss")
+        self.log("train_loss", self.trained, prog_bar=True, sync_dist=True)
+        self.log("skipped_steps", self.skipped, sync_dist=True)
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": self.current_epoch, "learning_rate": rate} | figures)
@@ -187,16 +316,93 @@ class NetworkModule(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _count(self, name: str, loss: Tensor, batch: Windows) -> None:
-        """Add up an epoch's loss here: Lightning's own books cost as much as a small step."""
-        rows = len(batch.level)
-        total, counted = self.losses.get(name, (0.0, 0))
-        self.losses[name] = total + loss.detach() * rows, counted + rows
+    def _begin(self) -> None:
+        self.losses, self.rows = [], []
 
-    def _log(self, name: str) -> None:
-        """The mean of an epoch; one that is not finite ends the training."""
-        total, rows = self.losses.pop(name)
-        self.log(name, total / rows, prog_bar=True)
+    def _count(self, loss: Tensor, batch: Windows) -> None:
+        """Keep a loss here: Lightning's own books cost as much as a small step."""
+        self.losses.append(loss.detach())
+        self.rows.append(len(batch.level))
+
+    def _mean(self, *, leave_out: bool) -> float:
+        """The mean loss of the rows of all processes; what is not finite may be left out."""
+        none = torch.zeros(0, device=self.device)
+        losses = (torch.stack(self.losses) if self.losses else none).double()
+        rows = torch.tensor(self.rows, device=losses.device)
+        counted = losses.isfinite() if leave_out else torch.ones_like(losses).bool()
+        total = torch.where(counted, losses * rows, 0.0).sum()
+        total, count = self._over_team(torch.stack((total, (rows * counted).sum()))).tolist()
+        return total / count if count else math.nan
+
+    def _count_skipped(self) -> float:
+        """How many steps of the epoch were skipped.
+
+        Raises:
+            UserError: they are more than `MOST_SKIPPED`, or all.
+        """
+        wrong = ~torch.stack(self.losses).isfinite().view(-1, self.parts).all(dim=1)
+        if self.trainer.precision != "16-mixed":  # whose scaler tries out how far it can go
+            wrong |= ~torch.stack(self.norms).isfinite()
+        steps = self._over_team(wrong.double()).nonzero()[:, 0].tolist()
+        if steps:
+            drawn = self._batches("train_dataloader").drawn()
+            said = (
+                f"{len(steps)} of {len(wrong)} steps of epoch {self.current_epoch + 1} had a loss "
+                f"or gradients that are not finite, the first of them step {steps[0] + 1}; "
+                f"{self._suspect((drawn[steps[0]],))}"
+            )
+            if len(steps) > MOST_SKIPPED or len(steps) == len(wrong):
+                raise UserError(f"training stopped: {said}")
+            log.warning("skipped: %s", said)
+        return float(len(steps))
+
+    def _suspect(self, batches: tuple[Tensor, ...]) -> str:
+        """Which of the household-nights of some batches has the largest reading in its windows."""
+        windows = self._batches("train_dataloader").windows
+        most = [
+            windows.take(places).kwh.nan_to_num(nan=0.0).flatten(1).amax(1) for places in batches
+        ]
+        kwh, place = torch.cat(most).max(dim=0)
+        at = windows.name(int(torch.cat(batches)[int(place)]))
+        return f"the largest reading there is {kwh:.4g} kWh, at {at} or in the nights before it"
+
+    def _over_team(self, sums: Tensor) -> Tensor:
+        summed: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return summed
+
+    def _batches(self, name: str) -> IndexBatches:
+        batches = getattr(self.trainer, name)
+        assert isinstance(batches, IndexBatches)
+        return batches
+
+
+class Resources(BaseModel):
+    """What a training ran on, as it was found or pinned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    devices: int
+    precision: Precision
+    rows_at_once: int
+    """Household-nights that a device learns from at once."""
+    parts: int
+    """Of which a batch is made on each device, gradients added up."""
+    threads: int
+    data: Literal["host", "device", "streamed"]
+
+    @classmethod
+    def of(cls, data: NightsData) -> "Resources":
+        """Those of a training that has begun."""
+        return cls(
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            devices=data.team.size,
+            precision=precision(),
+            rows_at_once=data.rows_at_once,
+            parts=data.parts,
+            threads=torch.get_num_threads(),
+            data=data.windows.kept,
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +415,13 @@ class Loop:
 
 
 def make_loop(
-    parameters: FitParameters, directory: str, callbacks: Sequence[Callback] = ()
+    parameters: FitParameters,
+    directory: str,
+    callbacks: Sequence[Callback] = (),
+    *,
+    parts: int = 1,
+    team: Team = ALONE,
+    files: CheckpointIO | None = None,
 ) -> Loop:
     """A trainer that keeps the three best epochs and the last one in `directory`."""
     checkpoints = ModelCheckpoint(
@@ -225,12 +437,25 @@ def make_loop(
     averaging: list[Callback] = []
     if parameters.ema_decay is not None:
         averaging = [EMAWeightAveraging(decay=parameters.ema_decay)]
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    plugins: list[Any] = [] if files is None else [files]
+    if team.size > 1:
+        plugins.append(TorchElasticEnvironment())
     trainer = L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=team.size // team.machines,
+        num_nodes=team.machines,
+        strategy="auto" if team.size == 1 else DDPStrategy(timeout=MEETING_TIME),
+        plugins=plugins,
+        use_distributed_sampler=False,
         max_epochs=parameters.max_epochs,
         precision=precision(),
+        accumulate_grad_batches=parts,
         gradient_clip_val=CLIP_NORM,
-        deterministic=True,
-        devices=1,
+        # Of a GPU's sums, some have no order that could be kept.
+        deterministic="warn" if on_gpu else True,
         callbacks=[*averaging, stopping, timer, checkpoints, *callbacks],
         logger=False,
         num_sanity_val_steps=0,
@@ -248,6 +473,17 @@ def precision() -> Precision:
     return "bf16-mixed" if native else "16-mixed"
 
 
+def disband() -> None:
+    """Leave the team, where there was one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a step failed for want of memory, a GPU's or the machine's."""
+    return isinstance(error, MemoryError) or is_oom_error(error)
+
+
 @contextmanager
 def expected_warnings() -> Iterator[None]:
     """Silence what Lightning says of itself and what is meant here."""
@@ -257,4 +493,7 @@ def expected_warnings() -> Iterator[None]:
         )
         # A training that is taken up again writes where the stopped one wrote.
         warnings.filterwarnings("ignore", message=r"Checkpoint directory .* is not empty")
+        warnings.filterwarnings(
+            "ignore", message=r".* does not have a deterministic implementation"
+        )
         yield

@@ -64,13 +64,6 @@ def device() -> torch.device:
     return Fabric(accelerator="auto", devices=1).device
 
 
-def device_name() -> str:
-    """The same in words."""
-    if device().type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{device().type.upper()} (threads: {torch.get_num_threads()})"
-
-
 def paces(network: Network, windows: FleetWindows, places: Tensor) -> pl.DataFrame:
     """A row a precision and batch size, up to the batch whose step takes long.
 

@@ -9,7 +9,9 @@ from typing import Final
 import lightning as L  # noqa: N812
 import numpy as np
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,13 +20,17 @@ from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import (
+    ALONE,
     FitParameters,
+    Loop,
     NetworkModule,
     NightsData,
-    Precision,
+    Resources,
+    Team,
+    disband,
     expected_warnings,
+    is_out_of_memory,
     make_loop,
-    precision,
     spread,
 )
 from ml.models.network import Network
@@ -35,9 +41,14 @@ HELD_OUT_SHARE: Final = 1 / 8
 CALIBRATION_NIGHTS: Final = 28
 MIN_NIGHTS: Final = 28
 SCALE_ROWS: Final = 1 << 14
+LEAST_ROWS: Final = 2
+"""Household-nights that batch normalisation needs at once."""
+
+log = logging.getLogger(__name__)
 
 # Lightning advertises and repeats itself at level INFO.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,17 @@ class FitResult:
     best_epoch: int
     seconds: float
     rows_per_second: float
-    precision: Precision
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A detector whose training has ended, its last weights in it, and what trained it."""
+
+    detector: Detector
+    data: NightsData
+    module: NetworkModule
+    loop: Loop
 
 
 def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
@@ -85,35 +106,116 @@ def fit(
     *,
     resume: str | None = None,
     callbacks: Sequence[Callback] = (),
+    team: Team = ALONE,
+    files: CheckpointIO | None = None,
 ) -> FitResult:
     """Train, restore the best weights, and calibrate on households that training has not seen.
 
-    Checkpoints go to `directory`; `resume` is the last one of a training that was stopped.
+    Checkpoints go to `directory`, by way of `files`; `resume` is the last one of a training that
+    was stopped.
 
     Raises:
-        UserError: too few nights, or no usable household-night to learn from or to hold out.
+        UserError: too few nights, no usable household-night to learn from or to hold out, an
+            infinite reading, a loss that is not finite, or too little memory.
     """
     nights = calibration_nights(fleet.nights)
-    L.seed_everything(parameters.seed, verbose=False)
-    detector = Detector(DetectorConfig(model=parameters.model))
-    data = nights_data(detector.network, fleet, parameters, min_readings)
-    module = NetworkModule(detector.network, parameters)
-    loop = make_loop(parameters, directory, callbacks)
-    with expected_warnings():
-        loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    best_epoch = module.restore(loop.checkpoints.best_model_path)
+    refuse_infinite(fleet)
+    learnt = learn(
+        fleet,
+        parameters,
+        min_readings,
+        directory,
+        resume,
+        callbacks,
+        team=team,
+        files=files,
+    )
+    module, detector = learnt.module, learnt.detector.cpu().eval()
+    best_epoch = module.restore(learnt.loop.checkpoints.best_model_path)
     calibrate_on(detector, fleet, min_readings)
-    seconds = loop.timer.time_elapsed()
-    rows = data.train_dataloader().size * len(module.history)
+    refuse_broken(detector)
+    seconds = learnt.loop.timer.time_elapsed()
+    rows = learnt.data.train_dataloader().size * len(module.history)
     return FitResult(
-        detector=detector.cpu().eval(),
+        detector=detector,
         calibration=nights,
         history=module.history,
         best_epoch=best_epoch,
         seconds=seconds,
         rows_per_second=rows / seconds,
-        precision=precision(),
+        resources=Resources.of(learnt.data),
     )
+
+
+def learn(
+    fleet: Fleet,
+    parameters: FitParameters,
+    min_readings: int,
+    directory: str,
+    resume: str | None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    team: Team = ALONE,
+    files: CheckpointIO | None = None,
+) -> Learnt:
+    """Train a new detector, in smaller parts of a batch for as long as memory does not suffice.
+
+    The first step is the trial; one that fails later goes on from the last checkpoint.
+
+    Raises:
+        UserError: two household-nights at once are too much for the memory.
+    """
+    parts = 1
+    while True:
+        L.seed_everything(parameters.seed, verbose=False)
+        detector = Detector(DetectorConfig(model=parameters.model))
+        data = nights_data(detector.network, fleet, parameters, min_readings, parts, team)
+        module = NetworkModule(detector.network, parameters, parts=parts, team=team)
+        loop = make_loop(parameters, directory, callbacks, parts=parts, team=team, files=files)
+        try:
+            with expected_warnings():
+                loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+            return Learnt(detector, data, module, loop)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tried, resume = data.rows_at_once, loop.checkpoints.last_model_path or resume
+        finally:
+            disband()
+        # Out here nothing holds the failed step's tensors.
+        del detector, data, module, loop
+        garbage_collection_cuda()
+        if tried < 2 * LEAST_ROWS or team.size > 1:
+            raise UserError(f"out of memory with {tried} household-nights at once on a device")
+        parts *= 2
+        log.warning("out of memory with %d household-nights at once, now half as many", tried)
+
+
+def refuse_infinite(fleet: Fleet) -> None:
+    """Raise where a reading or a condition is infinite.
+
+    Raises:
+        UserError: which household and night.
+    """
+    for name, values in (("reading", fleet.kwh), ("condition", fleet.conditions)):
+        found = np.isinf(values).any(axis=2)
+        if found.any():
+            h, d = np.argwhere(found)[0]
+            raise UserError(
+                f"an infinite {name} of {fleet.household_ids[h]} on {fleet.nights[d]}: "
+                f"{found.sum():,} household-nights hold one"
+            )
+
+
+def refuse_broken(detector: Detector) -> None:
+    """Raise where a weight or a reference is not finite, so that nobody keeps the detector.
+
+    Raises:
+        UserError: which.
+    """
+    state = detector.state_dict().items()
+    if broken := [name for name, value in state if not value.isfinite().all()]:
+        raise UserError(f"training broke: {', '.join(broken)} of the detector are not finite")
 
 
 def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
@@ -130,7 +232,12 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
 
 
 def nights_data(
-    network: Network, fleet: Fleet, parameters: FitParameters, min_readings: int
+    network: Network,
+    fleet: Fleet,
+    parameters: FitParameters,
+    min_readings: int,
+    parts: int = 1,
+    team: Team = ALONE,
 ) -> NightsData:
     """Split by household, and give the network the scales of what it will learn from.
 
@@ -142,7 +249,7 @@ def nights_data(
     train = usable_places(fleet, ~apart, "to learn from", min_readings)
     validation = usable_places(fleet, apart, "held out", min_readings)
     network.fit_scales(windows.take(spread(train, SCALE_ROWS)))
-    return NightsData(windows, train, validation, parameters)
+    return NightsData(windows, train, validation, parameters, parts=parts, team=team)
 
 
 def everywhere(fleet: Fleet, min_readings: int) -> Tensor:

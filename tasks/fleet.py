@@ -1,5 +1,6 @@
 """The fleet of a span of nights, as training and scoring read it."""
 
+from calendar import monthrange
 from datetime import date
 
 import polars as pl
@@ -8,14 +9,28 @@ from ml.features import Fleet, fleet
 from tasks import lake
 
 
-def load_fleet(first: date, last: date) -> Fleet:
-    """Every registered household over the nights `first` to `last`, read from the lake."""
+def load_fleet(first: date, last: date, *, reporting: bool = False) -> Fleet:
+    """Every registered household over the nights `first` to `last`, read from the lake.
+
+    Or those alone that have a reading there.
+    """
     nights = pl.date_range(first, last, eager=True).to_list()
-    days = lake.collect(lake.scan_days(first, last))
     register = lake.read("households").sort("household_id")
+    if reporting:
+        seen = lake.scan_days(first, last).filter(pl.col("n_readings") > 0)
+        ids = lake.collect(seen.select(pl.col("household_id").unique()))
+        register = register.join(ids, on="household_id", how="semi", maintain_order="left")
+    months = sorted({night.replace(day=1) for night in nights})
+    # A month at a time: all days beside the array that they fill would be twice its memory.
+    days = (lake.collect(lake.scan_days(max(month, first), _end(month, last))) for month in months)
     return fleet(
         days, nights, register, lake.read("weather"), lake.read("holidays"), lake.read("tariffs")
     )
+
+
+def _end(month: date, last: date) -> date:
+    """The last day of a month, or `last` if that comes first."""
+    return min(month.replace(day=monthrange(month.year, month.month)[1]), last)
 
 
 def common_nights() -> tuple[date, date]:

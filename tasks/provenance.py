@@ -5,6 +5,8 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from subprocess import SubprocessError, run
 
+import numpy as np
+
 from ml.features import Fleet
 
 
@@ -12,8 +14,8 @@ def fingerprint(fleet: Fleet) -> str:
     """A digest of all that a training reads."""
     digest = hashlib.sha256()
     digest.update(f"{fleet.household_ids} {fleet.nights[0]} {fleet.nights[-1]}".encode())
-    digest.update(fleet.kwh.tobytes())
-    digest.update(fleet.conditions.tobytes())
+    digest.update(np.ascontiguousarray(fleet.kwh).data)
+    digest.update(np.ascontiguousarray(fleet.conditions).data)
     return digest.hexdigest()[:16]
 
 

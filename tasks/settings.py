@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
     threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
 
+    devices: int | None = Field(
+        None, ge=1, description="devices that train together (default: all GPUs, or 1 CPU)"
+    )
     engine: Engine = Field(
         "torch", description="what scores: PyTorch, or ONNX Runtime, also with int8 products"
     )

@@ -1,12 +1,13 @@
 """Train a detector, register it, promote it if it is better."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -22,20 +23,31 @@ from ml.errors import UserError
 from ml.export import OPSET, difference
 from ml.features import Fleet
 from ml.latent import plane
-from ml.loop import FitParameters, spread
+from ml.loop import FitParameters, Resources, Team, spread
 from ml.models import DEFAULT, ModelName
-from ml.pace import device_name, paces
+from ml.pace import paces
 from ml.score import LEAD_NIGHTS, judge, lead
-from ml.train import FitResult, everywhere, fit, reporting, since, unseen, validation_error
+from ml.train import (
+    FitResult,
+    everywhere,
+    fit,
+    learn,
+    refuse_infinite,
+    since,
+    unseen,
+    validation_error,
+)
 from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load, save, save_onnx
+from tasks.checkpoints import WholeFiles, latest
 from tasks.fleet import load_fleet
 from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
 from tasks.registry import Version
 from tasks.report import leave
 from tasks.settings import settings
+from tasks.team import assembled, present
 
 SURE: Final = 0.95
 PICTURED: Final = 100
@@ -43,9 +55,11 @@ EXPORTED_ROWS: Final = 512
 """Household-nights on which an exported program is held against its model."""
 PLANTED_ROWS: Final = 136
 """Copies of homes in which nights are planted to hold two detectors against each other."""
-NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch", "precision", "device"}
+NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch"}
 FIGURES: Final = {"error_kwh", "onnx_difference", "seconds", "rows_per_second"}
-CHOICES: Final = {"model", "seed", "max_epochs"}
+CHOICES: Final = {"model", "seed", "max_epochs", "batch_size"}
+
+log = logging.getLogger(__name__)
 
 
 class TrainParameters(BaseModel):
@@ -70,6 +84,22 @@ class TrainParameters(BaseModel):
         le=100,
         description="most passes (default: the model's own); it ends once it stops learning",
     )
+    batch_size: int | None = Field(
+        None,
+        ge=2,
+        le=1 << 20,
+        description="household-nights a step learns from (default: the model's own); "
+        "what memory does not hold at once is learned from in parts",
+    )
+
+
+class Work(NamedTuple):
+    """What a training learns from, and its key."""
+
+    key: str
+    data: str
+    parameters: FitParameters
+    fleet: Fleet
 
 
 class Fitted(BaseModel):
@@ -91,8 +121,7 @@ class Fitted(BaseModel):
     best_epoch: int
     seconds: float
     rows_per_second: float
-    precision: str
-    device: str
+    resources: Resources
     pace: dict[str, float]
     """Household-nights a second and memory of training steps, by precision and batch size."""
     error_kwh: float
@@ -110,7 +139,8 @@ class Fitted(BaseModel):
         return (
             f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.epochs} kept, "
             f"validation loss {self.best_loss:.4f}, {self.rows_per_second:,.0f} household-nights/s "
-            f"in {self.precision} on {self.device}, {timedelta(seconds=round(self.seconds))}"
+            f"in {self.resources.precision} on {self.resources.device}, "
+            f"{timedelta(seconds=round(self.seconds))}"
         )
 
 
@@ -162,17 +192,30 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
     Raises:
         UserError: too few nights, or MLflow is down.
     """
-    if threads := settings().threads:
-        torch.set_num_threads(threads)
     registry.prepare()
-    chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
-    fleet = reporting(load_fleet(lake.extent()[0], last_night(parameters)))
-    data = fingerprint(fleet)
-    key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
-    with _one_at_a_time():
-        if not _report(key).exists():
-            _fit(key, data, chosen, fleet)
-    return Fitted.model_validate_json(_report(key).read_bytes())
+    with _one_at_a_time(), assembled(parameters.model_dump_json()) as team:
+        work = _prepared(parameters)
+        if not _report(work.key).exists():
+            _fit(work, team)
+    return Fitted.model_validate_json(_report(work.key).read_bytes())
+
+
+def is_assistant() -> bool:
+    """Whether this process was launched to help another one train."""
+    return present().rank > 0
+
+
+def assist(parameters: TrainParameters) -> None:
+    """Take part in the training of these parameters, as a process that registers nothing."""
+    work = _prepared(parameters)
+    if not _report(work.key).exists():
+        directory = lake.training(work.key) / "checkpoints"
+        refuse_infinite(work.fleet)
+        learn(
+            *(work.fleet, work.parameters, settings().min_readings, str(directory)),
+            latest(directory),
+            team=present(),
+        )
 
 
 @task(name="register")
@@ -183,7 +226,11 @@ def register_version(fitted: Fitted) -> Version:
     return registry.register(
         lake.training(fitted.key),
         name=f"{fitted.parameters.model} until {fitted.until}, seed {fitted.parameters.seed}",
-        parameters=fitted.parameters.model_dump() | numbers | spans | {"until": fitted.until},
+        parameters=fitted.parameters.model_dump()
+        | fitted.resources.model_dump()
+        | numbers
+        | spans
+        | {"until": fitted.until},
         history=fitted.history,
         figures=fitted.model_dump(include=FIGURES) | fitted.pace,
         tags={"data": fitted.data, "until": str(fitted.until), "opset": str(OPSET)}
@@ -227,7 +274,7 @@ def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
 def _sureness(fitted: Fitted, champion: Version) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
     begin = max(lead(fitted.calibration), lake.extent()[0])
-    fleet = unseen(reporting(load_fleet(begin, fitted.until)))
+    fleet = unseen(load_fleet(begin, fitted.until, reporting=True))
     nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
     rows = copies_of(households, -(-PLANTED_ROWS // len(households)))
@@ -249,8 +296,8 @@ def report_training(receipt: TrainReceipt) -> None:
         f"- Split: {fitted.held_out:,} households held out of the training from {fitted.first}; "
         f"calibrated on their nights from {fitted.calibration} until {fitted.until}",
         f"- Fit of `{fitted.parameters.model}`: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
-        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.precision}, "
-        f"{fitted.device}), "
+        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.resources.precision}, "
+        f"{fitted.resources.device}), "
         f"best epoch {fitted.best_epoch + 1}, "
         f"validation loss {fitted.best_loss:.4f}",
         f"- Error of the expected profile there: {fitted.error_kwh:.4f} kWh a half-hour",
@@ -270,30 +317,39 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _fit(key: str, data: str, parameters: FitParameters, fleet: Fleet) -> None:
+def _prepared(parameters: TrainParameters) -> Work:
+    """What there is to learn from; its key is the same for the same data and choices."""
+    chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
+    fleet = load_fleet(lake.extent()[0], last_night(parameters), reporting=True)
+    data = fingerprint(fleet)
+    key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
+    return Work(key, data, chosen, fleet)
+
+
+def _fit(work: Work, team: Team) -> None:
     """Train, or go on from the last checkpoint, and leave everything to register."""
-    checkpoints = lake.training(key) / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    if not last.exists():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    directory, apart = lake.training(work.key), unseen(work.fleet)
     with TrainingBar() as bar:
         result = fit(
-            fleet,
-            parameters,
+            work.fleet,
+            work.parameters,
             settings().min_readings,
-            str(checkpoints),
-            resume=str(last) if last.exists() else None,
+            str(directory / "checkpoints"),
+            resume=latest(directory / "checkpoints"),
             callbacks=[bar],
+            team=team,
+            files=WholeFiles(),
         )
-    save(result.detector, lake.training(key))
+    log.info("trained on %s", result.resources)
+    save(result.detector, directory)
     with at("exporting"):
-        save_onnx(result.detector, lake.training(key))
+        save_onnx(result.detector, directory)
     with at("measuring training steps"):
-        table = _paces(result.detector, unseen(fleet))
+        table = _paces(result.detector, apart)
     with at("drawing pictures"):
-        _draw(result, unseen(fleet), table, lake.training(key))
-        fitted = _fitted(key, data, parameters, fleet, result, table)
-    lake.replace_bytes(_report(key), fitted.model_dump_json(indent=2).encode())
+        _draw(result, apart, table, directory)
+        fitted = _fitted(work, result, table)
+    lake.replace_bytes(_report(work.key), fitted.model_dump_json(indent=2).encode())
 
 
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
@@ -314,25 +370,18 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
         ),
         "scores": plots.score_distribution(detector, budget),
         "latent": plots.latent_plane(plane(detector.network, fleet, least)),
-        "pace": plots.pace(table, device_name()),
+        "pace": plots.pace(table, result.resources.device),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
     table.write_csv(directory / "pace.csv")
 
 
-def _fitted(
-    key: str,
-    data: str,
-    parameters: FitParameters,
-    fleet: Fleet,
-    result: FitResult,
-    table: pl.DataFrame,
-) -> Fitted:
-    nights, apart = fleet.nights, unseen(fleet)
+def _fitted(work: Work, result: FitResult, table: pl.DataFrame) -> Fitted:
+    fleet, nights, apart = work.fleet, work.fleet.nights, unseen(work.fleet)
     return Fitted(
-        key=key,
-        parameters=parameters,
-        data=data,
+        key=work.key,
+        parameters=work.parameters,
+        data=work.data,
         first=nights[0],
         calibration=nights[result.calibration.start],
         until=nights[-1],
@@ -344,13 +393,12 @@ def _fitted(
         best_epoch=result.best_epoch,
         seconds=result.seconds,
         rows_per_second=result.rows_per_second,
-        precision=result.precision,
-        device=device_name(),
+        resources=result.resources,
         pace=_metrics(table),
         error_kwh=validation_error(
             result.detector, apart, result.calibration, settings().min_readings
         ),
-        onnx_difference=_onnx_difference(lake.training(key), apart, result.calibration),
+        onnx_difference=_onnx_difference(lake.training(work.key), apart, result.calibration),
         history=result.history,
     )
 

@@ -79,7 +79,7 @@ def test_a_missing_half_hour_leaves_the_others_in_their_place() -> None:
     readings = fleets.kwh(1, 1)
     readings[0, 0, 7] = np.nan
     laid = features.fleet(
-        fleets.days(readings), [fleets.START], fleets.households(1), *fleets.references()
+        [fleets.days(readings)], [fleets.START], fleets.households(1), *fleets.references()
     )
     np.testing.assert_array_equal(laid.kwh, readings)
 
@@ -88,7 +88,9 @@ def test_a_day_that_was_not_delivered_is_missing() -> None:
     readings = fleets.kwh(2, 3)
     readings[1, 1] = np.nan
     nights = [fleets.START + timedelta(days=i) for i in range(3)]
-    laid = features.fleet(fleets.days(readings), nights, fleets.households(2), *fleets.references())
+    laid = features.fleet(
+        [fleets.days(readings)], nights, fleets.households(2), *fleets.references()
+    )
     assert laid.n_readings.tolist() == [[48, 48, 48], [48, 0, 48]]
 
 

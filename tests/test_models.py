@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.features import scaled
+from ml.history import HISTORY_NIGHTS, describe, usual_level
 from ml.loop import FitParameters, NetworkModule
 from ml.models import NAMES, network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
@@ -242,12 +243,24 @@ def test_the_mean_square_counts_what_is_there(values: list[float]) -> None:
     assert found == pytest.approx(np.mean(there) if there else 0.0)
 
 
+def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> None:
+    """bfloat16 has three digits: the distance of alike days would be noise."""
+    known = fleets.fleet(fleets.kwh(4, 60))
+    kwh = fleets.windows(known, HISTORY_NIGHTS).kwh[50:60]
+    given = (kwh[:, :-1], kwh[:, -1:], usual_level(kwh[:, :-1]))
+    plain = describe(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = describe(*given)
+    for one, other in zip(plain, mixed, strict=True):
+        torch.testing.assert_close(other.float(), one, rtol=1e-3, atol=2e-3)
+
+
 def test_dropout_and_blocks_are_drawn_from_seed_and_step() -> None:
     """A training that was stopped draws in each step what it would have drawn."""
     network = built("lstm").train()
     module = NetworkModule(network, FitParameters(model="lstm", seed=3))
     module.log = lambda *_, **__: None
     torch.manual_seed(1)
-    first = module.training_step(batch(network))
+    first = module.training_step(batch(network), 0)
     torch.manual_seed(2)
-    assert torch.equal(module.training_step(batch(network)), first)
+    assert torch.equal(module.training_step(batch(network), 0), first)

@@ -1,0 +1,56 @@
+"""Checkpoints as files that are whole or absent, also when the writer is killed."""
+
+import io
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from tasks import lake
+
+log = logging.getLogger(__name__)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints, each written under another name, synced and renamed."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002 (Lightning's)
+    ) -> None:
+        """Replace one checkpoint whole."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        lake.replace_bytes(Path(path), content.getvalue())
+
+
+def latest(directory: Path) -> str | None:
+    """The last checkpoint that is intact; without any, the directory is cleared."""
+    epochs = sorted(directory.glob("epoch=*.ckpt"), key=_epoch, reverse=True)
+    for path in (directory / "last.ckpt", *epochs):
+        if not path.exists():
+            continue
+        if _is_intact(path):
+            return str(path)
+        log.warning("%s is damaged: going on from an earlier checkpoint, if there is one", path)
+    shutil.rmtree(directory, ignore_errors=True)
+    return None
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch="))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether every part of a checkpoint, which is a zip archive, has its checksum."""
+    try:
+        with ZipFile(path) as archive:
+            return archive.testzip() is None
+    except BadZipFile:
+        return False

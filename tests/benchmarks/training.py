@@ -1,0 +1,246 @@
+"""How fast training is on this machine's device, beside the loop the product grew from.
+
+    .venv/bin/python -m tests.benchmarks.training [--households N] [--nights D] [--out FILE]
+
+Learns from a made fleet: on a GPU the size of the real trial, 3.5 million household-days, on a CPU
+a small one, and `torch.compile` once. Ends with tables in Markdown.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import torch
+from cyclopts import App
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from ml.detector import Detector, DetectorConfig
+from ml.loop import FitParameters, NetworkModule, NightsData, expected_warnings, make_loop
+from ml.models import DEFAULT
+from ml.models.network import Network, Windows, in_level_units
+from ml.train import nights_data
+from tests import fleets
+from tests.benchmarks.__main__ import HOUSEHOLDS, TRIAL
+
+SEEDS: Final = "conditional_autoencoder"
+MIN_READINGS: Final = 36
+SEED_BATCH: Final = 1024
+SEED_EPOCHS: Final = 4
+TRIAL_NIGHTS: Final = 3_500_000
+STEPS: Final = 5
+DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+app = App(help="How fast training is on this machine's device.")
+Row = dict[str, Any]
+
+
+@app.default
+def main(
+    households: int | None = None,
+    nights: int | None = None,
+    batches: tuple[int, ...] = (64, 512),
+    out: Path = Path("data/speed/training.md"),
+) -> None:
+    """Measure; a batch is as many windows, each of four nights of the champion's."""
+    on_gpu = DEVICE.type == "cuda"
+    size = (
+        households or (HOUSEHOLDS if on_gpu else 60),
+        nights or (TRIAL["days"] if on_gpu else 90),
+    )
+    known = fleets.fleet(fleets.kwh(*size))
+    loops = pl.DataFrame([_seed_loop(known), _our_loop(known, SEEDS), _our_loop(known, DEFAULT)])
+    memory, products = _copied_gb_s(), {name: _tflop_s(dtype) for name, dtype in DTYPES.items()}
+    steps = pl.DataFrame(
+        [
+            _step(known, name, batch, compiled=compiled, memory=memory, product=products[name])
+            for name in DTYPES
+            for batch in batches
+            for compiled in (False, True)
+            if on_gpu or not compiled or (name, batch) == ("fp32", batches[-1])
+        ]
+    )
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in products.items())
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        float_precision=3,
+        thousands_separator=True,
+    ):
+        about = f"{name}: copies {memory:.0f} GB/s; square matrices {rates}."
+        said = f"{about}\n\n{size[0]:,} households, {size[1]} nights.\n\n{loops}\n\n{steps}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(said)
+    print(f"{said}\nwritten to {out}")
+
+
+def _data(known: fleets.Fleet, parameters: FitParameters) -> tuple[Network, NightsData]:
+    torch.manual_seed(0)
+    network = Detector(DetectorConfig(model=parameters.model)).network
+    return network, nights_data(network, known, parameters, MIN_READINGS)
+
+
+def _our_loop(known: fleets.Fleet, model: str) -> Row:
+    """An epoch over all nights of the seed's network, or one of the champion's recipe."""
+    some = (
+        {"epoch_size": 1 << 30, "max_epochs": SEED_EPOCHS} if model == SEEDS else {"max_epochs": 1}
+    )
+    parameters = FitParameters(model=model, **some)
+    network, data = _data(known, parameters)
+    module = NetworkModule(network, parameters)
+    with tempfile.TemporaryDirectory() as directory, expected_warnings():
+        loop = make_loop(parameters, directory)
+        seconds = _seconds(lambda: loop.trainer.fit(module, datamodule=data))
+    rows = data.train_dataloader().size * parameters.max_epochs
+    return _loop_row(f"ours, {model}", rows, seconds, module.history[-1]["val_loss"])
+
+
+def _seed_loop(known: fleets.Fleet) -> Row:
+    """A data loader over a data set, 1,024 at a time, the loss asked each step."""
+    network, data = _data(known, FitParameters(model=SEEDS))
+
+    def standard(places: Tensor) -> tuple[Tensor, Tensor]:
+        windows = data.windows.take(places)
+        x = network.readings(in_level_units(windows))[:, -1]
+        return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
+
+    x, known_of = standard(data.train)
+    rest = [part.to(DEVICE) for part in standard(data.validation)]
+    network.to(DEVICE)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+
+    def error(x: Tensor, known: Tensor) -> Tensor:
+        return ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+
+    def learn() -> None:
+        loader = DataLoader(TensorDataset(x, known_of), batch_size=SEED_BATCH, shuffle=True)
+        for _ in range(SEED_EPOCHS):
+            for batch in loader:
+                loss = error(*(part.to(DEVICE) for part in batch))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss.item()
+
+    seconds = _seconds(learn)
+    with torch.no_grad():
+        return _loop_row(
+            f"seed's loop, {SEEDS}", SEED_EPOCHS * len(x), seconds, error(*rest).item()
+        )
+
+
+def _loop_row(who: str, rows: int, seconds: float, loss: float) -> Row:
+    return {
+        "loop": who,
+        "household-nights": rows,
+        "seconds": seconds,
+        "a second": rows / seconds,
+        "validation loss": loss,
+        "3.5 million, s": TRIAL_NIGHTS * seconds / rows,
+    }
+
+
+def _step(
+    known: fleets.Fleet, dtype: str, batch: int, *, compiled: bool, memory: float, product: float
+) -> Row:
+    """The champion's step alone: gather, corrupt, forward, backward, optimizer."""
+    parameters = FitParameters(model=DEFAULT, batch_size=batch)
+    network, data = _data(known, parameters)
+    data.windows.settle(DEVICE)
+    network.to(DEVICE)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=dtype != "fp16")
+    scaler = torch.amp.GradScaler(DEVICE.type, enabled=dtype == "fp16")
+    if compiled:  # what comes before draws other operations each step
+        network._heads = torch.compile(network._heads)
+    mixed = torch.autocast(DEVICE.type, DTYPES[dtype]) if dtype != "fp32" else nullcontext()
+    batches = _endless(data, batch)
+
+    def step() -> None:
+        with mixed:
+            loss = network.loss(next(batches))
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    row = {"precision": dtype, "batch": batch, "compiled": compiled}
+    try:
+        first = _seconds(step)
+        seconds = min(_seconds(step) for _ in range(STEPS))
+    except Exception as error:  # a backend that cannot compile is a result
+        return row | {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:60]}
+    if compiled:
+        return row | {"first step, s": first, "step, s": seconds, "windows/s": batch / seconds}
+    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+        step()
+    return row | {
+        "first step, s": first,
+        "step, s": seconds,
+        "windows/s": batch / seconds,
+        "of copying": traffic.gigabytes / seconds / memory,
+        "of products": flops.get_total_flops() / 1e12 / seconds / product,
+        "failed": None,
+    }
+
+
+def _endless(data: NightsData, batch: int) -> Iterator[Windows]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        drawn = torch.randint(len(data.train), (batch,), generator=generator)
+        yield data.windows.take(data.train[drawn])
+
+
+class _Traffic(TorchDispatchMode):
+    """What all operations read and write, each by itself."""
+
+    gigabytes = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            leaves = tree_leaves((args, kwargs, out))
+            moved = sum(each.nbytes for each in leaves if isinstance(each, Tensor))
+            self.gigabytes += moved / 1e9
+        return out
+
+
+def _copied_gb_s(gigabytes: float = 0.25) -> float:
+    source = torch.ones(int(gigabytes * 1e9 / 4), device=DEVICE)
+    target = torch.empty_like(source)
+    return max(2 * source.nbytes / 1e9 / _seconds(lambda: target.copy_(source)) for _ in range(4))
+
+
+def _tflop_s(dtype: torch.dtype) -> float:
+    size = 8192 if DEVICE.type == "cuda" else 512
+    matrix = torch.ones(size, size, dtype=dtype, device=DEVICE)
+    return max(2 * size**3 / 1e12 / _seconds(lambda: matrix @ matrix) for _ in range(4))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    _wait()
+    started = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    app()

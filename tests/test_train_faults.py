@@ -1,0 +1,245 @@
+"""Training ends well or says why it ended: killed, out of memory, not finite, among several."""
+
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ml.errors import UserError
+from ml.features import Fleet
+from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
+from ml.train import FitResult, fit, held_out, nights_data
+from ml.windows import FleetWindows
+from tasks import lake, registry
+from tasks.artefact import load
+from tasks.checkpoints import WholeFiles, latest
+from tasks.train import TrainParameters, fit_detector
+from tests import fleets
+from tests.homes import build_lake, give_store
+
+ROOT = Path(__file__).parents[1]
+MIN_READINGS = 36
+KILLS = 2
+ENORMOUS_KWH = 3e38
+
+
+def quick(model: str = fleets.SEED_MODEL, **others: float) -> FitParameters:
+    given = {"max_epochs": 2, "batch_size": 64, "epoch_size": 512, "validation_size": 128}
+    return FitParameters(model=model, **(given | others))
+
+
+def trained(known: Fleet, parameters: FitParameters, directory: Path) -> FitResult:
+    return fit(known, parameters, MIN_READINGS, str(directory))
+
+
+def state(key: str) -> dict[str, torch.Tensor]:
+    return load(lake.training(key)).state_dict()
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def start(parameters: TrainParameters) -> subprocess.Popen[bytes]:
+    command = (
+        "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
+        f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", command], cwd=ROOT)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(
+    home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So small a fleet that most of the time goes into writing checkpoints."""
+    parameters = TrainParameters(model="batchnorm_autoencoder", max_epochs=20)
+    kwh, moment = fleets.kwh(40, 60), random.Random(0)
+    build_lake(kwh)
+    give_store(empty_store)
+    for _ in range(KILLS):
+        process = start(parameters)
+        before = list(home.glob("training/*/checkpoints/*"))
+        while process.poll() is None and list(home.glob("training/*/checkpoints/*")) == before:
+            time.sleep(0.005)
+        time.sleep(moment.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+    resumed = fit_detector(parameters)
+    found = state(resumed.key)
+    monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
+    build_lake(kwh)
+    give_store(empty_store)
+    undisturbed = fit_detector(parameters)
+    assert resumed.history == undisturbed.history
+    assert_equal(found, state(undisturbed.key))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one byte changed", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
+    known = fleets.fleet(fleets.kwh(12, 60))
+    undisturbed = fit(known, quick(), MIN_READINGS, str(tmp_path), files=WholeFiles())
+    last = tmp_path / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    if damage == "cut short":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    else:
+        content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    earlier = latest(tmp_path)
+    assert earlier == str(tmp_path / "epoch=1.ckpt")
+    again = fit(known, quick(), MIN_READINGS, str(tmp_path), resume=earlier, files=WholeFiles())
+    assert_equal(again.detector.state_dict(), undisturbed.detector.state_dict())
+
+
+def test_without_an_intact_checkpoint_training_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"nothing of use")
+    assert latest(tmp_path) is None
+    assert not tmp_path.exists()
+    assert "last.ckpt is damaged" in caplog.text
+
+
+def test_an_infinite_reading_is_named(tmp_path: Path) -> None:
+    kwh = fleets.kwh(12, 60)
+    kwh[3, 5, 7] = np.inf
+    with pytest.raises(UserError, match="an infinite reading of MAC000003 on 2013-06-08"):
+        trained(fleets.fleet(kwh), quick(), tmp_path)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reading that overflows spoils one batch an epoch, not the weights nor what is usual."""
+    kwh = fleets.kwh(24, 60)
+    kwh[1, 59, 10] = ENORMOUS_KWH  # seen by the last night alone
+    parameters = quick("history_network", batch_size=32, epoch_size=2048)
+    result = trained(fleets.fleet(kwh), parameters, tmp_path)
+    assert [epoch["skipped_steps"] for epoch in result.history] == [1, 1]
+    assert "1 of 44 steps of epoch 2 had a loss or gradients that are not finite" in caplog.text
+    assert "3e+38 kWh, at MAC000001 on 2013-08-01" in caplog.text
+    assert all(value.isfinite().all() for value in result.detector.state_dict().values())
+
+
+@pytest.mark.parametrize("model", [fleets.SEED_MODEL, "batchnorm_autoencoder", "history_network"])
+def test_a_training_that_diverges_says_so_and_registers_nothing(
+    model: str, home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_lake(fleets.kwh(24, 60))
+    give_store(empty_store)
+    monkeypatch.setattr(
+        "tasks.train.FitParameters", lambda **_: quick(model, batch_size=64, learning_rate=1e30)
+    )
+    with pytest.raises(UserError, match=r"training stopped: \d of \d steps of epoch 1 had a loss"):
+        fit_detector(TrainParameters(model=model))
+    assert not list(home.glob("training/*/*.safetensors"))
+    assert registry.champion_version() is None
+
+
+@pytest.mark.parametrize(
+    ("apart", "said"),
+    [
+        (
+            True,
+            "training stopped: the validation loss of epoch 1 is not finite; .* 3e\\+38 kWh, at",
+        ),
+        (False, "training broke: residual_scale of the detector"),
+    ],
+)
+def test_a_detector_that_is_not_finite_is_refused(apart: bool, said: str, tmp_path: Path) -> None:
+    """A reading that overflows in a home held out, and in scales taken from a home learnt from."""
+    known = fleets.fleet(fleets.kwh(24, 70))
+    known.kwh[np.flatnonzero(held_out(known.household_ids) == apart)[0], 69, 10] = ENORMOUS_KWH
+    with np.errstate(over="ignore"), pytest.raises(UserError, match=said):
+        trained(known, quick(), tmp_path)
+
+
+@contextmanager
+def memory_for(megabytes: int) -> Iterator[None]:
+    """Let this process take so much more memory than it has."""
+    kilobytes = next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmSize")
+    )
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, ((kilobytes << 10) + (megabytes << 20), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network whose batches take most; it has no statistics that parts would change."""
+    known = fleets.fleet(fleets.kwh(24, 60))
+    parameters = quick("transformer", batch_size=512, max_epochs=1)
+    with memory_for(400):
+        result = trained(known, parameters, tmp_path)
+    assert result.resources.parts > 1
+    assert result.resources.rows_at_once == 512 // result.resources.parts
+    assert "out of memory with 512 household-nights at once" in caplog.text
+    assert len(result.history) == 1
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
+    """Same rows, same number of steps, gradients added up; the seed's network draws nothing."""
+    known, networks = fleets.fleet(fleets.kwh(24, 60)), []
+    for parts in (1, 4):
+        network = fleets.untrained(known).network
+        data = nights_data(network, known, quick(), MIN_READINGS, parts)
+        loop = make_loop(quick(), str(tmp_path / str(parts)), parts=parts)
+        with expected_warnings():
+            loop.trainer.fit(NetworkModule(network, quick(), parts=parts), datamodule=data)
+        assert loop.trainer.global_step == 2 * 8
+        networks.append(network)
+    for whole, summed in zip(*(each.parameters() for each in networks), strict=True):
+        torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_learn_what_one_learns(
+    home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draw shared out, the same validation: equal but for the order of sums."""
+    parameters = TrainParameters(model=fleets.SEED_MODEL, max_epochs=3)
+    kwh = fleets.kwh(60, 60)
+    histories = []
+    for devices in ("1", "2"):
+        monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / devices))
+        monkeypatch.setenv("METERWATCH_DEVICES", devices)
+        build_lake(kwh)
+        give_store(empty_store)
+        fitted = fit_detector(parameters)
+        assert fitted.resources.devices == int(devices)
+        histories.append(fitted.history)
+    for one, two in zip(*histories, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_windows_on_a_gpu_are_those_of_the_host(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept there, or sent batch by batch where they do not fit."""
+    monkeypatch.setattr("ml.windows.RESIDENT_SHARE", share)
+    known, places = fleets.fleet(fleets.kwh(4, 60)), torch.arange(240)
+    on_gpu, host = (FleetWindows(known, 45, MIN_READINGS) for _ in range(2))
+    on_gpu.settle(torch.device("cuda"))
+    assert on_gpu.kept == ("device" if share else "streamed")
+    for one, other in zip(on_gpu.take(places), host.take(places), strict=True):
+        assert one.is_cuda
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
