@@ -35,7 +35,7 @@ MIN_READINGS: Final = 36
 SEED_BATCH: Final = 1024
 SEED_EPOCHS: Final = 4
 TRIAL_NIGHTS: Final = 3_500_000
-STEPS: Final = 5
+STEPS: Final = 3
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 def main(
     households: int | None = None,
     nights: int | None = None,
-    batches: tuple[int, ...] = (64, 512),
+    batches: tuple[int, ...] = (64, 1024) if DEVICE.type == "cuda" else (64,),
     out: Path = Path("data/speed/training.md"),
 ) -> None:
     """Measure; a batch is as many windows, each of four nights of the champion's."""
