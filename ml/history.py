@@ -275,7 +275,7 @@ def _nearness(squares: Tensor, distances: Tensor) -> Tensor:
     )
     ratio = (nearest / (own[:, MIDDLE, None, None] + 0.03)).log().clamp(min=-LIMIT)
     # Equal distances differ in the last bits of a double, not in those of a single.
-    rank = below(own.float(), nearest[:, :, :2].flatten(1).float())
+    rank = below(own.float(), nearest[:, :, :2].flatten(1).float().contiguous())
     return torch.cat(
         (
             ordered(distances)[:, :, NEAREST],

@@ -24,7 +24,7 @@ HOUSEHOLDS, NIGHTS = 12, 130
 def rows(detector: Detector, count: int) -> Windows:
     """Nights of which some lack half-hours, some repeat, and some homes hardly use anything."""
     kwh = fleets.kwh(6, 96)
-    kwh[1], kwh[2] = 0.05, (kwh[2] * 10).round() / 100
+    kwh[1], kwh[2] = 0.05, kwh[2].round(2)
     kwh[3, 60:64], kwh[:, 70::3, 5:11], kwh[4, 80, 20:] = np.nan, np.nan, 0.0
     windows = fleets.windows(fleets.fleet(kwh), detector.network.lead_nights)
     recent = torch.arange(6 * 96) % 96 >= 46
