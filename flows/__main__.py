@@ -147,7 +147,7 @@ def train(
     """Train a detector, register it, and promote it if it beats the champion.
 
     Args:
-        until: The last night to learn from (default: the last one in the lake).
+        until: The last night to learn from (default: the last that half the fleet reports).
         model: Which model.
         seed: The same seed on the same data is the same detector.
         promote: Whether the version may become the champion.

@@ -61,6 +61,15 @@ class _Past(NamedTuple):
     all: tuple[Tensor, Tensor]
 
 
+class _Vectors(NamedTuple):
+    """Days seen in one way, so that squared distances are means over the half-hours."""
+
+    days: Tensor
+    """`[B, N + K, W]`."""
+    norms: Tensor
+    """`[B, N + K]` squared."""
+
+
 def usual_level(history: Tensor) -> Tensor:
     """Median of the daily means `[B]` of nights `[B, N, 48]`, kWh per half-hour."""
     observed = ~history.isnan()
@@ -113,8 +122,8 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     x = torch.where(observed, in_units(nights, level), median)
     days = torch.cat((past.x, x), dim=1)
     by_size = ordered(days)
-    squares = [_squares(view) for view in _views(days, by_size)]
-    distances = [_distances(square) for square in squares]
+    vectors = [_vectors(view) for view in _views(days, by_size)]
+    distances = [_distances(view) for view in vectors]
     near = [_blend(distances[view], past.x, width) for view, width in ((0, 0.08), (1, 0.06))]
     half_hours = [*_positions(past, x), *(x - blend for blend in near), x - _same_weekday(past, x)]
     outside = _outside(past, x, near[0])
@@ -124,7 +133,7 @@ def describe(history: Tensor, nights: Tensor, level: Tensor) -> Described:
     half_hours += [*outside[:4], repeats, zeros, observed.to(x.dtype)]
     half_hours += [value[:, None].expand_as(x) for value in wide]
     figures = [
-        *(_nearness(square, distance) for square, distance in zip(squares, distances, strict=True)),
+        *(_nearness(view, distance) for view, distance in zip(vectors, distances, strict=True)),
         _statistics(days, by_size, past.all),
         habits,
         _alignment(past.all[0], x),
@@ -247,26 +256,30 @@ def _views(days: Tensor, by_size: Tensor) -> list[Tensor]:
     return [days, coarse, coarser, by_size, days.diff(dim=2)]
 
 
-def _squares(view: Tensor) -> Tensor:
-    """Mean squared distances `[B, N + K, N]` of all nights to the past ones, by a Gram matrix."""
-    vectors = exact(view) / math.sqrt(view.shape[2])
-    norms = (vectors * vectors).sum(dim=2)
-    norm = norms[:, :, None] + norms[:, None, :HISTORY_NIGHTS]
-    return torch.baddbmm(norm, vectors, vectors[:, :HISTORY_NIGHTS].transpose(1, 2), alpha=-2)
+def _vectors(view: Tensor) -> _Vectors:
+    days = exact(view) / math.sqrt(view.shape[2])
+    return _Vectors(days, (days * days).sum(dim=2))
 
 
-def _distances(squares: Tensor) -> Tensor:
+def _distances(vectors: _Vectors) -> Tensor:
     """Root mean square distances `[B, K, N]` of the nights to those before."""
-    return squares[:, HISTORY_NIGHTS:].clamp(min=SAME_SQUARE).sqrt()
+    return _squares(vectors, slice(HISTORY_NIGHTS, None)).clamp(min=SAME_SQUARE).sqrt()
 
 
-def _nearness(squares: Tensor, distances: Tensor) -> Tensor:
+def _squares(vectors: _Vectors, rows: slice) -> Tensor:
+    """Mean squared distances `[B, R, N]` of some nights to the history, by a Gram matrix."""
+    ours, past = vectors.days[:, rows], vectors.days[:, :HISTORY_NIGHTS]
+    norm = vectors.norms[:, rows, None] + vectors.norms[:, None, :HISTORY_NIGHTS]
+    return torch.baddbmm(norm, ours, past.transpose(1, 2), alpha=-2)
+
+
+def _nearness(vectors: _Vectors, distances: Tensor) -> Tensor:
     """How near the nights before are, next to how near they are to one another, `[B, K, 18]`.
 
     Nearest neighbours are taken in each third of the history, so that a recent anomaly that lasts
     does not pass for a habit.
     """
-    among = squares[:, :HISTORY_NIGHTS]
+    among = _squares(vectors, slice(0, HISTORY_NIGHTS))
     among = among + DISTANT * torch.eye(HISTORY_NIGHTS, device=among.device)
     own = ordered(_by_third(among).clamp(min=SAME_SQUARE).sqrt().mean(dim=2))
     thirds = _by_third(distances)

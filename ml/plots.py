@@ -149,7 +149,7 @@ def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figur
 
 def profiles(days: Sequence[Example], title: str) -> Figure:
     """Real days with what was expected, small multiples in the order given."""
-    rows = -(-len(days) // COLUMNS)
+    rows = max(1, -(-len(days) // COLUMNS))
     figure = Figure(figsize=(3.2 * COLUMNS, 2.1 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False).ravel()
     for panel, day in zip(panels, days, strict=False):

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,7 +40,7 @@ from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load, save, save_onnx
 from tasks.checkpoints import WholeFiles, latest
-from tasks.fleet import load_fleet
+from tasks.fleet import last_common_night, load_fleet
 from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
 from tasks.registry import Version
@@ -68,7 +67,8 @@ class TrainParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     until: date | None = Field(
-        None, description="last night to learn from (default: the last one of the lake)"
+        None,
+        description="last night to learn from (default: the last that most of the fleet reports)",
     )
     model: ModelName = Field(DEFAULT, description="which network to train")
     seed: int = Field(
@@ -173,13 +173,13 @@ class TrainReceipt(BaseModel):
 
 
 def last_night(parameters: TrainParameters) -> date:
-    """The last night of the lake that a training learns from.
+    """The last night of the lake that a training learns from: by default, of a reporting fleet.
 
     Raises:
         UserError: the lake is empty, or begins later.
     """
     begin, end = lake.extent()
-    last = min(parameters.until or end, end)
+    last = min(parameters.until or last_common_night(), end)
     if last < begin:
         raise UserError(f"no night to learn from: the lake begins on {begin}, after {last}")
     return last
@@ -398,7 +398,7 @@ def _fitted(work: Work, result: FitResult, table: pl.DataFrame) -> Fitted:
         error_kwh=validation_error(
             result.detector, apart, result.calibration, settings().min_readings
         ),
-        onnx_difference=_onnx_difference(lake.training(work.key), apart, result.calibration),
+        onnx_difference=_onnx_difference(lake.training(work.key), apart),
         history=result.history,
     )
 
@@ -412,13 +412,11 @@ def _metrics(table: pl.DataFrame) -> dict[str, float]:
     }
 
 
-def _onnx_difference(directory: Path, fleet: Fleet, nights: slice) -> float:
+def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
     least = settings().min_readings
     model, exported = load(directory), load(directory, "onnx")
-    chosen = fleet.n_readings >= least
-    chosen[:, : nights.start] = False
-    places = spread(torch.from_numpy(np.flatnonzero(chosen)), EXPORTED_ROWS)
+    places = spread(everywhere(fleet, least), EXPORTED_ROWS)
     rows = FleetWindows(fleet, model.network.lead_nights, least, lend=True).take(places)
     return difference(model.judge(), exported.judge(), rows)
 

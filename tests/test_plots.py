@@ -1,5 +1,7 @@
 """Pictures show the nights and thresholds that scoring goes by."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,12 @@ def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) ->
 def test_no_line_is_drawn_that_the_calibration_cannot_tell(detector: Detector) -> None:
     figure = plots.score_distribution(detector, alert_budget=0.1)
     assert not figure.axes[0].lines
+
+
+def test_a_fleet_that_has_fallen_silent_is_drawn_too(detector: Detector) -> None:
+    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh[:, -28:] = np.nan
+    last = slice(NIGHTS - 28, NIGHTS)
+    days = plots.examples(detector, fleets.fleet(kwh), last, MIN_READINGS, BUDGET)
+    assert days == []
+    plots.profiles(days, "nobody").savefig(io.BytesIO())

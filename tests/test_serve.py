@@ -266,7 +266,7 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     page.get_by_role("button", name="Apply").click()
     field(page, "Seed").locator("input").fill("7")
     field(page, "Promote").locator(".p-toggle__control").click()
-    page.get_by_role("button", name="int", exact=True).click()
+    field(page, "Max Epochs").get_by_role("button", name="int", exact=True).click()
     field(page, "Max Epochs").locator("input").fill("1")
     page.get_by_role("button", name="Submit").click()
     with served.client() as client:
