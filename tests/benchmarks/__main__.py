@@ -21,7 +21,14 @@ from cyclopts import App
 from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests.benchmarks import jobs
-from tests.benchmarks.measure import Job, file_gb_s, matrix_gflop_s, measure, memory_gb_s
+from tests.benchmarks.measure import (
+    Job,
+    as_markdown,
+    file_gb_s,
+    matrix_gflop_s,
+    measure,
+    memory_gb_s,
+)
 
 TRIAL: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
 HOUSEHOLDS: Final = 5567
@@ -94,16 +101,7 @@ def main(*shares: float, out: Path = Path("data/speed")) -> None:
         _peers(bench, sizes[-1])
     out.mkdir(parents=True, exist_ok=True)
     table = bench.table()
-    with pl.Config(
-        tbl_formatting="MARKDOWN",
-        tbl_hide_column_data_types=True,
-        tbl_hide_dataframe_shape=True,
-        tbl_rows=-1,
-        tbl_cols=-1,
-        tbl_width_chars=200,
-        float_precision=2,
-        thousands_separator=True,
-    ):
+    with as_markdown():
         said = f"{table}\n\n{_limits(table)}\n"
     (out / "speed.md").write_text(said)
     _draw(table, out / "growth.png")

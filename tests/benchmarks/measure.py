@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 Job = Callable[[Path, Path], float | None]
 """Works on a source in a scratch directory; what it returns is told beside its time."""
@@ -81,6 +82,21 @@ def matrix_gflop_s(size: int = 2048) -> float:
     """Operations of a square matrix product in single precision on all cores."""
     matrix = np.ones((size, size), dtype=np.float32)
     return max(2 * size**3 / 1e9 / _seconds(lambda: matrix @ matrix) for _ in "123")
+
+
+def as_markdown() -> pl.Config:
+    """A context in which frames print as Markdown tables."""
+    return pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        fmt_str_lengths=60,
+        float_precision=3,
+        thousands_separator=True,
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

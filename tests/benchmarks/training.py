@@ -29,6 +29,7 @@ from ml.models.network import Network, Windows, in_level_units
 from ml.train import nights_data
 from tests import fleets
 from tests.benchmarks.__main__ import HOUSEHOLDS, TRIAL
+from tests.benchmarks.measure import as_markdown
 
 SEEDS: Final = "conditional_autoencoder"
 MIN_READINGS: Final = 36
@@ -74,17 +75,7 @@ def main(
     )
     name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in products.items())
-    with pl.Config(
-        tbl_formatting="MARKDOWN",
-        tbl_hide_column_data_types=True,
-        tbl_hide_dataframe_shape=True,
-        tbl_rows=-1,
-        tbl_cols=-1,
-        tbl_width_chars=200,
-        fmt_str_lengths=60,
-        float_precision=3,
-        thousands_separator=True,
-    ):
+    with as_markdown():
         about = f"{name}: copies {memory:.0f} GB/s; square matrices {rates}."
         said = f"{about}\n\n{size[0]:,} households, {size[1]} nights.\n\n{loops}\n\n{steps}\n"
     out.parent.mkdir(parents=True, exist_ok=True)
