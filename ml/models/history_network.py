@@ -120,9 +120,7 @@ class HistoryNetwork(Network):
         history = kwh[:, :HISTORY_NIGHTS]
         level = usual_level(history)
         nights = torch.where(observed & _seen(observed), kwh[:, -NIGHTS:], torch.nan)
-        # Distances between days, products of small differences, mean nothing in half precision.
-        with torch.autocast(kwh.device.type, enabled=False):
-            described = describe(history, nights, level)
+        described = describe(history, nights, level)
         conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
         logit, half_hour, expected = self._heads(described, conditions)
         target = in_units(real[:, -NIGHTS:], level).flatten(0, 1)

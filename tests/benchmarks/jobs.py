@@ -7,7 +7,6 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pandas as pd
 import polars as pl
 import torch
@@ -28,7 +27,7 @@ from ml.models.conditional_autoencoder import (
 )
 from ml.models.network import Windows, in_level_units
 from ml.schemas import HALF_HOURS
-from ml.train import nights_data, reporting
+from ml.train import everywhere, nights_data, reporting
 from ml.windows import FleetWindows
 from tasks import lake, warehouse
 from tasks.fleet import load_fleet
@@ -143,7 +142,7 @@ def _recent(nights: int) -> Fleet:
 
 def _windows(fleet: Fleet) -> Windows:
     windows = FleetWindows(fleet, 0, MIN_READINGS)
-    return windows.take(torch.from_numpy(np.flatnonzero(fleet.n_readings >= MIN_READINGS)))
+    return windows.take(everywhere(fleet, MIN_READINGS))
 
 
 def load(source: Path, scratch: Path) -> None:
