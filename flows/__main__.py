@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in MENDABLE:
             raise
         return _failed(UserError(f"{error.filename}: {error.strerror}"), FAILED)
+    except (MemoryError, RuntimeError) as error:
+        from ml.loop import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _failed(UserError(f"too little memory: {str(error).splitlines()[0]}"), FAILED)
     return 0
 
 

@@ -22,7 +22,7 @@ from ml.windows import FleetWindows
 BATCH_SIZES: Final = (16, 64, 256, 1024, 4096)
 SECONDS: Final = 0.3
 """How long the steps of one precision and batch size are timed."""
-LONGEST_STEP: Final = 0.2
+LONGEST_STEP: Final = 0.1
 """Seconds of a step after which no larger batch is tried."""
 MB: Final = 1e6
 COLUMNS: Final = {

@@ -328,7 +328,7 @@ def _prepared(parameters: TrainParameters) -> Work:
 
 def _fit(work: Work, team: Team) -> None:
     """Train, or go on from the last checkpoint, and leave everything to register."""
-    directory, apart = lake.training(work.key), unseen(work.fleet)
+    directory = lake.training(work.key)
     with TrainingBar() as bar:
         result = fit(
             work.fleet,
@@ -344,6 +344,7 @@ def _fit(work: Work, team: Team) -> None:
     save(result.detector, directory)
     with at("exporting"):
         save_onnx(result.detector, directory)
+    apart = unseen(work.fleet)
     with at("measuring training steps"):
         table = _paces(result.detector, apart)
     with at("drawing pictures"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from flows.__main__ import main
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
@@ -193,6 +194,15 @@ def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
     assert result.resources.rows_at_once == 512 // result.resources.parts
     assert "out of memory with 512 household-nights at once" in caplog.text
     assert len(result.history) == 1
+
+
+def test_too_little_memory_is_said_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with memory_for(200):
+        status = main(["simulate", str(tmp_path / "fleet"), "--households", "512", "--days=1000"])
+    assert status == 1
+    assert capfd.readouterr().err.startswith("meterwatch: too little memory: Unable to allocate")
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
