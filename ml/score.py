@@ -158,11 +158,11 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
     start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
     chosen, seen = chosen[:, start:], fleet.between(start)
     windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
-    judge = detector.judge()
+    program = detector.judge()
 
     def shown(places: Tensor) -> Shown:
         with torch.inference_mode():
-            judged = judge(windows.take(places))
+            judged = program(windows.take(places))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d + start), judged
 

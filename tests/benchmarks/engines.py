@@ -1,0 +1,105 @@
+"""What scoring on each engine takes, and what it keeps of detection, on planted nights of a lake.
+
+    METERWATCH_HOME=DIR .venv/bin/python -m tests.benchmarks.engines [--nights N] [--rows R]
+
+Asks the champion of that home, on the last nights of households that it has not learned from. One
+core each; the last column is the share of PyTorch's speed. Ends with a table in Markdown.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import mlflow
+import numpy as np
+import polars as pl
+import torch
+from cyclopts import App
+from sklearn.metrics import average_precision_score
+
+from ml.benchmark.plant import Truth, copies_of, plant
+from ml.detector import Detector
+from ml.export import difference
+from ml.features import Fleet
+from ml.loop import spread
+from ml.models.network import Judged, Windows
+from ml.score import LEAD_NIGHTS, reconstruct
+from ml.train import everywhere, since, unseen
+from ml.windows import FleetWindows
+from tasks import lake, registry
+from tasks.artefact import load
+from tasks.fleet import last_common_night, load_fleet
+from tasks.settings import settings
+from tests.benchmarks.measure import as_markdown
+
+COMPARED: Final = 3000
+ROUNDS: Final = 3
+
+app = App(help="What scoring on each engine takes.")
+
+
+@app.default
+def main(nights: int = 28, rows: int = 136) -> None:
+    """Plant `rows` copies of households over the last `nights`, and judge them by each engine."""
+    torch.set_num_threads(1)
+    least = settings().min_readings
+    known = unseen(load_fleet(lake.extent()[0], last_common_night(), reporting=True))
+    recent = since(known, len(known.nights) - nights - LEAD_NIGHTS)
+    last = slice(len(recent.nights) - nights, None)
+    copies = copies_of(np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids)))
+    planted, truth = plant(recent, copies, last, seed=0, min_readings=least)
+    figures = pl.DataFrame(list(_figures(planted, truth, last, _spread_out(known))))
+    with as_markdown():
+        print(figures.with_columns(ratio=pl.col("a CPU second") / pl.first("a CPU second")))
+
+
+def _spread_out(known: Fleet) -> Windows:
+    """Household-nights of all homes and seasons, in the shape that the champion takes."""
+    least, champion = settings().min_readings, registry.champion()[0]
+    windows = FleetWindows(known, champion.network.lead_nights, least, lend=True)
+    return windows.take(spread(everywhere(known, least), COMPARED))
+
+
+def _figures(
+    fleet: Fleet, truth: Truth, nights: slice, compared: Windows
+) -> Iterator[dict[str, Any]]:
+    least, exact = settings().min_readings, None
+    for name, detector in _engines():
+        exact = exact or detector.judge()
+        score, seconds = _best(lambda by=detector: reconstruct(by, fleet, nights, least).score)
+        counts = truth.counts[:, nights] & np.isfinite(score)
+        is_planted = truth.planted[:, nights][counts]
+        yield {
+            "engine": name,
+            "nights": int(counts.sum()),
+            "planted": int(is_planted.sum()),
+            "AP": float(average_precision_score(is_planted, score[counts])),
+            "a CPU second": counts.sum() / seconds,
+            "largest difference": f"{difference(exact, detector.judge(), compared):.1e}",
+        }
+
+
+def _engines() -> Iterator[tuple[str, Detector]]:
+    directory = lake.model(registry.champion()[1])
+    yield "torch", load(directory)
+    mlflow.set_tracking_uri(registry.store_uri())
+    graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
+    exported = load(directory)
+    exported.program = lambda windows: Judged(*graph(*windows))
+    yield "torch.export", exported
+    yield "onnx", load(directory, "onnx")
+    yield "int8", load(directory, "int8")
+
+
+def _best(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the CPU seconds of the fastest of some rounds."""
+    took = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        given = work()
+        took.append(time.process_time() - started)
+    return given, min(took)
+
+
+if __name__ == "__main__":
+    app()
