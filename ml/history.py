@@ -29,6 +29,8 @@ TYPICAL: Final = (2, 10, 21, 31, 39)
 MIDDLE: Final = HISTORY_NIGHTS // 2
 THIRDS: Final = 3
 QUARTERS: Final = 4
+ALIKE: Final = 5e-3
+"""Figures of days within half of it are partly above, partly below one another."""
 SAME_SQUARE: Final = 1e-9
 """Squared distances below it are differences of rounding errors."""
 DISTANT: Final = 1e4
@@ -50,8 +52,6 @@ class _Past(NamedTuple):
     """Nights before `[B, N, 48]`, and each half-hour's distribution among them."""
 
     x: Tensor
-    ordered: Tensor
-    """`[B, 48, N]`."""
     quantiles: Tensor
     """`[B, Q, 48]`."""
     recent: tuple[Tensor, Tensor]
@@ -162,14 +162,6 @@ def log1p(values: Tensor) -> Tensor:
     return values.log1p()
 
 
-def below(among: Tensor, values: Tensor, *, right: bool = False) -> Tensor:
-    """How many of `among` `[..., N]`, sorted, lie below each of `values` `[..., K]`, or at it."""
-    if torch.compiler.is_exporting():
-        others, ours = among[..., None, :], values[..., None]
-        return (others <= ours if right else others < ours).sum(dim=-1)
-    return torch.searchsorted(among, values, right=right)
-
-
 def exact(values: Tensor) -> Tensor:
     """In double precision where nothing is learned, and where a product would be rounded.
 
@@ -188,7 +180,6 @@ def _past(x: Tensor) -> _Past:
     places = [round(q * (HISTORY_NIGHTS - 1)) for q in QUANTILES]
     return _Past(
         x=x,
-        ordered=by_half_hour,
         quantiles=by_half_hour[:, :, places].transpose(1, 2).contiguous(),
         recent=_moments(precise[:, -RECENT_NIGHTS:], x.dtype),
         older=_moments(precise[:, :-RECENT_NIGHTS], x.dtype),
@@ -209,14 +200,22 @@ def _z(x: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _rank(among: Tensor, values: Tensor) -> Tensor:
-    """Share of `among` `[..., N]`, sorted, that lies below, half of what is equal."""
-    places = below(among, values) + below(among, values, right=True)
-    return places.to(values.dtype) / (2 * among.shape[-1])
+    """Share of `among` `[..., N]` below each of `values` `[..., K]`, half of what is alike.
+
+    What is alike is weighed by a ramp: with a step, the last bit of a figure could change a score.
+    """
+    above = (values[..., None] - among[..., None, :]) / ALIKE
+    return _passed(above).mean(dim=-1, dtype=torch.float64).to(values.dtype)
+
+
+def _passed(above: Tensor) -> Tensor:
+    """0 below -1/2, 1 above 1/2, a ramp between."""
+    return (above + 0.5).clamp(0, 1)
 
 
 def _positions(past: _Past, x: Tensor) -> list[Tensor]:
     """Where each half-hour stands among the same half-hours of the nights before."""
-    rank = _rank(past.ordered, x.transpose(1, 2).contiguous()).transpose(1, 2)
+    rank = _rank(past.x.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2)
     median = past.quantiles[:, None, len(QUANTILES) // 2]
     return [x - median, _z(x, past.all), _z(x, past.older), _z(x, past.recent), rank]
 
@@ -287,14 +286,13 @@ def _nearness(vectors: _Vectors, distances: Tensor) -> Tensor:
         (thirds.mean(dim=2), thirds[:, :, :-1].mean(dim=2), thirds[:, :, -1]), dim=2
     )
     ratio = (nearest / (own[:, MIDDLE, None, None] + 0.03)).log().clamp(min=-LIMIT)
-    # Equal distances differ in the last bits of a double, not in those of a single.
-    rank = below(own.float(), nearest[:, :, :2].flatten(1).float().contiguous())
+    rank = _rank(own, nearest[:, :, :2].flatten(1))
     return torch.cat(
         (
             ordered(distances)[:, :, NEAREST],
             own[:, None, TYPICAL].expand(-1, distances.shape[1], -1),
             ratio,
-            rank.view(*nearest.shape[:2], 2).to(own.dtype) / HISTORY_NIGHTS,
+            rank.view(*nearest.shape[:2], 2),
         ),
         dim=2,
     )
@@ -338,8 +336,8 @@ def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> 
             z.mean(dim=2),
             z.amax(dim=2),
             z.amin(dim=2),
-            (z > 1.5).to(days.dtype).mean(dim=2),
-            (z < -1).to(days.dtype).mean(dim=2),
+            _passed((z - 1.5) / ALIKE).mean(dim=2),
+            _passed((-1 - z) / ALIKE).mean(dim=2),
             alike,
             (step.abs() < 1e-6).to(days.dtype).mean(dim=2),
         ),
@@ -350,9 +348,7 @@ def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> 
     older, older_spread = (
         value[:, None] for value in _moments(exact(before[:, :-RECENT_NIGHTS]), days.dtype)
     )
-    rank = _rank(
-        ordered(before.transpose(1, 2).contiguous()), nights.transpose(1, 2).contiguous()
-    ).transpose(1, 2)
+    rank = _rank(before.transpose(1, 2), nights.transpose(1, 2)).transpose(1, 2)
     far = (nights - center) / (usual_spread + 0.03)
     older_far = (nights - older) / (older_spread + 0.03)
     return torch.cat((far.clamp(-LIMIT, LIMIT), older_far.clamp(-LIMIT, LIMIT), rank), dim=2)
