@@ -35,6 +35,8 @@ SEEDS: Final = "conditional_autoencoder"
 MIN_READINGS: Final = 36
 SEED_BATCH: Final = 1024
 SEED_EPOCHS: Final = 4
+LEAST_STEPS: Final = 90
+"""Of an epoch of the seed's network; with fewer its loss after all epochs is the worse one."""
 TRIAL_NIGHTS: Final = 3_500_000
 STEPS: Final = 3
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,10 +98,7 @@ def _data(known: fleets.Fleet, parameters: FitParameters) -> tuple[Network, Nigh
 
 def _our_loop(known: fleets.Fleet, model: str) -> Row:
     """An epoch over all nights of the seed's network, or one of the champion's recipe."""
-    some = (
-        {"epoch_size": 1 << 30, "max_epochs": SEED_EPOCHS} if model == SEEDS else {"max_epochs": 1}
-    )
-    parameters = FitParameters(model=model, **some)
+    parameters = _seeds_on(known) if model == SEEDS else FitParameters(model=model, max_epochs=1)
     network, data = _data(known, parameters)
     module = NetworkModule(network, parameters)
     with tempfile.TemporaryDirectory() as directory, expected_warnings():
@@ -107,6 +106,13 @@ def _our_loop(known: fleets.Fleet, model: str) -> Row:
         seconds = _seconds(lambda: loop.trainer.fit(module, datamodule=data))
     rows = data.train_dataloader().size * parameters.max_epochs
     return _loop_row(f"ours, {model}", rows, seconds, module.history[-1]["val_loss"])
+
+
+def _seeds_on(known: fleets.Fleet) -> FitParameters:
+    """All nights an epoch, in batches as large as they allow: a step costs a GPU as much."""
+    nights = int((known.n_readings >= MIN_READINGS).sum())
+    batch = max(1024, min(1 << 15, nights // LEAST_STEPS))
+    return FitParameters(model=SEEDS, epoch_size=nights, max_epochs=SEED_EPOCHS, batch_size=batch)
 
 
 def _seed_loop(known: fleets.Fleet) -> Row:
