@@ -284,11 +284,6 @@ def unseen(fleet: Fleet) -> Fleet:
     return fleet.of(held_out(fleet.household_ids))
 
 
-def reporting(fleet: Fleet) -> Fleet:
-    """The households with any reading, in the same order."""
-    return fleet.of(fleet.n_readings.sum(axis=1) > 0)
-
-
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
     judged = reconstruct(detector, fleet, nights, min_readings)

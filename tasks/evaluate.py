@@ -32,7 +32,7 @@ from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
 from ml.kinds import LASTING_NIGHTS
 from ml.loop import FitParameters
 from ml.score import LEAD_NIGHTS, judge, reconstruct
-from ml.train import fit, held_out, reporting
+from ml.train import fit, held_out
 from tasks import lake, paths, registry, task
 from tasks.fleet import common_nights, load_fleet
 from tasks.provenance import code_version, fingerprint
@@ -173,7 +173,7 @@ def prepare(parameters: EvaluateParameters) -> Arena:
     Raises:
         UserError: too few nights on either side, or no household to learn from.
     """
-    fleet = reporting(load_fleet(*common_nights()))
+    fleet = load_fleet(*common_nights(), reporting=True)
     stop = _first_test_night(fleet, parameters.until)
     apart = held_out(fleet.household_ids)
     unseen = np.flatnonzero(apart)

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scaled
 from ml.loop import FitParameters, IndexBatches
-from ml.train import calibration_nights, fit, held_out, nights_data, reporting, validation_error
+from ml.train import calibration_nights, fit, held_out, nights_data, validation_error
 from ml.windows import FleetWindows
 from tasks import lake
 from tasks.artefact import load
+from tasks.fleet import load_fleet
 from tasks.provenance import fingerprint
 from tasks.train import TrainParameters, fit_detector, last_night
 from tests import fleets
@@ -197,10 +197,11 @@ def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
     assert validation_error(detector, known, slice(1, 3), MIN_READINGS) == pytest.approx(0.5)
 
 
-def test_households_without_readings_are_left_out() -> None:
-    known = fleets.fleet(fleets.kwh(3, 4))
-    known.kwh[1] = np.nan
-    kept = reporting(replace(known))
+def test_households_without_readings_are_left_out(home: Path) -> None:
+    kwh = fleets.kwh(3, 4)
+    kwh[1] = np.nan
+    build_lake(kwh)
+    kept = load_fleet(*lake.extent(), reporting=True)
     assert kept.household_ids == ["MAC000000", "MAC000002"]
     assert kept.kwh.shape == (2, 4, 48)
 

@@ -27,7 +27,7 @@ from ml.models.conditional_autoencoder import (
 )
 from ml.models.network import Windows, in_level_units
 from ml.schemas import HALF_HOURS
-from ml.train import everywhere, nights_data, reporting
+from ml.train import everywhere, nights_data
 from ml.windows import FleetWindows
 from tasks import lake, warehouse
 from tasks.fleet import load_fleet
@@ -135,9 +135,9 @@ def _score_pyod(detector: ECOD | KNN) -> float:
     return time.perf_counter() - started
 
 
-def _recent(nights: int) -> Fleet:
+def _recent(nights: int, *, reporting: bool = False) -> Fleet:
     last = lake.extent()[1]
-    return load_fleet(last - timedelta(days=nights - 1), last)
+    return load_fleet(last - timedelta(days=nights - 1), last, reporting=reporting)
 
 
 def _windows(fleet: Fleet) -> Windows:
@@ -156,7 +156,7 @@ def train_ours(source: Path, scratch: Path) -> float:
         model="conditional_autoencoder", max_epochs=EPOCHS, epoch_size=1 << 30
     )
     network = _seeded()
-    data = nights_data(network, _learnt(), parameters, MIN_READINGS)
+    data = nights_data(network, _recent(60, reporting=True), parameters, MIN_READINGS)
     loop = make_loop(parameters, str(scratch / "checkpoints"))
     module = NetworkModule(network, parameters)
     with expected_warnings():
@@ -235,15 +235,11 @@ def _seeded() -> ConditionalAutoencoder:
     return ConditionalAutoencoder(ConditionalAutoencoderConfig())
 
 
-def _learnt() -> Fleet:
-    return reporting(_recent(60))
-
-
 def _tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Standardised readings and conditions to learn from, and those held out."""
     network = _seeded()
     parameters = FitParameters(model="conditional_autoencoder")
-    data = nights_data(network, _learnt(), parameters, MIN_READINGS)
+    data = nights_data(network, _recent(60, reporting=True), parameters, MIN_READINGS)
 
     def standard(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         windows = data.windows.take(places)
