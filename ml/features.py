@@ -62,7 +62,8 @@ class Fleet:
     def n_readings(self) -> NDArray[np.int16]:
         """Valid half-hours, `[H, D]`."""
         # A home at a time: a mask of the whole fleet would be a quarter of its memory.
-        return np.stack([np.isfinite(home).sum(axis=1, dtype=np.int16) for home in self.kwh])
+        counts = [np.isfinite(home).sum(axis=1, dtype=np.int16) for home in self.kwh]
+        return np.array(counts, dtype=np.int16).reshape(self.kwh.shape[:2])
 
     def of(self, households: NDArray[Any] | slice) -> "Fleet":
         """These households, by place or by a mask, over the same nights."""

@@ -198,7 +198,7 @@ def refuse_infinite(fleet: Fleet) -> None:
         UserError: which household and night.
     """
     for name, values in (("reading", fleet.kwh), ("condition", fleet.conditions)):
-        found = np.stack([np.isinf(home).any(axis=1) for home in values])
+        found = np.array([np.isinf(home).any(axis=1) for home in values])
         if found.any():
             h, d = np.argwhere(found)[0]
             raise UserError(
