@@ -27,7 +27,7 @@ class ConditionalAutoencoder(ExpectingNetwork):
 
     config_class: ClassVar[type[NetworkConfig]] = ConditionalAutoencoderConfig
     # A step of so small a network costs the same for a few thousand nights as for a hundred.
-    recipe: ClassVar[Recipe] = Recipe(batch_size=4096, learning_rate=3e-2)
+    recipe: ClassVar[Recipe] = Recipe(batch_size=4096, learning_rate=1.5e-2)
 
     def __init__(self, config: ConditionalAutoencoderConfig) -> None:
         super().__init__()

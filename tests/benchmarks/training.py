@@ -111,8 +111,13 @@ def _our_loop(known: fleets.Fleet, model: str) -> Row:
 def _seeds_on(known: fleets.Fleet) -> FitParameters:
     """All nights an epoch, in batches as large as they allow: a step costs a GPU as much."""
     nights = int((known.n_readings >= MIN_READINGS).sum())
-    batch = max(1024, min(1 << 15, nights // LEAST_STEPS))
-    return FitParameters(model=SEEDS, epoch_size=nights, max_epochs=SEED_EPOCHS, batch_size=batch)
+    return FitParameters(
+        model=SEEDS,
+        max_epochs=SEED_EPOCHS,
+        epoch_size=nights,
+        batch_size=max(1024, min(1 << 15, nights // LEAST_STEPS)),
+        learning_rate=3e-2,
+    )
 
 
 def _seed_loop(known: fleets.Fleet) -> Row:
