@@ -71,7 +71,7 @@ def _refuse_unreachable(url: str) -> None:
 
 
 def _an_arena_a_core() -> None:
-    """Keep threads of one core in one arena: eight, glibc's default, cost a training 1.3 GB."""
+    """Keep threads of one core in one arena: eight cost a training 1.3 GB of addresses."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(ARENA_MAX, os.cpu_count() or 1)

@@ -204,13 +204,13 @@ def _rank(among: Tensor, values: Tensor) -> Tensor:
 
     What is alike is weighed by a ramp: with a step, the last bit of a figure could change a score.
     """
-    above = (values[..., None] - among[..., None, :]) / ALIKE
+    above = values[..., None] - among[..., None, :]
     return _passed(above).mean(dim=-1, dtype=torch.float64).to(values.dtype)
 
 
 def _passed(above: Tensor) -> Tensor:
-    """0 below -1/2, 1 above 1/2, a ramp between."""
-    return (above + 0.5).clamp(0, 1)
+    """0 where below zero, 1 where above, a ramp where alike."""
+    return (above / ALIKE + 0.5).clamp(0, 1)
 
 
 def _positions(past: _Past, x: Tensor) -> list[Tensor]:
@@ -336,8 +336,8 @@ def _statistics(days: Tensor, by_size: Tensor, usual: tuple[Tensor, Tensor]) -> 
             z.mean(dim=2),
             z.amax(dim=2),
             z.amin(dim=2),
-            _passed((z - 1.5) / ALIKE).mean(dim=2),
-            _passed((-1 - z) / ALIKE).mean(dim=2),
+            _passed(z - 1.5).mean(dim=2),
+            _passed(-1 - z).mean(dim=2),
             alike,
             (step.abs() < 1e-6).to(days.dtype).mean(dim=2),
         ),

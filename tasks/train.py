@@ -349,7 +349,7 @@ def _fit(work: Work, team: Team) -> None:
         table = _paces(result.detector, apart)
     with at("drawing pictures"):
         _draw(result, apart, table, directory)
-        fitted = _fitted(work, result, table)
+        fitted = _fitted(work, apart, result, table)
     lake.replace_bytes(_report(work.key), fitted.model_dump_json(indent=2).encode())
 
 
@@ -377,8 +377,8 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
     table.write_csv(directory / "pace.csv")
 
 
-def _fitted(work: Work, result: FitResult, table: pl.DataFrame) -> Fitted:
-    fleet, nights, apart = work.fleet, work.fleet.nights, unseen(work.fleet)
+def _fitted(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) -> Fitted:
+    fleet, nights = work.fleet, work.fleet.nights
     return Fitted(
         key=work.key,
         parameters=work.parameters,

@@ -11,7 +11,7 @@ import torch
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import as_int8, as_onnx, difference, judge_by
-from ml.models import DEFAULT
+from ml.models import NAMES
 from ml.models.network import Windows
 from ml.score import Tables, score_nights
 from tasks.artefact import load, save
@@ -31,9 +31,8 @@ def rows(detector: Detector, count: int) -> Windows:
     return Windows(*(part[recent][:count] for part in windows))
 
 
-# The others take a minute each to trace; every training exports its own.
-@pytest.mark.parametrize("model", [DEFAULT, "conditional_autoencoder"])
-def test_a_model_is_exported_for_any_number_of_nights(model: str) -> None:
+@pytest.mark.parametrize("model", NAMES)
+def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
     detector = fleets.untrained(fleets.fleet(fleets.kwh(4, 60)), model).eval()
     program = as_onnx(detector)
     onnx.checker.check_model(onnx.load_from_string(program))

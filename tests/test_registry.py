@@ -62,7 +62,7 @@ def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
     rows = (kwh, level, conditions)
     with torch.no_grad():
         for one, other in zip(detector(*rows), graph(*rows), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-4, equal_nan=True)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
