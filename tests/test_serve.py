@@ -47,7 +47,7 @@ QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-RUN_SECONDS = 180
+RUN_SECONDS = 300
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 
