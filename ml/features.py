@@ -42,9 +42,10 @@ NIGHT_CONDITIONS: Final = (
 )
 HOUSEHOLD_CONDITIONS: Final = (
     "price_signal",  # mean of -1 low, 0 normal, 1 high; 0 on the standard tariff
-    "affluence",  # Acorn group: 1 affluent, 0 comfortable, -1 adversity; unknown otherwise
+    "affluence",  # of the Acorn group; unknown of others
 )
 CONDITIONS: Final = NIGHT_CONDITIONS + HOUSEHOLD_CONDITIONS
+AFFLUENCE: Final = {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0}
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Fleet:
     nights: list[date]
     kwh: NDArray[np.float32]
     """`[H, D, 48]` kWh per half-hour, NaN where missing."""
+    group: NDArray[np.int64]
+    """`[H]` whose conditions a household has."""
     conditions: NDArray[np.float32]
-    """`[H, D, 15]` in the order of `CONDITIONS`, NaN where unknown."""
+    """`[G, D, 15]` of each group in the order of `CONDITIONS`, NaN where unknown."""
 
     @cached_property
     def n_readings(self) -> NDArray[np.int16]:
@@ -69,13 +72,14 @@ class Fleet:
         """These households, by place or by a mask, over the same nights."""
         places = np.arange(len(self.household_ids))[households]
         ids = [self.household_ids[place] for place in places]
-        return Fleet(ids, self.nights, self.kwh[households], self.conditions[households])
+        kwh, group = self.kwh[households], self.group[households]
+        return Fleet(ids, self.nights, kwh, group, self.conditions)
 
     def between(self, start: int, stop: int | None = None) -> "Fleet":
         """The same households from the night at place `start` on, up to `stop`."""
         part = slice(start, stop)
         kwh, conditions = self.kwh[:, part], self.conditions[:, part]
-        return Fleet(self.household_ids, self.nights[part], kwh, conditions)
+        return Fleet(self.household_ids, self.nights[part], kwh, self.group, conditions)
 
 
 @dataclass(frozen=True)
@@ -129,26 +133,26 @@ def price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[np.float
     return joined["signal"].fill_null(0.0).to_numpy().astype(np.float32)
 
 
-def conditions(
-    nights: list[date],
-    households: pl.DataFrame,
-    weather: pl.DataFrame,
-    holidays: pl.DataFrame,
-    tariffs: pl.DataFrame,
-) -> NDArray[np.float32]:
-    """The 15 conditions of every household and night, `[H, D, 15]` in the order of `CONDITIONS`."""
-    shared = night_conditions(nights, weather, holidays).select(NIGHT_CONDITIONS).to_numpy()
-    is_time_of_use = (households["tariff"] == "ToU").fill_null(value=False).to_numpy()
-    affluence = households["acorn_group"].replace_strict(
-        {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0},
-        default=None,
-        return_dtype=pl.Float32,
+def groups(households: pl.DataFrame) -> NDArray[np.int64]:
+    """Whose `conditions` each household has, `[H]`: by Acorn group and tariff."""
+    acorn = households["acorn_group"].replace_strict(
+        list(AFFLUENCE), range(len(AFFLUENCE)), default=len(AFFLUENCE), return_dtype=pl.Int64
     )
-    result = np.empty((len(households), len(nights), len(CONDITIONS)), dtype=np.float32)
-    result[:, :, : len(NIGHT_CONDITIONS)] = shared[None]
-    result[:, :, -2] = is_time_of_use[:, None] * price_signals(nights, tariffs)[None]
-    result[:, :, -1] = affluence.to_numpy()[:, None]
-    return result
+    is_time_of_use = (households["tariff"] == "ToU").fill_null(value=False)
+    return (2 * acorn + is_time_of_use).to_numpy(writable=True)
+
+
+def conditions(
+    nights: list[date], weather: pl.DataFrame, holidays: pl.DataFrame, tariffs: pl.DataFrame
+) -> NDArray[np.float32]:
+    """The conditions of every group and night, `[G, D, 15]` in the order of `CONDITIONS`."""
+    affluence = np.array([*AFFLUENCE.values(), np.nan])
+    result = np.zeros((len(affluence), 2, len(nights), len(CONDITIONS)), dtype=np.float32)
+    shared = night_conditions(nights, weather, holidays).select(NIGHT_CONDITIONS).to_numpy()
+    result[..., : len(NIGHT_CONDITIONS)] = shared
+    result[:, 1, :, -2] = price_signals(nights, tariffs)
+    result[..., -1] = affluence[:, None, None]
+    return result.reshape(-1, *result.shape[2:])
 
 
 def fleet(
@@ -167,8 +171,8 @@ def fleet(
     kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
     for part in days:
         _lay_out(kwh, part, nights, ids)
-    known = conditions(nights, households, weather, holidays, tariffs)
-    return Fleet(ids.to_list(), nights, kwh, known)
+    known = conditions(nights, weather, holidays, tariffs)
+    return Fleet(ids.to_list(), nights, kwh, groups(households), known)
 
 
 def _lay_out(

@@ -45,7 +45,7 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
         points=points,
         axes=axes,
         nights=[fleet.nights[night] for night in d],
-        affluence=fleet.conditions[h, d, CONDITIONS.index("affluence")],
+        affluence=fleet.conditions[fleet.group[h], d, CONDITIONS.index("affluence")],
     )
 
 

@@ -31,8 +31,9 @@ class Peers:
         self.is_new = self.lived < min(ENOUGH_NIGHTS, lead_nights)
         self.borrows = self.is_new & ~self.is_new.all(axis=0)
         self.level = level
-        self.prices = fleet.conditions[:, :, CONDITIONS.index("price_signal")]
-        self.affluence = np.nan_to_num(fleet.conditions[:, 0, CONDITIONS.index("affluence")], nan=9)
+        self.prices = fleet.conditions[fleet.group, :, CONDITIONS.index("price_signal")]
+        affluence = fleet.conditions[fleet.group, 0, CONDITIONS.index("affluence")]
+        self.affluence = np.nan_to_num(affluence, nan=9)
 
     def lend(self, windows: Tensor, places: Tensor) -> None:
         """Fill the nights that new households have not lived, in place.

@@ -197,8 +197,9 @@ def refuse_infinite(fleet: Fleet) -> None:
     Raises:
         UserError: which household and night.
     """
-    for name, values in (("reading", fleet.kwh), ("condition", fleet.conditions)):
-        found = np.array([np.isinf(home).any(axis=1) for home in values])
+    known = (fleet.conditions[group] for group in fleet.group)
+    for name, homes in (("reading", fleet.kwh), ("condition", known)):
+        found = np.array([np.isinf(home).any(axis=1) for home in homes])
         if found.any():
             h, d = np.argwhere(found)[0]
             raise UserError(

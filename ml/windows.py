@@ -34,7 +34,8 @@ class FleetWindows:
         lends = lend and lead_nights > 0
         self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
         self._level = torch.from_numpy(level.ravel())
-        self._conditions = torch.from_numpy(fleet.conditions.reshape(-1, fleet.conditions.shape[2]))
+        self._group = torch.from_numpy(fleet.group)
+        self._conditions = torch.from_numpy(np.ascontiguousarray(fleet.conditions))
 
     @property
     def kept(self) -> Literal["host", "device", "streamed"]:
@@ -50,10 +51,11 @@ class FleetWindows:
         """
         if device.type != "cuda":
             return
-        parts = (self._kwh, self._level, self._conditions)
+        parts = (self._kwh, self._level, self._group, self._conditions)
         free, _ = torch.cuda.mem_get_info(device)
         if sum(part.nbytes for part in parts) < RESIDENT_SHARE * free:
-            self._kwh, self._level, self._conditions = (part.to(device) for part in parts)
+            there = (part.to(device) for part in parts)
+            self._kwh, self._level, self._group, self._conditions = there
         else:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -67,8 +69,9 @@ class FleetWindows:
         kwh, at = self._kwh_of(places), self._there(places)
         if self._peers:
             self._peers.lend(kwh, places)
-        level, conditions = (part.index_select(0, at) for part in (self._level, self._conditions))
-        return self._sent(Windows(kwh, level, conditions))
+        group = self._group[at // self.shape[1]]
+        conditions = self._conditions[group, at % self.shape[1]]
+        return self._sent(Windows(kwh, self._level[at], conditions))
 
     def _there(self, index: Tensor) -> Tensor:
         """An index where the readings are."""

@@ -66,7 +66,8 @@ def fleet(readings: np.ndarray, start: date = START) -> Fleet:
     n, nights, _ = readings.shape
     unknown = np.full((n, nights, len(CONDITIONS)), np.nan, dtype=np.float32)
     ids = [f"MAC{i:06d}" for i in range(n)]
-    return Fleet(ids, [start + timedelta(days=i) for i in range(nights)], readings, unknown)
+    dates = [start + timedelta(days=i) for i in range(nights)]
+    return Fleet(ids, dates, readings, np.arange(n), unknown)
 
 
 def detector(known: Fleet, model: str = SEED_MODEL) -> Detector:

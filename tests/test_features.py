@@ -69,9 +69,18 @@ def test_the_price_signal_reaches_time_of_use_homes_alone() -> None:
     prices = ["High"] * 12 + ["Normal"] * 36
     tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
     weather, holidays, _ = fleets.references()
-    known = features.conditions([fleets.START], fleets.households(2), weather, holidays, tariffs)
-    signal = known[:, 0, features.CONDITIONS.index("price_signal")]
+    known = features.conditions([fleets.START], weather, holidays, tariffs)
+    group = features.groups(fleets.households(2))
+    signal = known[group, 0, features.CONDITIONS.index("price_signal")]
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
+
+
+def test_homes_know_the_affluence_of_their_acorn_group() -> None:
+    named = ["Affluent", None, "Adversity", "ACORN-U", "Comfortable"]
+    homes = fleets.households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
+    known = features.conditions([fleets.START], *fleets.references())[features.groups(homes)]
+    affluence = known[:, 0, features.CONDITIONS.index("affluence")]
+    np.testing.assert_array_equal(affluence, [1, np.nan, -1, np.nan, 0])
 
 
 @pytest.mark.seed_fault
@@ -110,10 +119,9 @@ def test_bulk_features_equal_one_night_features_row_for_row(night: int, seed: in
 @pytest.mark.seed_fault
 def test_bulk_conditions_equal_one_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
-    register = fleets.households(3)
-    bulk = features.conditions(nights, register, *fleets.references())
+    bulk = features.conditions(nights, *fleets.references())
     for i, night in enumerate(nights):
-        one = features.conditions([night], register, *fleets.references())
+        one = features.conditions([night], *fleets.references())
         np.testing.assert_array_equal(one[:, 0], bulk[:, i])
 
 

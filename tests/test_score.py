@@ -70,7 +70,8 @@ def test_a_batch_in_another_order_gives_the_same_scores(
         [known.household_ids[i] for i in order],
         known.nights,
         known.kwh[order],
-        known.conditions[order],
+        known.group[order],
+        known.conditions,
     )
     first = known.nights[LEAD_NIGHTS]
     table = score_nights(detector, known, first, **BUDGET)

@@ -33,7 +33,7 @@ def controls(fleet: Fleet, rows: Ints, nights: slice, min_readings: int) -> list
     """Real nights, a cold snap, new meters and missing half-hours, each a fleet of these rows."""
     tested = np.zeros(fleet.kwh[rows].shape[:2], dtype=np.bool_)
     tested[:, nights] = fleet.n_readings[rows, nights] >= min_readings
-    real = _of(fleet, rows, fleet.kwh[rows], fleet.conditions[rows])
+    real = _of(fleet, rows, fleet.kwh[rows], fleet.conditions)
     return [
         Controls(real, _real_nights(real, tested, min_readings)),
         _cold_snap(real, tested, nights),
@@ -56,7 +56,8 @@ def alarms(found: list[tuple[Controls, Floats]], limit: float) -> pl.DataFrame:
 
 
 def _real_nights(fleet: Fleet, tested: Bools, min_readings: int) -> dict[str, Bools]:
-    condition = {name: fleet.conditions[:, :, place] for place, name in enumerate(CONDITIONS)}
+    known = fleet.conditions[fleet.group]
+    condition = {name: known[:, :, place] for place, name in enumerate(CONDITIONS)}
     changes = np.diff(condition["is_summer_time"], axis=1, prepend=np.nan) ** 2 > 0
     weekend = (condition["is_saturday"] + condition["is_sunday"]) > 0
     return {
@@ -123,4 +124,4 @@ def _only(tested: Bools, span: slice) -> Bools:
 
 def _of(fleet: Fleet, rows: Ints, kwh: Floats, conditions: Floats) -> Fleet:
     ids = [fleet.household_ids[row] for row in rows]
-    return Fleet(ids, fleet.nights, kwh.astype(np.float32), conditions.astype(np.float32))
+    return Fleet(ids, fleet.nights, kwh.astype(np.float32), fleet.group[rows], conditions)

@@ -112,7 +112,7 @@ def plant(
                 start, stop = np.flatnonzero(shows)[[0, -1]]
                 lasting.append(Lasting(row, first + int(start), int(stop - start) + 1, name))
     ids = [fleet.household_ids[row] for row in rows]
-    planted = Fleet(ids, fleet.nights, kwh, fleet.conditions[rows])
+    planted = Fleet(ids, fleet.nights, kwh, fleet.group[rows], fleet.conditions)
     return planted, Truth(rows, counts, kind, tuple(lasting))
 
 
