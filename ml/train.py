@@ -1,5 +1,6 @@
 """Training: households held out, the fit of a detector, and how good its expectation is."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -224,11 +225,11 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
 
     Of a short history the last quarter, and no more nights than the calibration holds.
     """
-    apart, count = unseen(fleet), len(fleet.nights)
+    apart, count = held_out(fleet.household_ids), len(fleet.nights)
     warm = min(detector.network.lead_nights + OWN_NIGHTS, count * 3 // 4)
-    nights = min(count - warm, -(-CALIBRATION_SIZE // len(apart.household_ids)))
-    learnt = sorted(set(fleet.household_ids) - set(apart.household_ids))
-    recent = since(apart, count - nights - LEAD_NIGHTS)
+    nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
+    learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
+    recent = unseen(since(fleet, count - nights - LEAD_NIGHTS))
     calibrate(detector, recent, nights, min_readings, learnt)
 
 
