@@ -481,7 +481,8 @@ def disband() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a step failed for want of memory, a GPU's or the machine's."""
-    return isinstance(error, MemoryError) or is_oom_error(error)
+    no_stack = str(error) == "can't start new thread"
+    return isinstance(error, MemoryError) or is_oom_error(error) or no_stack
 
 
 @contextmanager

@@ -94,12 +94,14 @@ class TrainParameters(BaseModel):
 
 
 class Work(NamedTuple):
-    """What a training learns from, and its key."""
+    """What is learned from, its digest, and the key of learning from it in this way."""
 
     key: str
     data: str
     parameters: FitParameters
-    fleet: Fleet
+    nights: list[date]
+    households: int
+    rows: int
 
 
 class Fitted(BaseModel):
@@ -194,10 +196,7 @@ def fit_detector(parameters: TrainParameters) -> Fitted:
     """
     registry.prepare()
     with _one_at_a_time(), assembled(parameters.model_dump_json()) as team:
-        work = _prepared(parameters)
-        if not _report(work.key).exists():
-            _fit(work, team)
-    return Fitted.model_validate_json(_report(work.key).read_bytes())
+        return _fitted(parameters, team)
 
 
 def is_assistant() -> bool:
@@ -207,12 +206,12 @@ def is_assistant() -> bool:
 
 def assist(parameters: TrainParameters) -> None:
     """Take part in the training of these parameters, as a process that registers nothing."""
-    work = _prepared(parameters)
+    work, fleet = _prepared(parameters)
     if not _report(work.key).exists():
         directory = lake.training(work.key) / "checkpoints"
-        refuse_infinite(work.fleet)
+        refuse_infinite(fleet)
         learn(
-            *(work.fleet, work.parameters, settings().min_readings, str(directory)),
+            *(fleet, work.parameters, settings().min_readings, str(directory)),
             latest(directory),
             team=present(),
         )
@@ -317,21 +316,25 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _prepared(parameters: TrainParameters) -> Work:
+def _prepared(parameters: TrainParameters) -> tuple[Work, Fleet]:
     """What there is to learn from; its key is the same for the same data and choices."""
     chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
     fleet = load_fleet(lake.extent()[0], last_night(parameters), reporting=True)
     data = fingerprint(fleet)
     key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
-    return Work(key, data, chosen, fleet)
+    rows = int((fleet.n_readings > 0).sum())
+    return Work(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet
 
 
-def _fit(work: Work, team: Team) -> None:
+def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
     """Train, or go on from the last checkpoint, and leave everything to register."""
+    work, fleet = _prepared(parameters)
+    if _report(work.key).exists():
+        return Fitted.model_validate_json(_report(work.key).read_bytes())
     directory = lake.training(work.key)
     with TrainingBar() as bar:
         result = fit(
-            work.fleet,
+            fleet,
             work.parameters,
             settings().min_readings,
             str(directory / "checkpoints"),
@@ -341,16 +344,18 @@ def _fit(work: Work, team: Team) -> None:
             files=WholeFiles(),
         )
     log.info("trained on %s", result.resources)
+    apart = unseen(fleet)
+    del fleet  # most of the memory; what follows looks at the homes held out
     save(result.detector, directory)
     with at("exporting"):
         save_onnx(result.detector, directory)
-    apart = unseen(work.fleet)
     with at("measuring training steps"):
         table = _paces(result.detector, apart)
     with at("drawing pictures"):
         _draw(result, apart, table, directory)
-        fitted = _fitted(work, apart, result, table)
+        fitted = _summary(work, apart, result, table)
     lake.replace_bytes(_report(work.key), fitted.model_dump_json(indent=2).encode())
+    return fitted
 
 
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
@@ -377,8 +382,8 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
     table.write_csv(directory / "pace.csv")
 
 
-def _fitted(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) -> Fitted:
-    fleet, nights = work.fleet, work.fleet.nights
+def _summary(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) -> Fitted:
+    nights = work.nights
     return Fitted(
         key=work.key,
         parameters=work.parameters,
@@ -386,10 +391,10 @@ def _fitted(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) ->
         first=nights[0],
         calibration=nights[result.calibration.start],
         until=nights[-1],
-        households=len(fleet.household_ids),
+        households=work.households,
         held_out=len(apart.household_ids),
         nights=len(nights),
-        rows=int((fleet.n_readings > 0).sum()),
+        rows=work.rows,
         epochs=len(result.history),
         best_epoch=result.best_epoch,
         seconds=result.seconds,
