@@ -1,5 +1,6 @@
 """Train a detector, register it, promote it if it is better."""
 
+import gc
 import hashlib
 import logging
 import shutil
@@ -345,7 +346,9 @@ def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
         )
     log.info("trained on %s", result.resources)
     apart = unseen(fleet)
-    del fleet  # most of the memory; what follows looks at the homes held out
+    # Most of the memory, also held by Lightning's circles; the rest is about the homes held out.
+    del fleet
+    gc.collect()
     save(result.detector, directory)
     with at("exporting"):
         save_onnx(result.detector, directory)
