@@ -333,17 +333,7 @@ def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
     if _report(work.key).exists():
         return Fitted.model_validate_json(_report(work.key).read_bytes())
     directory = lake.training(work.key)
-    with TrainingBar() as bar:
-        result = fit(
-            fleet,
-            work.parameters,
-            settings().min_readings,
-            str(directory / "checkpoints"),
-            resume=latest(directory / "checkpoints"),
-            callbacks=[bar],
-            team=team,
-            files=WholeFiles(),
-        )
+    result = _fit(work, fleet, team)
     log.info("trained on %s", result.resources)
     apart = unseen(fleet)
     # Most of the memory, also held by Lightning's circles; the rest is about the homes held out.
@@ -359,6 +349,21 @@ def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
         fitted = _summary(work, apart, result, table)
     lake.replace_bytes(_report(work.key), fitted.model_dump_json(indent=2).encode())
     return fitted
+
+
+def _fit(work: Work, fleet: Fleet, team: Team) -> FitResult:
+    directory = lake.training(work.key) / "checkpoints"
+    with TrainingBar() as bar:
+        return fit(
+            fleet,
+            work.parameters,
+            settings().min_readings,
+            str(directory),
+            resume=latest(directory),
+            callbacks=[bar],
+            team=team,
+            files=WholeFiles(),
+        )
 
 
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
