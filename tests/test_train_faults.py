@@ -5,23 +5,34 @@ import resource
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 import torch
 
 from flows.__main__ import main
+from ml.detector import Detector
 from ml.errors import UserError
 from ml.features import Fleet
-from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
+from ml.loop import (
+    FitParameters,
+    NetworkModule,
+    expected_warnings,
+    is_out_of_memory,
+    make_loop,
+)
 from ml.train import FitResult, fit, held_out, nights_data
 from ml.windows import FleetWindows
 from tasks import lake, registry
-from tasks.artefact import load
+from tasks.artefact import load, save_onnx
 from tasks.checkpoints import WholeFiles, latest
+from tasks.fleet import load_fleet
 from tasks.train import TrainParameters, fit_detector
 from tests import fleets
 from tests.homes import build_lake, give_store
@@ -194,6 +205,44 @@ def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
     assert result.resources.rows_at_once == 512 // result.resources.parts
     assert "out of memory with 512 household-nights at once" in caplog.text
     assert len(result.history) == 1
+
+
+def test_what_follows_a_fit_holds_the_homes_held_out_alone(
+    home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the full trial the readings are a third of what a training takes."""
+    build_lake(fleets.kwh(24, 60))
+    give_store(empty_store)
+    loaded, kept = [], []
+
+    def loading(*span: date, reporting: bool) -> Fleet:
+        fleet = load_fleet(*span, reporting=reporting)
+        loaded.append(weakref.ref(fleet.kwh))
+        return fleet
+
+    def exporting(detector: Detector, directory: Path) -> None:
+        kept.append(loaded[0]())
+        save_onnx(detector, directory)
+
+    monkeypatch.setattr("tasks.train.load_fleet", loading)
+    monkeypatch.setattr("tasks.train.save_onnx", exporting)
+    assert fit_detector(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1)).households == 24
+    assert kept == [None]
+
+
+def test_a_thread_that_finds_no_room_is_too_little_memory() -> None:
+    done = Event()
+
+    def start_many() -> None:
+        for _ in range(64):
+            Thread(target=done.wait).start()
+
+    try:
+        with memory_for(64), pytest.raises(RuntimeError) as raised:
+            start_many()
+    finally:
+        done.set()
+    assert is_out_of_memory(raised.value)
 
 
 def test_too_little_memory_is_said_in_one_line(
