@@ -57,7 +57,7 @@ class Fleet:
     kwh: NDArray[np.float32]
     """`[H, D, 48]` kWh per half-hour, NaN where missing."""
     group: NDArray[np.int64]
-    """`[H]` whose conditions a household has."""
+    """`[H]` which of the groups of equal conditions a household is in."""
     conditions: NDArray[np.float32]
     """`[G, D, 15]` of each group in the order of `CONDITIONS`, NaN where unknown."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -49,7 +49,7 @@ PRECISIONS: Final = {
 }
 Places = NDArray[np.int_]
 
-HOURS: Final = np.arange(HALF_HOURS) / 2
+EDGES: Final = np.arange(HALF_HOURS + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -128,22 +128,24 @@ def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figur
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
     loss, rate = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     epochs = [int(epoch["epoch"]) + 1 for epoch in history]
+    style: dict[str, Any] = {"lw": 1.8, "marker": "."}
     for key, name, colour in (
         ("train_loss", "households learned from", QUIET),
         ("val_loss", "households held out", OBSERVED),
     ):
-        loss.plot(epochs, [epoch[key] for epoch in history], label=name, color=colour, lw=1.8)
+        loss.plot(epochs, [epoch[key] for epoch in history], label=name, color=colour, **style)
     best = next(epoch for epoch in history if epoch["epoch"] == best_epoch)
     loss.plot(best_epoch + 1, best["val_loss"], "o", color=EXPECTED, label="weights kept")
     loss.legend(frameon=False, fontsize=8)
-    rate.plot(epochs, [epoch["learning_rate"] for epoch in history], color=QUIET, lw=1.8)
+    rates = [epoch["learning_rate"] for epoch in history]
+    rate.plot(epochs, rates, color=QUIET, **style)
     rate.ticklabel_format(axis="y", scilimits=(0, 0))
     rate.set_ylim(bottom=0)
     _label(loss, "Loss of the network", "", "")
     _label(rate, "Learning rate", "epoch", "")
     for panel in (loss, rate):
         panel.set_xlim(0.5, max(epochs) + 0.5)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -153,8 +155,11 @@ def profiles(days: Sequence[Example], title: str) -> Figure:
     figure = Figure(figsize=(3.2 * COLUMNS, 2.1 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False).ravel()
     for panel, day in zip(panels, days, strict=False):
-        panel.step(HOURS, day.actual_kwh, where="post", color=OBSERVED, lw=1.2, label="observed")
-        panel.step(HOURS, day.expected_kwh, where="post", color=EXPECTED, lw=1.6, label="expected")
+        for kwh, name, colour, width in (
+            (day.actual_kwh, "observed", OBSERVED, 1.2),
+            (day.expected_kwh, "expected", EXPECTED, 1.6),
+        ):
+            panel.stairs(kwh, EDGES, baseline=None, label=name, color=colour, lw=width)
         if day.flagged:
             panel.axvspan(*day.flagged, color=EXPECTED, alpha=0.15, lw=0)
         panel.set_ylim(bottom=0)
