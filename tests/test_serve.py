@@ -47,7 +47,7 @@ QUIET = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 RUN_SECONDS = 300
-MOST_CLICKS = 5
+MOST_TRIES = 5
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 
@@ -260,18 +260,18 @@ def submitted(page: Page) -> UUID:
     """Submit the form: the run that the server created.
 
     Prefect answers 503 while something else writes to its SQLite; its clients try again, and of
-    its form a person clicks again.
+    its form a person does, by the keyboard, as what the page says of it covers the button.
     """
-    for _ in range(MOST_CLICKS):
-        with page.expect_response(ends_a_click, timeout=60_000) as answer:
-            page.get_by_role("button", name="Submit").click()
+    for _ in range(MOST_TRIES):
+        with page.expect_response(ends_a_try, timeout=60_000) as answer:
+            page.get_by_role("button", name="Submit").press("Enter")
         if answer.value.status != HTTPStatus.SERVICE_UNAVAILABLE:
             break
     assert answer.value.status == HTTPStatus.CREATED, answer.value.text()
     return UUID(answer.value.json()["id"])
 
 
-def ends_a_click(answer: Response) -> bool:
+def ends_a_try(answer: Response) -> bool:
     """Whether a run was created or refused, or the values that are checked before it."""
     return answer.url.endswith("/create_flow_run") or (
         answer.url.endswith("/schemas/validate") and not answer.ok
