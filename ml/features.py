@@ -68,6 +68,10 @@ class Fleet:
         counts = [np.isfinite(home).sum(axis=1, dtype=np.int16) for home in self.kwh]
         return np.array(counts, dtype=np.int16).reshape(self.kwh.shape[:2])
 
+    def condition(self, name: str) -> NDArray[np.float32]:
+        """One of the conditions of every household and night, `[H, D]`."""
+        return self.conditions[:, :, CONDITIONS.index(name)][self.group]
+
     def of(self, households: NDArray[Any] | slice) -> "Fleet":
         """These households, by place or by a mask, over the same nights."""
         places = np.arange(len(self.household_ids))[households]

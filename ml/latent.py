@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from ml.features import CONDITIONS, Fleet, Floats
+from ml.features import Fleet, Floats
 from ml.loop import spread
 from ml.models.network import Network
 from ml.train import everywhere
@@ -45,7 +45,7 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
         points=points,
         axes=axes,
         nights=[fleet.nights[night] for night in d],
-        affluence=fleet.conditions[fleet.group[h], d, CONDITIONS.index("affluence")],
+        affluence=fleet.condition("affluence")[h, d],
     )
 
 

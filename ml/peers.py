@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.features import CONDITIONS, Fleet, Floats, lived
+from ml.features import Fleet, Floats, lived
 
 PEERS: Final = 7
 ENOUGH_NIGHTS: Final = 28
@@ -31,9 +31,8 @@ class Peers:
         self.is_new = self.lived < min(ENOUGH_NIGHTS, lead_nights)
         self.borrows = self.is_new & ~self.is_new.all(axis=0)
         self.level = level
-        self.prices = fleet.conditions[fleet.group, :, CONDITIONS.index("price_signal")]
-        affluence = fleet.conditions[fleet.group, 0, CONDITIONS.index("affluence")]
-        self.affluence = np.nan_to_num(affluence, nan=9)
+        self.prices = fleet.condition("price_signal")
+        self.affluence = np.nan_to_num(fleet.condition("affluence")[:, 0], nan=9)
 
     def lend(self, windows: Tensor, places: Tensor) -> None:
         """Fill the nights that new households have not lived, in place.

@@ -198,9 +198,9 @@ def refuse_infinite(fleet: Fleet) -> None:
     Raises:
         UserError: which household and night.
     """
-    known = (fleet.conditions[group] for group in fleet.group)
-    for name, homes in (("reading", fleet.kwh), ("condition", known)):
-        found = np.array([np.isinf(home).any(axis=1) for home in homes])
+    readings = np.array([np.isinf(home).any(axis=1) for home in fleet.kwh])
+    conditions = np.asarray(np.isinf(fleet.conditions).any(axis=2))[fleet.group]
+    for name, found in (("reading", readings), ("condition", conditions)):
         if found.any():
             h, d = np.argwhere(found)[0]
             raise UserError(
@@ -229,7 +229,7 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     warm = min(detector.network.lead_nights + OWN_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
-    recent = unseen(since(fleet, count - nights - LEAD_NIGHTS))
+    recent = since(fleet, count - nights - LEAD_NIGHTS).of(apart)
     calibrate(detector, recent, nights, min_readings, learnt)
 
 

@@ -35,7 +35,7 @@ class FleetWindows:
         self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
         self._level = torch.from_numpy(level.ravel())
         self._group = torch.from_numpy(fleet.group)
-        self._conditions = torch.from_numpy(np.ascontiguousarray(fleet.conditions))
+        self._conditions = torch.from_numpy(fleet.conditions)
 
     @property
     def kept(self) -> Literal["host", "device", "streamed"]:

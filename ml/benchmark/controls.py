@@ -56,16 +56,14 @@ def alarms(found: list[tuple[Controls, Floats]], limit: float) -> pl.DataFrame:
 
 
 def _real_nights(fleet: Fleet, tested: Bools, min_readings: int) -> dict[str, Bools]:
-    known = fleet.conditions[fleet.group]
-    condition = {name: known[:, :, place] for place, name in enumerate(CONDITIONS)}
-    changes = np.diff(condition["is_summer_time"], axis=1, prepend=np.nan) ** 2 > 0
-    weekend = (condition["is_saturday"] + condition["is_sunday"]) > 0
+    changes = np.diff(fleet.condition("is_summer_time"), axis=1, prepend=np.nan) ** 2 > 0
+    weekend = (fleet.condition("is_saturday") + fleet.condition("is_sunday")) > 0
     return {
         "ordinary": tested,
         "absence": tested & _absent(fleet, min_readings),
         "clock_change": tested & changes,
-        "bank_holiday": tested & (condition["is_day_off"] > 0) & ~weekend,
-        "price_event": tested & (np.abs(condition["price_signal"]) >= EVENT_SIGNAL),
+        "bank_holiday": tested & (fleet.condition("is_day_off") > 0) & ~weekend,
+        "price_event": tested & (np.abs(fleet.condition("price_signal")) >= EVENT_SIGNAL),
     }
 
 
