@@ -17,7 +17,7 @@ from ml.errors import UserError
 from ml.features import Fleet, Floats
 from ml.reasons import explain, past_nights
 from ml.schemas import HALF_HOURS
-from ml.score import Night, judge
+from ml.score import FleetScores, score_fleet
 
 if TYPE_CHECKING:
     from ml.latent import Plane
@@ -67,7 +67,7 @@ def examples(
     detector: Detector, fleet: Fleet, nights: slice, min_readings: int, alert_budget: float
 ) -> list[Example]:
     """A dozen household-nights: evenly from the least anomalous on, and the most urgent flagged."""
-    judged = judge(detector, fleet, min_readings)
+    judged = score_fleet(detector, fleet, min_readings)
     urgent = urgency(detector.alerts.numpy(), judged.p_value, judged.evidence)
     urgent[:, : nights.start] = np.nan
     is_flagged = urgent <= _limit(detector, alert_budget)
@@ -104,7 +104,7 @@ def _even(urgent: Floats, count: int) -> Places:
     return places[even.round().astype(int)]
 
 
-def _explained(fleet: Fleet, judged: Night, places: Places) -> list[Example]:
+def _explained(fleet: Fleet, judged: FleetScores, places: Places) -> list[Example]:
     """Flagged nights `[N, 2]` with their reasons and the hours that show them."""
     h, d = places.T
     actual, expected = fleet.kwh[h, d], judged.expected_kwh[h, d]
@@ -119,7 +119,7 @@ def _explained(fleet: Fleet, judged: Night, places: Places) -> list[Example]:
         schema_overrides={"household_id": pl.String, "night": pl.Date},
     )
     past = past_nights(fleet.kwh, h, d)
-    return flagged(explain(rows, actual, expected, judged.half_hour[h, d], past))
+    return flagged(explain(rows, actual, expected, judged.half_hour_score[h, d], past))
 
 
 def loss_curve(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:

@@ -38,119 +38,125 @@ from ml.rules import repeated_readings, zero_readings
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
 
-OWN_NIGHTS: Final = 28
-FLEET_NIGHTS: Final = 14
+BASE_RATE_NIGHTS: Final = 28
+TAIL_INFLATION_NIGHTS: Final = 14
 EVIDENCE_NIGHTS: Final = 14
 # The nights of silence, the fleet's nights before, each home's before, its usual score before.
-WEIGHED_NIGHTS: Final = SILENCE_NIGHTS + FLEET_NIGHTS + 2 * OWN_NIGHTS
-PAST_NIGHTS: Final = 45
+CALIBRATION_WARMUP_NIGHTS: Final = SILENCE_NIGHTS + TAIL_INFLATION_NIGHTS + 2 * BASE_RATE_NIGHTS
+MAX_CONTEXT_NIGHTS: Final = 45
 """The most nights before a night that a network may want."""
-LEAD_NIGHTS: Final = WEIGHED_NIGHTS + PAST_NIGHTS
-KNOWN_NIGHTS: Final = 56
-NEW_NIGHTS: Final = 7
+WARMUP_NIGHTS: Final = CALIBRATION_WARMUP_NIGHTS + MAX_CONTEXT_NIGHTS
+HISTORY_COUNT_NIGHTS: Final = 56
+COLD_START_NIGHTS: Final = 7
 PEER_WEIGHT: Final = 4.0
-COMMON_HOUSEHOLDS: Final = 20
-RULE_SHARE: Final = 0.2
-MOST_RULED: Final = 2.0
-UNUSUAL: Final = 1.0
-EXTREME: Final = 3.0
-OWN_PRIOR: Final = 1.5
-OWN_POWER: Final = 1.5
-FLEET_PRIOR: Final = 40.0
-PERSISTENCE: Final = 0.15
-DECAY: Final = 0.7
-DRIFT: Final = 1.0
-MAX_SURPRISE: Final = 5.0
+MIN_HOUSEHOLDS_FOR_SHIFT: Final = 20
+RULE_WEIGHT: Final = 0.2
+MAX_RULE_SURPRISAL: Final = 2.0
+UNUSUAL_SURPRISAL: Final = 1.0
+EXTREME_SURPRISAL: Final = 3.0
+BASE_RATE_PRIOR_NIGHTS: Final = 1.5
+BASE_RATE_POWER: Final = 1.5
+TAIL_INFLATION_PRIOR: Final = 40.0
+EVIDENCE_SHARE: Final = 0.15
+EVIDENCE_DECAY: Final = 0.7
+EVIDENCE_DRIFT: Final = 1.0
+MAX_NORMAL_SCORE: Final = 5.0
 
 Ints = NDArray[np.int_]
-Shown = tuple[tuple[Ints, Ints], Judged]
+BatchOutput = tuple[tuple[Ints, Ints], Judged]
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class FleetNetworkOutput:
     """What the network makes of households and nights `[H, D]`, NaN for too few readings."""
 
     expected_kwh: NDArray[np.float32]
     """`[H, D, 48]`"""
-    half_hour: NDArray[np.float32]
+    half_hour_log_odds: NDArray[np.float32]
     """How far each half-hour deviates, `[H, D, 48]`, NaN where missing."""
-    score: NDArray[np.float32]
+    log_odds: NDArray[np.float32]
     """The network's own score, not yet compared with anything."""
 
 
 @dataclass(frozen=True)
-class Weighed:
+class CalibratedScores:
     """What is made of the network's scores and the rules, `[H, D]`; NaN if not scored."""
 
-    alone: Floats
+    surprisal: Floats
     """Rarity of the night by itself, by network and rules."""
     score: Floats
     """The same with what came before."""
     p_value: Floats
     evidence: Floats
-    common: Floats
+    fleet_shift: Floats
     """`[D]` what the network's score of the whole fleet moved by, taken out."""
-    height: Floats
+    tail_inflation: Floats
     """`[2, D]` unusual nights over expected ones, of homes learnt from and of the others."""
 
 
 @dataclass(frozen=True)
-class Night(Weighed):
+class FleetScores(CalibratedScores):
     """All of households and nights."""
 
     expected_kwh: Floats
-    half_hour: Floats
+    half_hour_score: Floats
     """How far each half-hour deviates, `[H, D, 48]`, above 1 where it shows an anomaly."""
 
 
-class Known(NamedTuple):
+class CachedScores(NamedTuple):
     """What a night came to by itself `[H, D]`, NaN where it is not known."""
 
-    raw: Floats
+    log_odds: Floats
     """The network's own score."""
-    rarity: Floats
+    surprisal: Floats
     """How rare the night is by network and rules, before what came before counts."""
 
 
 @dataclass(frozen=True)
-class Tables:
+class ResultTables:
     """The result tables of some nights, and what need not be computed again."""
 
     scores: pl.DataFrame
     anomalies: pl.DataFrame
     nights: pl.DataFrame
-    known: Known
+    to_cache: CachedScores
     """All nights that the result rests on."""
 
 
-def reconstruct(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> Rebuilt:
+def run_network(
+    detector: Detector, fleet: Fleet, nights: slice, min_readings: int
+) -> FleetNetworkOutput:
     """Show the network every household-night of these nights that has enough readings."""
     shape = fleet.kwh[:, nights].shape
     expected, half_hour = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
     score = np.full(shape[:2], np.nan, dtype=np.float32)
     first = nights.indices(len(fleet.nights))[0]
-    for (h, d), judged in _shown(detector, fleet, _places(fleet, nights), min_readings):
+    for (h, d), judged in _iterate_batches(
+        detector, fleet, _mask_nights(fleet, nights), min_readings
+    ):
         expected[h, d - first] = judged.expected.numpy()
         half_hour[h, d - first] = judged.half_hour.numpy()
         score[h, d - first] = judged.score.numpy()
-    return Rebuilt(expected, half_hour, score)
+    return FleetNetworkOutput(expected, half_hour, score)
 
 
-def raw_scores(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Floats:
+def compute_log_odds(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Floats:
     """The network's own scores `[H, D]` of the nights `[D]` wanted; NaN elsewhere."""
     score = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
-    for places, judged in _shown(detector, fleet, nights, min_readings):
+    for places, judged in _iterate_batches(detector, fleet, nights, min_readings):
         score[places] = judged.score.numpy()
     return score
 
 
-def _places(fleet: Fleet, nights: slice) -> Bools:
+def _mask_nights(fleet: Fleet, nights: slice) -> Bools:
     chosen = np.zeros(len(fleet.nights), dtype=np.bool_)
     chosen[nights] = True
     return chosen
 
 
-def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Iterator[Shown]:
+def _iterate_batches(
+    detector: Detector, fleet: Fleet, nights: Bools, min_readings: int
+) -> Iterator[BatchOutput]:
     """The places of the nights `[D]` with enough readings, and what the detector makes of them."""
     chosen = (fleet.n_readings >= min_readings) & nights
     if not chosen.any():
@@ -160,19 +166,19 @@ def _shown(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -
     windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
     program = detector.judge()
 
-    def shown(places: Tensor) -> Shown:
+    def shown(places: Tensor) -> BatchOutput:
         with torch.inference_mode():
             judged = program(windows.take(places))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d + start), judged
 
     places = torch.from_numpy(np.flatnonzero(chosen))
-    yield from _side_by_side(shown, torch.split(places, detector.network.at_once))
+    yield from _map_in_threads(shown, torch.split(places, detector.network.at_once))
 
 
-def _side_by_side(
-    function: Callable[[Tensor], Shown], batches: Sequence[Tensor]
-) -> Iterator[Shown]:
+def _map_in_threads(
+    function: Callable[[Tensor], BatchOutput], batches: Sequence[Tensor]
+) -> Iterator[BatchOutput]:
     """What a function makes of batches, in their order: a thread a core, each of one core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -183,7 +189,7 @@ def _side_by_side(
         torch.set_num_threads(threads)
 
 
-def standing(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
+def standardize_log_odds(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
     """How far the network's scores `[H, D]` stand out, and the fleet's common movement `[D]`.
 
     What the night did to everybody is taken out. A network whose score is an error is compared with
@@ -192,28 +198,30 @@ def standing(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
     """
     raw = scores.astype(np.float64)
     if not detector.network.two_sided:
-        common = across(raw - float(detector.peer_center), 0.0)
+        common = fleet_median(raw - float(detector.peer_center), 0.0)
         return raw - common, common
-    windows = trailing(raw, OWN_NIGHTS)
+    windows = trailing(raw, BASE_RATE_NIGHTS)
     count = np.isfinite(windows).sum(axis=-1)
     median, mad = median_and_mad(windows)
     weight = count / (count + PEER_WEIGHT)
-    usual = across(median, float(detector.peer_center))
+    usual = fleet_median(median, float(detector.peer_center))
     own = weight * np.nan_to_num(median) + (1 - weight) * usual
-    common = across(raw - own, 0.0)
+    common = fleet_median(raw - own, 0.0)
     variance = weight * (1.4826 * np.nan_to_num(mad)) ** 2
     variance += (1 - weight) * float(detector.peer_scale) ** 2
     return np.abs(raw - own - common) / np.sqrt(variance), common
 
 
-def across(values: Floats, otherwise: float) -> Floats:
+def fleet_median(values: Floats, otherwise: float) -> Floats:
     """The fleet's median of each night `[D]`, where enough households have a value."""
     median, _ = median_and_mad(values.T)
-    enough = np.isfinite(values).sum(axis=0) >= COMMON_HOUSEHOLDS
+    enough = np.isfinite(values).sum(axis=0) >= MIN_HOUSEHOLDS_FOR_SHIFT
     return np.where(enough, median, otherwise)
 
 
-def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) -> Floats:
+def compute_surprisal(
+    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int
+) -> Floats:
     """How rare a night `[H, D]` is by the network, and rarer by what the rules find surprising.
 
     The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
@@ -221,96 +229,111 @@ def join(detector: Detector, stands: Floats, fleet: Fleet, min_readings: int) ->
     """
     repeats = detector.repeats.rarity(repeated_readings(fleet, min_readings))
     zeros = detector.zeros.rarity(zero_readings(fleet, min_readings))
-    ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL, 0, MOST_RULED)
-    joined = detector.stands.rarity(stands) + RULE_SHARE * np.nan_to_num(ruled)
-    return np.maximum(joined - newness(fleet, min_readings), 0.0)
+    ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL_SURPRISAL, 0, MAX_RULE_SURPRISAL)
+    joined = detector.stands.rarity(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
+    return np.maximum(joined - cold_start_penalty(fleet, min_readings), 0.0)
 
 
-def newness(fleet: Fleet, min_readings: int) -> Floats:
+def cold_start_penalty(fleet: Fleet, min_readings: int) -> Floats:
     """How much rarer a night `[H, D]` looks than it is while a home has few of its own; then 0."""
     own = lived(fleet, ENOUGH_NIGHTS, min_readings)
-    return np.log10((1 + NEW_NIGHTS / (own + 0.5)) / (1 + NEW_NIGHTS / (ENOUGH_NIGHTS + 0.5)))
+    return np.log10(
+        (1 + COLD_START_NIGHTS / (own + 0.5)) / (1 + COLD_START_NIGHTS / (ENOUGH_NIGHTS + 0.5))
+    )
 
 
-def habit(rarity: Floats) -> Floats:
+def base_rate_penalty(rarity: Floats) -> Floats:
     """How much rarer than it is a night `[H, D]` looks where unusual nights are usual.
 
     From the household's rate of unusual nights over `OWN_NIGHTS`, shrunk to the fleet's; the
     extreme ones are left out.
     """
-    before = trailing(rarity, OWN_NIGHTS)
-    unusual = ((before >= UNUSUAL) & (before < EXTREME)).sum(axis=-1)
-    expected = 10**-UNUSUAL * np.isfinite(before).sum(axis=-1)
-    return OWN_POWER * np.log10((OWN_PRIOR + unusual) / (OWN_PRIOR + expected))
+    before = trailing(rarity, BASE_RATE_NIGHTS)
+    unusual = ((before >= UNUSUAL_SURPRISAL) & (before < EXTREME_SURPRISAL)).sum(axis=-1)
+    expected = 10**-UNUSUAL_SURPRISAL * np.isfinite(before).sum(axis=-1)
+    return BASE_RATE_POWER * np.log10(
+        (BASE_RATE_PRIOR_NIGHTS + unusual) / (BASE_RATE_PRIOR_NIGHTS + expected)
+    )
 
 
-def heights(p_value: Floats, learnt: Bools) -> Floats:
+def measure_tail_inflation(p_value: Floats, learnt: Bools) -> Floats:
     """How many of the last nights' `[H, D]` p-values lie below 0.1 over how many should, `[2, D]`.
 
     Of the households not learnt from and of those learnt from; extreme nights are left out, since
     they are what is looked for. Shrunk to 1.
     """
-    edge, least = 10**-UNUSUAL, 10**-EXTREME
+    edge, least = 10**-UNUSUAL_SURPRISAL, 10**-EXTREME_SURPRISAL
     ordinary = p_value > least
     unusual = ordinary & (p_value <= edge)
     result = np.empty((2, p_value.shape[1]))
     for group in (False, True):
         found, known = (
-            trailing(flags[learnt == group].sum(axis=0, keepdims=True).astype(float), FLEET_NIGHTS)
+            trailing(
+                flags[learnt == group].sum(axis=0, keepdims=True).astype(float),
+                TAIL_INFLATION_NIGHTS,
+            )
             for flags in (unusual, ordinary)
         )
         expected = (edge - least) / (1 - least) * np.nansum(known[0], axis=1)
-        result[int(group)] = (FLEET_PRIOR + np.nansum(found[0], axis=1)) / (FLEET_PRIOR + expected)
+        result[int(group)] = (TAIL_INFLATION_PRIOR + np.nansum(found[0], axis=1)) / (
+            TAIL_INFLATION_PRIOR + expected
+        )
     return result
 
 
-def raised(p_value: Floats, height: Floats) -> Floats:
+def inflate_p_values(p_value: Floats, height: Floats) -> Floats:
     """p-values whose tail is as high as the fleet's last nights were; 1 stays 1."""
-    edge = 10**-UNUSUAL
+    edge = 10**-UNUSUAL_SURPRISAL
     high = np.minimum(edge * height, 0.5)
     body = 1 - (1 - p_value) * (1 - high) / (1 - edge)
     return np.where(p_value <= edge, p_value * high / edge, body)
 
 
-def accumulate(rarity: Floats) -> tuple[Floats, Floats]:
+def accumulate_evidence(rarity: Floats) -> tuple[Floats, Floats]:
     """One-sided CUSUM of the nights' surprises (Page 1954) that decays, over `EVIDENCE_NIGHTS`.
 
     Before each night `[H, D]`, and with it. A night's surprise is the normal score of its rarity; a
     night without a score adds nothing.
     """
-    surprise = np.clip(-ndtri(10.0 ** -np.asarray(rarity)), None, MAX_SURPRISE) - DRIFT
+    surprise = np.clip(-ndtri(10.0 ** -np.asarray(rarity)), None, MAX_NORMAL_SCORE) - EVIDENCE_DRIFT
     steps = np.pad(np.nan_to_num(surprise), ((0, 0), (EVIDENCE_NIGHTS, 0)))
     before = np.zeros(rarity.shape)
     for night in range(EVIDENCE_NIGHTS):
-        before = np.maximum(0.0, DECAY * before + steps[:, night : night + rarity.shape[1]])
-    evidence = np.maximum(0.0, DECAY * before + surprise)
+        before = np.maximum(
+            0.0, EVIDENCE_DECAY * before + steps[:, night : night + rarity.shape[1]]
+        )
+    evidence = np.maximum(0.0, EVIDENCE_DECAY * before + surprise)
     return before, np.where(np.isnan(rarity), np.nan, evidence)
 
 
-def weigh(
-    detector: Detector, fleet: Fleet, raw: Floats, min_readings: int, known: Floats | None = None
-) -> Weighed:
+def calibrate_scores(
+    detector: Detector,
+    fleet: Fleet,
+    log_odds: Floats,
+    min_readings: int,
+    cached_surprisal: Floats | None = None,
+) -> CalibratedScores:
     """Scores, p-values and evidence from the network's own scores `[H, D]`.
 
     `known` are rarities that need not be computed again, NaN where they are not.
     """
-    stands, common = standing(detector, raw)
-    alone = _joined(detector, stands, fleet, min_readings, known)
-    rarity, at_home, evidence = _rarities(alone)
+    stands, common = standardize_log_odds(detector, log_odds)
+    alone = _complete_surprisal(detector, stands, fleet, min_readings, cached_surprisal)
+    rarity, at_home, evidence = _score_and_evidence(alone)
     p_value = p_values(detector.calibration.numpy(), at_home)
     learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
-    height = heights(p_value, learnt)
-    return Weighed(
-        alone=alone,
+    height = measure_tail_inflation(p_value, learnt)
+    return CalibratedScores(
+        surprisal=alone,
         score=rarity,
-        p_value=raised(p_value, height[learnt.astype(int)]),
+        p_value=inflate_p_values(p_value, height[learnt.astype(int)]),
         evidence=evidence,
-        common=common,
-        height=height,
+        fleet_shift=common,
+        tail_inflation=height,
     )
 
 
-def _joined(
+def _complete_surprisal(
     detector: Detector, stands: Floats, fleet: Fleet, min_readings: int, known: Floats | None
 ) -> Floats:
     """What `join` gives, from the first night on of which not all is known."""
@@ -320,67 +343,69 @@ def _joined(
     if missing.any():
         start = int(missing.argmax())
         past = max(0, start - max(LEVEL_NIGHTS, ENOUGH_NIGHTS))
-        joined = join(detector, stands[:, past:], fleet.between(past), min_readings)
+        joined = compute_surprisal(detector, stands[:, past:], fleet.between(past), min_readings)
         rarity[:, start:] = joined[:, start - past :]
     return rarity
 
 
-def _rarities(alone: Floats) -> tuple[Floats, Floats, Floats]:
+def _score_and_evidence(alone: Floats) -> tuple[Floats, Floats, Floats]:
     """Rarity of nights `[H, D]` with what came before, the same among the home's own, evidence."""
-    before, evidence = accumulate(alone)
-    rarity = alone + PERSISTENCE * before
-    return rarity, rarity - habit(alone), evidence
+    before, evidence = accumulate_evidence(alone)
+    rarity = alone + EVIDENCE_SHARE * before
+    return rarity, rarity - base_rate_penalty(alone), evidence
 
 
-def deviation(detector: Detector, half_hour: Floats) -> Floats:
+def score_half_hours(detector: Detector, half_hour_log_odds: Floats) -> Floats:
     """How far half-hours `[..., 48]` deviate, above 1 where they show an anomaly; NaN stays NaN.
 
     An error in units of its usual one; of log odds, twice the probability.
     """
     if detector.network.two_sided:
-        return half_hour / detector.residual_scale.float().numpy()
-    return 2 * expit(half_hour)
+        return half_hour_log_odds / detector.residual_scale.float().numpy()
+    return 2 * expit(half_hour_log_odds)
 
 
-def judge(detector: Detector, fleet: Fleet, min_readings: int) -> Night:
+def score_fleet(detector: Detector, fleet: Fleet, min_readings: int) -> FleetScores:
     """Every figure of every household and night; the first `LEAD_NIGHTS` lack their past."""
-    rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
-    weighed = weigh(detector, fleet, rebuilt.score, min_readings)
-    return Night(
+    rebuilt = run_network(detector, fleet, slice(None), min_readings)
+    weighed = calibrate_scores(detector, fleet, rebuilt.log_odds, min_readings)
+    return FleetScores(
         **vars(weighed),
         expected_kwh=rebuilt.expected_kwh,
-        half_hour=deviation(detector, rebuilt.half_hour),
+        half_hour_score=score_half_hours(detector, rebuilt.half_hour_log_odds),
     )
 
 
-def calibrate(
+def calibrate_detector(
     detector: Detector,
     fleet: Fleet,
-    nights: int,
+    n_nights: int,
     min_readings: int,
-    learnt: list[str] | None = None,
+    training_household_ids: list[str] | None = None,
 ) -> None:
     """Set the detector's references from the last `nights` of a fleet that it has not `learnt`."""
-    detector.remember(torch.from_numpy(identities(learnt or [])))
-    rebuilt = reconstruct(detector, fleet, slice(None), min_readings)
-    last = slice(len(fleet.nights) - nights, None)
-    center, mad = median_and_mad(rebuilt.score[:, last].reshape(1, -1))
-    squares = rebuilt.half_hour[:, last].reshape(-1, HALF_HOURS) ** 2
+    detector.remember(torch.from_numpy(identities(training_household_ids or [])))
+    rebuilt = run_network(detector, fleet, slice(None), min_readings)
+    last = slice(len(fleet.nights) - n_nights, None)
+    center, mad = median_and_mad(rebuilt.log_odds[:, last].reshape(1, -1))
+    squares = rebuilt.half_hour_log_odds[:, last].reshape(-1, HALF_HOURS) ** 2
     detector.peer_center = torch.tensor(float(center[0]))
     detector.peer_scale = torch.tensor(max(float(1.4826 * mad[0]), 1e-3))
     detector.residual_scale = torch.from_numpy(np.sqrt(np.nanmean(squares, axis=0)) + 1e-3)
-    fit_references(detector, fleet, rebuilt.score, last, min_readings)
+    fit_calibration(detector, fleet, rebuilt.log_odds, last, min_readings)
 
 
-def fit_references(
-    detector: Detector, fleet: Fleet, raw: Floats, nights: slice, min_readings: int
+def fit_calibration(
+    detector: Detector, fleet: Fleet, log_odds: Floats, nights: slice, min_readings: int
 ) -> None:
     """The distributions of ordinary nights, from the network's own scores `[H, D]`."""
-    stands, _ = standing(detector, raw)
+    stands, _ = standardize_log_odds(detector, log_odds)
     detector.stands.fit(stands[:, nights])
     detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
     detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
-    _, at_home, evidence = _rarities(join(detector, stands, fleet, min_readings))
+    _, at_home, evidence = _score_and_evidence(
+        compute_surprisal(detector, stands, fleet, min_readings)
+    )
     own = at_home[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
     p_value = p_values(detector.calibration.numpy(), own)
@@ -396,8 +421,8 @@ def score_nights(
     min_readings: int,
     alert_budget: float,
     model_version: str,
-    known: Known | None = None,
-) -> Tables:
+    cached: CachedScores | None = None,
+) -> ResultTables:
     """The result tables of the fleet's nights from `first` on.
 
     `fleet` holds the nights from `lead` on; `known` is what an earlier call gave for some of them.
@@ -409,65 +434,73 @@ def score_nights(
     curve = detector.alerts.numpy()
     limit = alert_limit(curve, detector.config.calibration_size, alert_budget)
     skip = fleet.nights.index(first)
-    rebuilt = reconstruct(detector, fleet, slice(skip, None), min_readings)
-    raw = _complete(detector, fleet, rebuilt.score, known and known.raw, min_readings)
-    start = max(0, skip - WEIGHED_NIGHTS - LEVEL_NIGHTS)
+    rebuilt = run_network(detector, fleet, slice(skip, None), min_readings)
+    raw = _complete_log_odds(
+        detector, fleet, rebuilt.log_odds, cached and cached.log_odds, min_readings
+    )
+    start = max(0, skip - CALIBRATION_WARMUP_NIGHTS - LEVEL_NIGHTS)
     fleet, raw, skip = fleet.between(start), raw[:, start:], skip - start
     # A two-sided score is compared with nights further back than those a rarity is known by.
-    rarity = known.rarity[:, start:] if known and not detector.network.two_sided else None
-    weighed = weigh(detector, fleet, raw, min_readings, rarity)
+    rarity = cached.surprisal[:, start:] if cached and not detector.network.two_sided else None
+    weighed = calibrate_scores(detector, fleet, raw, min_readings, rarity)
     urgent = urgency(curve, weighed.p_value, weighed.evidence)
     flags = urgent <= limit
-    table = _table(fleet, weighed, rebuilt, skip, min_readings).with_columns(
+    table = _build_score_rows(fleet, weighed, rebuilt, skip, min_readings).with_columns(
         is_anomaly=flags[:, skip:].ravel(),
         urgency=urgent[:, skip:].ravel(),
         model_version=pl.lit(model_version),
     )
-    table = table.with_columns(rank=_rank())
+    table = table.with_columns(rank=_rank_expression())
     flagged = table.filter("is_anomaly").sort("night", "household_id")
-    anomalies = _explained(detector, fleet, rebuilt, flagged, skip)
+    anomalies = _explain_flagged(detector, fleet, rebuilt, flagged, skip)
     reasons = anomalies.select("household_id", "night", "reason")
     scores = table.join(reasons, on=("household_id", "night"), how="left")
-    return Tables(
+    return ResultTables(
         scores=Scores.validate(
             scores.select(Scores.column_names()).sort("night", "household_id"), cast=True
         ),
         anomalies=Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
-        nights=_nights(detector, fleet, weighed, flags, skip, alert_budget, model_version),
-        known=Known(later(raw, start), later(weighed.alone, start)),
+        nights=_build_nights_table(
+            detector, fleet, weighed, flags, skip, alert_budget, model_version
+        ),
+        to_cache=CachedScores(later(raw, start), later(weighed.surprisal, start)),
     )
 
 
-def lead(first: date, detector: Detector | None = None) -> date:
+def first_night_needed(first: date, detector: Detector | None = None) -> date:
     """The first night that must be known for `first` to be scored, by any detector or by this."""
-    nights = WEIGHED_NIGHTS if detector is None else _weighed_nights(detector)
-    return first - timedelta(days=nights + PAST_NIGHTS)
+    nights = CALIBRATION_WARMUP_NIGHTS if detector is None else _calibration_warmup_nights(detector)
+    return first - timedelta(days=nights + MAX_CONTEXT_NIGHTS)
 
 
-def _weighed_nights(detector: Detector) -> int:
+def _calibration_warmup_nights(detector: Detector) -> int:
     """The nights before that a night's score rests on; a log odds needs no usual score."""
-    return WEIGHED_NIGHTS if detector.network.two_sided else WEIGHED_NIGHTS - OWN_NIGHTS
+    return (
+        CALIBRATION_WARMUP_NIGHTS
+        if detector.network.two_sided
+        else CALIBRATION_WARMUP_NIGHTS - BASE_RATE_NIGHTS
+    )
 
 
-def _complete(
+def _complete_log_odds(
     detector: Detector, fleet: Fleet, latest: Floats, known: Floats | None, min_readings: int
 ) -> Floats:
     """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
     skip = len(fleet.nights) - latest.shape[1]
-    begin = max(0, skip - _weighed_nights(detector))
+    begin = max(0, skip - _calibration_warmup_nights(detector))
     nothing = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     raw = nothing if known is None else known.copy()
     raw[:, skip:] = latest
     missing = np.asarray(~np.isfinite(raw).any(axis=0))
     missing[:begin] = False
     missing[skip:] = False
-    raw[:, missing] = raw_scores(detector, fleet, missing, min_readings)[:, missing]
+    raw[:, missing] = compute_log_odds(detector, fleet, missing, min_readings)[:, missing]
     raw[:, :begin] = np.nan
     return raw
 
 
-def _explained(
-    detector: Detector, fleet: Fleet, rebuilt: Rebuilt, flagged: pl.DataFrame, skip: int
+def _explain_flagged(
+    detector: Detector, fleet: Fleet, rebuilt: FleetNetworkOutput, flagged: pl.DataFrame, skip: int
 ) -> pl.DataFrame:
     """The flagged household-nights with their profiles and reasons."""
     h, d = flagged["h"].to_numpy(), flagged["d"].to_numpy()
@@ -475,15 +508,15 @@ def _explained(
         flagged,
         fleet.kwh[h, d],
         rebuilt.expected_kwh[h, d - skip],
-        deviation(detector, rebuilt.half_hour[h, d - skip]),
+        score_half_hours(detector, rebuilt.half_hour_log_odds[h, d - skip]),
         past_nights(fleet.kwh, h, d),
     )
 
 
-def _nights(
+def _build_nights_table(
     detector: Detector,
     fleet: Fleet,
-    weighed: Weighed,
+    weighed: CalibratedScores,
     flags: Bools,
     skip: int,
     alert_budget: float,
@@ -499,9 +532,9 @@ def _nights(
             "flagged": flags.sum(axis=0),
             "opened": opened,
             "opened_per_1000": 1000 * opened / np.maximum(scored, 1),
-            "common_movement": weighed.common,
-            "tail_height": weighed.height[0],
-            "tail_height_learnt": weighed.height[1],
+            "common_movement": weighed.fleet_shift,
+            "tail_height": weighed.tail_inflation[0],
+            "tail_height_learnt": weighed.tail_inflation[1],
         }
     )
     return Nights.validate(
@@ -516,15 +549,19 @@ def _nights(
     )
 
 
-def _table(
-    fleet: Fleet, weighed: Weighed, rebuilt: Rebuilt, skip: int, min_readings: int
+def _build_score_rows(
+    fleet: Fleet,
+    weighed: CalibratedScores,
+    rebuilt: FleetNetworkOutput,
+    skip: int,
+    min_readings: int,
 ) -> pl.DataFrame:
     """One row a household and night from `skip` on, with its place `h, d` in the arrays."""
     kwh = fleet.kwh[:, skip:]
     h, d = np.divmod(np.arange(kwh.shape[0] * kwh.shape[1]), kwh.shape[1])
     n_readings = fleet.n_readings[:, skip:].ravel()
     observed = np.isfinite(kwh)
-    history = lived(fleet, KNOWN_NIGHTS, min_readings)
+    history = lived(fleet, HISTORY_COUNT_NIGHTS, min_readings)
     expected = np.where(observed, rebuilt.expected_kwh, 0.0).sum(axis=2).ravel()
     frame = pl.DataFrame(
         {
@@ -555,7 +592,7 @@ def _table(
     )
 
 
-def _rank() -> pl.Expr:
+def _rank_expression() -> pl.Expr:
     """Urgency within a night, then most evidence; null where there is no score."""
     order = pl.struct(
         pl.col("urgency"), -pl.col("evidence"), -pl.col("score"), pl.col("household_id")

@@ -35,7 +35,7 @@ from ml.loop import (
     spread,
 )
 from ml.models.network import Network
-from ml.score import LEAD_NIGHTS, OWN_NIGHTS, calibrate, reconstruct
+from ml.score import BASE_RATE_NIGHTS, WARMUP_NIGHTS, calibrate_detector, run_network
 from ml.windows import FleetWindows
 
 HELD_OUT_SHARE: Final = 1 / 8
@@ -226,11 +226,11 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     Of a short history the last quarter, and no more nights than the calibration holds.
     """
     apart, count = held_out(fleet.household_ids), len(fleet.nights)
-    warm = min(detector.network.lead_nights + OWN_NIGHTS, count * 3 // 4)
+    warm = min(detector.network.lead_nights + BASE_RATE_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
-    recent = since(fleet, count - nights - LEAD_NIGHTS).of(apart)
-    calibrate(detector, recent, nights, min_readings, learnt)
+    recent = since(fleet, count - nights - WARMUP_NIGHTS).of(apart)
+    calibrate_detector(detector, recent, nights, min_readings, learnt)
 
 
 def nights_data(
@@ -288,7 +288,7 @@ def unseen(fleet: Fleet) -> Fleet:
 
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
-    judged = reconstruct(detector, fleet, nights, min_readings)
+    judged = run_network(detector, fleet, nights, min_readings)
     deviation = np.abs(judged.expected_kwh - fleet.kwh[:, nights])
     usable = fleet.n_readings[:, nights] >= min_readings
     return float(np.nanmean(deviation[usable]))

@@ -31,7 +31,7 @@ from ml.errors import UserError
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
 from ml.kinds import LASTING_NIGHTS
 from ml.loop import FitParameters
-from ml.score import LEAD_NIGHTS, judge, reconstruct
+from ml.score import WARMUP_NIGHTS, run_network, score_fleet
 from ml.train import fit, held_out
 from tasks import lake, paths, registry, task
 from tasks.fleet import common_nights, load_fleet
@@ -182,7 +182,7 @@ def prepare(parameters: EvaluateParameters) -> Arena:
     copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(NAMES)))
     rows = copies_of(unseen, copies)
     seen = _some(np.flatnonzero(~apart), len(rows))
-    test = fleet.between(max(0, stop - ORDINARY_NIGHTS - LEAD_NIGHTS))
+    test = fleet.between(max(0, stop - ORDINARY_NIGHTS - WARMUP_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
     span, least = slice(start, len(test.nights)), settings().min_readings
     planted, truth = plant(
@@ -276,10 +276,10 @@ def _network(name: str, learn: Fleet, seed: int) -> Scorer:
         detector = fit(learn, FitParameters(model=name, seed=seed), least, directory).detector
 
     def scores(fleet: Fleet) -> Verdict:
-        judged = judge(detector, fleet, least)
+        judged = score_fleet(detector, fleet, least)
         found = {name: judged.score, f"{name} evidence": judged.evidence}
         if name == SEED_MODEL:
-            raw = reconstruct(detector, fleet, slice(None), least).score
+            raw = run_network(detector, fleet, slice(None), least).log_odds
             found[f"{name} one-sided"] = raw
         return Verdict(found, judged.expected_kwh)
 

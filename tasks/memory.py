@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ml.features import Fleet
-from ml.score import PAST_NIGHTS, Known
+from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
 from tasks import lake
 from tasks.settings import settings
 
@@ -24,24 +24,26 @@ class Memory:
         with ThreadPoolExecutor() as pool:
             nights = list(pool.map(self._digest, range(len(fleet.nights))))
         self.fingerprints = [
-            hashlib.sha256(b"".join((seen, *nights[place - PAST_NIGHTS : place + 1]))).hexdigest()
-            for place in range(PAST_NIGHTS, len(nights))
+            hashlib.sha256(
+                b"".join((seen, *nights[place - MAX_CONTEXT_NIGHTS : place + 1]))
+            ).hexdigest()
+            for place in range(MAX_CONTEXT_NIGHTS, len(nights))
         ]
 
-    def recall(self) -> Known:
+    def recall(self) -> CachedScores:
         """What is known of the fleet's nights."""
         found = lake.collect(self._kept()).join(self._keys(), on=("night", "fingerprint"))
         register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
         placed = found.join(register, on="household_id")
         shape, place = self.fleet.kwh.shape[:2], (placed["h"].to_numpy(), placed["d"].to_numpy())
-        known = Known(np.full(shape, np.nan, np.float32), np.full(shape, np.nan))
+        known = CachedScores(np.full(shape, np.nan, np.float32), np.full(shape, np.nan))
         for name, values in known._asdict().items():
             values[place] = placed[name].to_numpy()
         return known
 
-    def keep(self, known: Known) -> None:
+    def keep(self, known: CachedScores) -> None:
         """Keep the nights of which anything is known and that are not kept."""
-        found = np.isfinite(known.raw[:, PAST_NIGHTS:]).any(axis=0)
+        found = np.isfinite(known.log_odds[:, MAX_CONTEXT_NIGHTS:]).any(axis=0)
         keys = self._keys().with_columns(any=pl.Series(found))
         kept = lake.collect(self._kept().select("night", "fingerprint").unique())
         wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
@@ -61,8 +63,8 @@ class Memory:
 
     def _keys(self) -> pl.DataFrame:
         """Each night with its place `d` and what its scores rest on."""
-        places = range(PAST_NIGHTS, len(self.fleet.nights))
-        nights = self.fleet.nights[PAST_NIGHTS:]
+        places = range(MAX_CONTEXT_NIGHTS, len(self.fleet.nights))
+        nights = self.fleet.nights[MAX_CONTEXT_NIGHTS:]
         return pl.DataFrame({"night": nights, "d": places, "fingerprint": self.fingerprints})
 
     def _digest(self, place: int) -> bytes:

@@ -10,7 +10,7 @@ import torch
 
 from ml.episodes import episodes
 from ml.errors import UserError
-from ml.score import lead, score_nights
+from ml.score import first_night_needed, score_nights
 from tasks import lake, registry, task
 from tasks.fleet import load_fleet
 from tasks.memory import Memory
@@ -73,7 +73,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
         torch.set_num_threads(threads)
     detector, version = registry.champion()
     with lake.writing():
-        fleet = load_fleet(lead(first, detector), last)
+        fleet = load_fleet(first_night_needed(first, detector), last)
         memory = Memory(fleet, f"{version} {settings().engine}")
         tables = score_nights(
             detector,
@@ -82,9 +82,9 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
             min_readings=settings().min_readings,
             alert_budget=settings().alert_budget,
             model_version=version,
-            known=memory.recall(),
+            cached=memory.recall(),
         )
-        memory.keep(tables.known)
+        memory.keep(tables.to_cache)
         for night in pl.date_range(first, last, eager=True):
             of_night = pl.col("night") == night
             lake.replace_night("anomalies", night, tables.anomalies.filter(of_night))

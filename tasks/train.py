@@ -26,7 +26,7 @@ from ml.latent import plane
 from ml.loop import FitParameters, Resources, Team, spread
 from ml.models import DEFAULT, ModelName
 from ml.pace import paces
-from ml.score import LEAD_NIGHTS, judge, lead
+from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
 from ml.train import (
     FitResult,
     everywhere,
@@ -273,7 +273,7 @@ def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
 
 def _sureness(fitted: Fitted, champion: Version) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
-    begin = max(lead(fitted.calibration), lake.extent()[0])
+    begin = max(first_night_needed(fitted.calibration), lake.extent()[0])
     fleet = unseen(load_fleet(begin, fitted.until, reporting=True))
     nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
@@ -281,7 +281,7 @@ def _sureness(fitted: Fitted, champion: Version) -> float:
     least = settings().min_readings
     planted, truth = plant(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
-    ours, theirs = (judge(load(path), planted, least).score for path in paths)
+    ours, theirs = (score_fleet(load(path), planted, least).score for path in paths)
     return better(ours, theirs, truth)
 
 
@@ -373,7 +373,7 @@ def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
 
 
 def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:
-    recent = since(fleet.of(slice(PICTURED)), result.calibration.start - LEAD_NIGHTS)
+    recent = since(fleet.of(slice(PICTURED)), result.calibration.start - WARMUP_NIGHTS)
     nights = slice(len(recent.nights) - _length(result.calibration), None)
     detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
     days = plots.examples(detector, recent, nights, least, budget)

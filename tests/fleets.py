@@ -10,7 +10,7 @@ from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet
 from ml.models.network import Windows
 from ml.schemas import Days, Holidays, Households, Tariffs, Weather
-from ml.score import calibrate
+from ml.score import calibrate_detector
 from ml.windows import FleetWindows
 
 START = date(2013, 6, 3)
@@ -73,7 +73,7 @@ def fleet(readings: np.ndarray, start: date = START) -> Fleet:
 def detector(known: Fleet, model: str = SEED_MODEL) -> Detector:
     """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
     built = untrained(known, model)
-    calibrate(built, known, nights=28, min_readings=36)
+    calibrate_detector(built, known, n_nights=28, min_readings=36)
     return built
 
 

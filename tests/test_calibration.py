@@ -84,11 +84,11 @@ def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
 
 def test_the_limit_opens_as_many_false_cases_as_the_budget_allows(normal: np.ndarray) -> None:
     p = p_values(np.sort(normal.ravel()), normal)
-    _, evidence = scoring.accumulate(-np.log10(p))
+    _, evidence = scoring.accumulate_evidence(-np.log10(p))
     curve = alert_curve(p, evidence)
     fresh = np.random.default_rng(5).normal(size=(400, 250))
     fresh_p = p_values(np.sort(normal.ravel()), fresh)
-    _, fresh_evidence = scoring.accumulate(-np.log10(fresh_p))
+    _, fresh_evidence = scoring.accumulate_evidence(-np.log10(fresh_p))
     for budget in (1.0, 3.0, 10.0):
         limit = alert_limit(curve, normal.size, budget)
         flags = urgency(curve, fresh_p, fresh_evidence) <= limit
@@ -115,25 +115,29 @@ def test_evidence_makes_urgent_what_no_single_night_does() -> None:
     arrays.arrays(float, 1, elements=st.floats(0.1, 9)),
 )
 def test_raising_the_tail_keeps_the_order_and_the_ends(p: np.ndarray, height: np.ndarray) -> None:
-    raised = scoring.raised(np.sort(p), height)
+    raised = scoring.inflate_p_values(np.sort(p), height)
     assert (np.diff(raised) >= 0).all()
     assert (raised <= 1).all()
-    assert scoring.raised(np.array([1.0]), height).item() == 1
+    assert scoring.inflate_p_values(np.array([1.0]), height).item() == 1
 
 
 def test_a_fleet_that_is_livelier_than_the_reference_gets_larger_p_values() -> None:
     p = np.random.default_rng(0).uniform(size=(300, 60)) ** 1.5
-    height = scoring.heights(p, np.zeros(300, dtype=bool))
+    height = scoring.measure_tail_inflation(p, np.zeros(300, dtype=bool))
     expected = 0.1 ** (1 / 1.5) / 0.1
     assert height[0, -1] == pytest.approx(expected, rel=0.1)
     assert height[1, -1] == 1
-    assert (scoring.raised(p, height[0])[:, -1] <= 0.1).mean() == pytest.approx(0.1, abs=0.04)
+    assert (scoring.inflate_p_values(p, height[0])[:, -1] <= 0.1).mean() == pytest.approx(
+        0.1, abs=0.04
+    )
 
 
 def test_planted_nights_do_not_raise_the_tail() -> None:
     p = np.random.default_rng(0).uniform(size=(300, 60))
     p[:24] = 1e-5
-    assert scoring.heights(p, np.zeros(300, dtype=bool))[0, -1] == pytest.approx(1, abs=0.1)
+    assert scoring.measure_tail_inflation(p, np.zeros(300, dtype=bool))[0, -1] == pytest.approx(
+        1, abs=0.1
+    )
 
 
 def test_identities_are_the_same_on_every_machine() -> None:

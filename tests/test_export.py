@@ -13,7 +13,7 @@ from ml.errors import UserError
 from ml.export import as_int8, as_onnx, difference, judge_by
 from ml.models import NAMES
 from ml.models.network import Windows
-from ml.score import Tables, score_nights
+from ml.score import ResultTables, score_nights
 from tasks.artefact import load, save
 from tests import fleets
 
@@ -53,7 +53,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def scored(detector: Detector) -> Tables:
+def scored(detector: Detector) -> ResultTables:
     fleet = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1))
     return score_nights(
         detector,

@@ -19,7 +19,7 @@ from ml.loop import FitParameters, NetworkModule
 from ml.models import NAMES, network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
 from ml.models.transformer import sinusoids
-from ml.score import judge, raw_scores
+from ml.score import compute_log_odds, score_fleet
 from ml.train import fit
 from ml.windows import FleetWindows
 from tasks.artefact import load, save
@@ -141,11 +141,11 @@ def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Pa
     loaded = load(tmp_path)
     assert loaded.config == fitted.config
     assert equal(loaded.state_dict(), fitted.state_dict())
-    night = judge(loaded, known, MIN_READINGS)
+    night = score_fleet(loaded, known, MIN_READINGS)
     assert np.isfinite(night.score).all()
     assert ((night.p_value > 0) & (night.p_value <= 1)).all()
     none = np.zeros(NIGHTS, dtype=bool)
-    assert np.isnan(raw_scores(loaded, known, none, MIN_READINGS)).all()
+    assert np.isnan(compute_log_odds(loaded, known, none, MIN_READINGS)).all()
 
 
 def test_sizes_other_than_the_usual_come_back_too() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from ml.features import CONDITIONS, Fleet
 from ml.peers import ENOUGH_NIGHTS, PEERS
-from ml.score import newness
+from ml.score import cold_start_penalty
 from ml.windows import FleetWindows
 from tests import fleets
 
@@ -80,7 +80,7 @@ def test_lending_changes_no_reading_of_the_fleet(fleet: Fleet) -> None:
 
 def test_a_home_surprises_less_while_it_is_new(fleet: Fleet) -> None:
     fleet.kwh[0, 20:] = 2.0
-    less = newness(fleet, 36)
+    less = cold_start_penalty(fleet, 36)
     assert (np.diff(less[0, 20:48]) < 0).all()
     assert (less[0, 48:] == 0).all()
     assert (less[1:, 28:] == 0).all()

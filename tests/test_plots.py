@@ -9,7 +9,7 @@ from ml import plots
 from ml.calibration import alert_limit, p_values, urgency
 from ml.detector import Detector
 from ml.features import Fleet
-from ml.score import judge
+from ml.score import score_fleet
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS, MIN_READINGS, BUDGET = 8, 90, 36, 30.0
@@ -33,7 +33,7 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
 ) -> None:
     last = slice(NIGHTS - 28, NIGHTS)
     days = plots.examples(detector, known, last, MIN_READINGS, BUDGET)
-    judged = judge(detector, known, MIN_READINGS)
+    judged = score_fleet(detector, known, MIN_READINGS)
     curve = detector.alerts.numpy()
     urgent = urgency(curve, judged.p_value, judged.evidence)[:, last]
     limit = alert_limit(curve, detector.config.calibration_size, BUDGET)

@@ -10,10 +10,10 @@ import torch
 from ml import score as scoring
 from ml.detector import Detector, DetectorConfig
 from ml.features import Fleet
-from ml.score import LEAD_NIGHTS, score_nights
+from ml.score import WARMUP_NIGHTS, score_nights
 from tests import fleets
 
-NIGHTS = LEAD_NIGHTS + 30
+NIGHTS = WARMUP_NIGHTS + 30
 HOUSEHOLDS = 40
 BUDGET = {"min_readings": 36, "alert_budget": 20.0, "model_version": "1"}
 
@@ -29,13 +29,13 @@ def detector(readings: np.ndarray) -> Detector:
 
 
 def window(readings: np.ndarray, first: int, last: int) -> Fleet:
-    start = first - LEAD_NIGHTS
+    start = first - WARMUP_NIGHTS
     return fleets.fleet(readings[:, start : last + 1], fleets.START + timedelta(days=start))
 
 
 def scores_of(detector: Detector, readings: np.ndarray, first: int, last: int) -> pl.DataFrame:
     known = window(readings, first, last)
-    return score_nights(detector, known, known.nights[LEAD_NIGHTS], **BUDGET).scores
+    return score_nights(detector, known, known.nights[WARMUP_NIGHTS], **BUDGET).scores
 
 
 @pytest.mark.seed_fault
@@ -55,8 +55,8 @@ def test_every_household_has_its_row_with_a_status(
 
 
 def test_bulk_scores_equal_one_night_scores(detector: Detector, readings: np.ndarray) -> None:
-    bulk = scores_of(detector, readings, LEAD_NIGHTS, NIGHTS - 1)
-    for night in range(LEAD_NIGHTS, NIGHTS, 7):
+    bulk = scores_of(detector, readings, WARMUP_NIGHTS, NIGHTS - 1)
+    for night in range(WARMUP_NIGHTS, NIGHTS, 7):
         one = scores_of(detector, readings, night, night)
         assert one.equals(bulk.filter(night=fleets.START + timedelta(days=night)))
 
@@ -64,7 +64,7 @@ def test_bulk_scores_equal_one_night_scores(detector: Detector, readings: np.nda
 def test_a_batch_in_another_order_gives_the_same_scores(
     detector: Detector, readings: np.ndarray
 ) -> None:
-    known = window(readings, LEAD_NIGHTS, NIGHTS - 1)
+    known = window(readings, WARMUP_NIGHTS, NIGHTS - 1)
     order = np.random.default_rng(1).permutation(HOUSEHOLDS)
     shuffled = Fleet(
         [known.household_ids[i] for i in order],
@@ -73,7 +73,7 @@ def test_a_batch_in_another_order_gives_the_same_scores(
         known.group[order],
         known.conditions,
     )
-    first = known.nights[LEAD_NIGHTS]
+    first = known.nights[WARMUP_NIGHTS]
     table = score_nights(detector, known, first, **BUDGET)
     other = score_nights(detector, shuffled, first, **BUDGET)
     assert table.scores.equals(other.scores)
@@ -86,7 +86,7 @@ def test_a_household_is_scored_alike_alone_and_among_others(
     detector: Detector, readings: np.ndarray
 ) -> None:
     # The seed standardised by the batch being scored, so a batch of one became zeros.
-    few = readings[: scoring.COMMON_HOUSEHOLDS - 1]
+    few = readings[: scoring.MIN_HOUSEHOLDS_FOR_SHIFT - 1]
     among = scores_of(detector, few, NIGHTS - 1, NIGHTS - 1).head(1)
     alone = scores_of(detector, readings[:1], NIGHTS - 1, NIGHTS - 1)
     height = ["p_value", "rank"]  # the height of the fleet's tail is the fleet's
@@ -106,9 +106,9 @@ def test_an_error_far_below_the_usual_is_as_suspicious_as_one_far_above(
 ) -> None:
     # A reconstruction error grows with energy, so one side alone ranks every reduction as normal.
     usual = np.random.default_rng(0).normal(size=40)
-    center = np.median(usual[-scoring.OWN_NIGHTS :])
+    center = np.median(usual[-scoring.BASE_RATE_NIGHTS :])
     errors = np.stack([np.append(usual, center - 5), np.append(usual, center + 5)])
-    low, high = scoring.standing(detector, errors)[0][:, -1]
+    low, high = scoring.standardize_log_odds(detector, errors)[0][:, -1]
     assert low > 3
     assert low == pytest.approx(high, rel=0.2)
 
@@ -124,13 +124,13 @@ def test_missing_half_hours_are_not_read_as_zeros(detector: Detector, readings: 
 
 def test_p_values_are_honest_on_ordinary_nights(detector: Detector, readings: np.ndarray) -> None:
     fresh = fleets.kwh(HOUSEHOLDS, NIGHTS, seed=0) * 1.0
-    fresh[:, LEAD_NIGHTS:] = (
-        fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, LEAD_NIGHTS:]
+    fresh[:, WARMUP_NIGHTS:] = (
+        fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, WARMUP_NIGHTS:]
         * (readings.mean(axis=(1, 2)) / fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7).mean(axis=(1, 2)))[
             :, None, None
         ]
     )
-    p = scores_of(detector, fresh, LEAD_NIGHTS, NIGHTS - 1)["p_value"]
+    p = scores_of(detector, fresh, WARMUP_NIGHTS, NIGHTS - 1)["p_value"]
     # 1,200 household-nights: 0.05 has a standard error of 0.006, 0.5 one of 0.014.
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.02)
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.06)
@@ -150,7 +150,7 @@ def test_evidence_adds_up_over_the_nights_of_a_lasting_anomaly(
 def test_evidence_forgets_what_lies_further_back_than_its_window() -> None:
     rarity = np.full((1, 40), 0.3)
     rarity[0, 5] = 6
-    _, evidence = scoring.accumulate(rarity)
+    _, evidence = scoring.accumulate_evidence(rarity)
     assert evidence[0, 5] > 0
     assert evidence[0, 5 + scoring.EVIDENCE_NIGHTS + 1] == 0
 
@@ -203,6 +203,6 @@ def test_calibration_is_kept_within_its_size() -> None:
 
 def test_half_hours_show_an_anomaly_from_even_odds_on() -> None:
     judged = Detector(DetectorConfig(model="history_network"))
-    shown = scoring.deviation(judged, np.array([-9.0, 0.0, 0.1, 9.0, np.nan]))
+    shown = scoring.score_half_hours(judged, np.array([-9.0, 0.0, 0.1, 9.0, np.nan]))
     np.testing.assert_array_equal(shown > 1, [False, False, True, True, False])
     assert np.isnan(shown[-1])

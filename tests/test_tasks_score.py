@@ -11,14 +11,14 @@ import pytest
 from flows.backfill import backfill
 from flows.score import score
 from ml.errors import UserError
-from ml.score import LEAD_NIGHTS
+from ml.score import WARMUP_NIGHTS
 from tasks import lake, report, warehouse
 from tasks.artefact import save
 from tasks.registry import Version
 from tasks.score import NIGHTS_AT_ONCE, spans
 from tests import fleets
 
-HOUSEHOLDS, NIGHTS = 12, LEAD_NIGHTS + 40
+HOUSEHOLDS, NIGHTS = 12, WARMUP_NIGHTS + 40
 LAST = fleets.START + timedelta(days=NIGHTS - 1)
 
 

@@ -23,7 +23,7 @@ from ml.export import difference
 from ml.features import Fleet
 from ml.loop import spread
 from ml.models.network import Judged, Windows
-from ml.score import LEAD_NIGHTS, reconstruct
+from ml.score import WARMUP_NIGHTS, run_network
 from ml.train import everywhere, since, unseen
 from ml.windows import FleetWindows
 from tasks import lake, registry
@@ -44,7 +44,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
     torch.set_num_threads(1)
     least = settings().min_readings
     known = unseen(load_fleet(lake.extent()[0], last_common_night(), reporting=True))
-    recent = since(known, len(known.nights) - nights - LEAD_NIGHTS)
+    recent = since(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)
     copies = copies_of(np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids)))
     planted, truth = plant(recent, copies, last, seed=0, min_readings=least)
@@ -66,7 +66,7 @@ def _figures(
     least, exact = settings().min_readings, None
     for name, detector in _engines():
         exact = exact or detector.judge()
-        score, seconds = _best(lambda by=detector: reconstruct(by, fleet, nights, least).score)
+        score, seconds = _best(lambda by=detector: run_network(by, fleet, nights, least).log_odds)
         counts = truth.counts[:, nights] & np.isfinite(score)
         is_planted = truth.planted[:, nights][counts]
         yield {
