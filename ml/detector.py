@@ -15,7 +15,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from ml.calibration import ALERT_STEPS, Tail
+from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
 from ml.features import CONDITIONS
 from ml.models import DEFAULT, ModelName, network_class
 from ml.models.network import Judged, NetworkConfig, Windows
@@ -66,12 +66,16 @@ class Detector(nn.Module):
         self.config = config
         self.network = network_class(config.model)(config.network)
         self.program: Judge | None = None
-        self.stands, self.repeats, self.zeros = Tail(), Tail(), Tail()
+        self.stands, self.repeats, self.zeros = (
+            TailDistribution(),
+            TailDistribution(),
+            TailDistribution(),
+        )
         self.register_buffer("residual_scale", torch.ones(HALF_HOURS))
         self.register_buffer("peer_center", torch.zeros(()))
         self.register_buffer("peer_scale", torch.ones(()))
         self.register_buffer("calibration", torch.zeros(config.calibration_size).double())
-        self.register_buffer("alerts", torch.zeros(ALERT_STEPS, 3).double())
+        self.register_buffer("alerts", torch.zeros(ALERT_CURVE_STEPS, 3).double())
         self.register_buffer("learnt", torch.zeros(config.learnt_size, dtype=torch.int64))
 
     def fit_calibration(self, rarities: Tensor) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from ml.calibration import alert_limit, p_values, urgency
+from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.features import Fleet, Floats
@@ -68,7 +68,7 @@ def examples(
 ) -> list[Example]:
     """A dozen household-nights: evenly from the least anomalous on, and the most urgent flagged."""
     judged = score_fleet(detector, fleet, min_readings)
-    urgent = urgency(detector.alerts.numpy(), judged.p_value, judged.evidence)
+    urgent = compute_alert_p_values(detector.alerts.numpy(), judged.p_value, judged.evidence)
     urgent[:, : nights.start] = np.nan
     is_flagged = urgent <= _limit(detector, alert_budget)
     worst = _most_urgent(np.where(is_flagged, urgent, np.nan))
@@ -200,7 +200,7 @@ def score_distribution(detector: Detector, alert_budget: float) -> Figure:
     panel = figure.add_subplot()
     scores, limit = detector.calibration.numpy(), _limit(detector, alert_budget)
     grid = np.linspace(scores.min(), 2 * scores.max() + 1, 20_000)
-    falling = -np.log10(p_values(scores, grid))
+    falling = -np.log10(compute_p_values(scores, grid))
     threshold = float(np.interp(-np.log10(limit), falling, grid)) if limit else None
     end = max(float(np.quantile(scores, 0.9999)), 1.2 * (threshold or 0.0))
     bins = np.linspace(scores.min(), end, 80)
@@ -287,7 +287,7 @@ def _limit(detector: Detector, alert_budget: float) -> float:
     """The urgency that flags; 0 where the calibration cannot tell."""
     try:
         size = detector.config.calibration_size
-        return alert_limit(detector.alerts.numpy(), size, alert_budget)
+        return alert_threshold(detector.alerts.numpy(), size, alert_budget)
     except UserError:
         return 0.0
 

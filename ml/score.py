@@ -21,12 +21,12 @@ from torch import Tensor
 
 from ml.calibration import (
     Bools,
-    alert_curve,
-    alert_limit,
-    episode_starts,
-    identities,
-    p_values,
-    urgency,
+    alert_threshold,
+    compute_alert_curve,
+    compute_alert_p_values,
+    compute_p_values,
+    find_episode_starts,
+    hash_household_ids,
 )
 from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
@@ -227,10 +227,10 @@ def compute_surprisal(
     The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
     that repeat themselves or fall silent by habit are many, and the network has seen the run too.
     """
-    repeats = detector.repeats.rarity(repeated_readings(fleet, min_readings))
-    zeros = detector.zeros.rarity(zero_readings(fleet, min_readings))
+    repeats = detector.repeats.surprisal(repeated_readings(fleet, min_readings))
+    zeros = detector.zeros.surprisal(zero_readings(fleet, min_readings))
     ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL_SURPRISAL, 0, MAX_RULE_SURPRISAL)
-    joined = detector.stands.rarity(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
+    joined = detector.stands.surprisal(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
     return np.maximum(joined - cold_start_penalty(fleet, min_readings), 0.0)
 
 
@@ -320,8 +320,8 @@ def calibrate_scores(
     stands, common = standardize_log_odds(detector, log_odds)
     alone = _complete_surprisal(detector, stands, fleet, min_readings, cached_surprisal)
     rarity, at_home, evidence = _score_and_evidence(alone)
-    p_value = p_values(detector.calibration.numpy(), at_home)
-    learnt = np.isin(identities(fleet.household_ids), detector.learnt.numpy())
+    p_value = compute_p_values(detector.calibration.numpy(), at_home)
+    learnt = np.isin(hash_household_ids(fleet.household_ids), detector.learnt.numpy())
     height = measure_tail_inflation(p_value, learnt)
     return CalibratedScores(
         surprisal=alone,
@@ -384,7 +384,7 @@ def calibrate_detector(
     training_household_ids: list[str] | None = None,
 ) -> None:
     """Set the detector's references from the last `nights` of a fleet that it has not `learnt`."""
-    detector.remember(torch.from_numpy(identities(training_household_ids or [])))
+    detector.remember(torch.from_numpy(hash_household_ids(training_household_ids or [])))
     rebuilt = run_network(detector, fleet, slice(None), min_readings)
     last = slice(len(fleet.nights) - n_nights, None)
     center, mad = median_and_mad(rebuilt.log_odds[:, last].reshape(1, -1))
@@ -408,8 +408,8 @@ def fit_calibration(
     )
     own = at_home[:, nights]
     detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
-    p_value = p_values(detector.calibration.numpy(), own)
-    curve = alert_curve(p_value, evidence[:, nights])
+    p_value = compute_p_values(detector.calibration.numpy(), own)
+    curve = compute_alert_curve(p_value, evidence[:, nights])
     detector.alerts = torch.from_numpy(curve)
 
 
@@ -432,7 +432,7 @@ def score_nights(
         UserError: the detector's calibration is too small for the budget.
     """
     curve = detector.alerts.numpy()
-    limit = alert_limit(curve, detector.config.calibration_size, alert_budget)
+    limit = alert_threshold(curve, detector.config.calibration_size, alert_budget)
     skip = fleet.nights.index(first)
     rebuilt = run_network(detector, fleet, slice(skip, None), min_readings)
     raw = _complete_log_odds(
@@ -443,7 +443,7 @@ def score_nights(
     # A two-sided score is compared with nights further back than those a rarity is known by.
     rarity = cached.surprisal[:, start:] if cached and not detector.network.two_sided else None
     weighed = calibrate_scores(detector, fleet, raw, min_readings, rarity)
-    urgent = urgency(curve, weighed.p_value, weighed.evidence)
+    urgent = compute_alert_p_values(curve, weighed.p_value, weighed.evidence)
     flags = urgent <= limit
     table = _build_score_rows(fleet, weighed, rebuilt, skip, min_readings).with_columns(
         is_anomaly=flags[:, skip:].ravel(),
@@ -524,7 +524,7 @@ def _build_nights_table(
 ) -> pl.DataFrame:
     """One row a night: how many were scored and flagged, and what the fleet did."""
     scored = np.isfinite(weighed.p_value).sum(axis=0)
-    opened = episode_starts(flags).sum(axis=0)
+    opened = find_episode_starts(flags).sum(axis=0)
     frame = pl.DataFrame(
         {
             "night": fleet.nights,

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.calibration import identities
+from ml.calibration import hash_household_ids
 from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import Fleet
@@ -82,7 +82,7 @@ def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
 
     It stays the same as a fleet grows; where none falls under it, the one of the smallest hash.
     """
-    hashes = identities(household_ids).view(np.uint64) / 2.0**64
+    hashes = hash_household_ids(household_ids).view(np.uint64) / 2.0**64
     return hashes <= max(HELD_OUT_SHARE, hashes.min(initial=1.0))
 
 

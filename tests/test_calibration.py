@@ -9,13 +9,13 @@ from hypothesis.extra import numpy as arrays
 from ml import score as scoring
 from ml.calibration import (
     SILENCE_NIGHTS,
-    Tail,
-    alert_curve,
-    alert_limit,
-    episode_starts,
-    identities,
-    p_values,
-    urgency,
+    TailDistribution,
+    alert_threshold,
+    compute_alert_curve,
+    compute_alert_p_values,
+    compute_p_values,
+    find_episode_starts,
+    hash_household_ids,
 )
 from ml.episodes import SILENCE_NIGHTS as JOINED_NIGHTS
 from ml.errors import UserError
@@ -30,52 +30,52 @@ def normal() -> np.ndarray:
 
 def test_ordinary_figures_have_p_values_as_they_should() -> None:
     one, other = (np.random.default_rng(seed).exponential(size=200_000) for seed in (1, 2))
-    p = p_values(np.sort(one), other)
+    p = compute_p_values(np.sort(one), other)
     for level in (0.1, 0.01, 0.001):
         assert (p <= level).mean() == pytest.approx(level, rel=0.15)
-        few = p_values(np.sort(one[:2000]), other)
+        few = compute_p_values(np.sort(one[:2000]), other)
         assert (few <= level).mean() == pytest.approx(level, rel=0.5)
 
 
 def test_a_p_value_is_never_zero_and_counts_ties_as_extreme() -> None:
     reference = np.array([1.0, 2.0, 2.0, 3.0])
     figures = np.array([9.0, 3.0, 2.0, 0.0, np.nan])
-    p = p_values(reference, figures)
+    p = compute_p_values(reference, figures)
     np.testing.assert_allclose(p[1:], [0.4, 0.8, 1.0, np.nan])
     assert 0 < p[0] < 0.01
 
 
 @pytest.fixture(scope="module")
-def tail() -> Tail:
-    fitted = Tail()
+def tail() -> TailDistribution:
+    fitted = TailDistribution()
     fitted.fit(np.random.default_rng(0).normal(size=4000))
     return fitted
 
 
 @settings(deadline=None)
 @given(arrays.arrays(float, 12, elements=finite))
-def test_rarity_keeps_the_order_of_figures(tail: Tail, figures: np.ndarray) -> None:
-    rarity = tail.rarity(np.sort(figures))
+def test_rarity_keeps_the_order_of_figures(tail: TailDistribution, figures: np.ndarray) -> None:
+    rarity = tail.surprisal(np.sort(figures))
     assert np.isfinite(rarity).all()
     assert (np.diff(rarity) >= 0).all()
 
 
-def test_beyond_the_reference_two_figures_are_never_equally_rare(tail: Tail) -> None:
-    assert (np.diff(tail.rarity(np.linspace(4, 60, 100))) > 0).all()
+def test_beyond_the_reference_two_figures_are_never_equally_rare(tail: TailDistribution) -> None:
+    assert (np.diff(tail.surprisal(np.linspace(4, 60, 100))) > 0).all()
 
 
 def test_rarity_is_the_logarithm_of_the_share_as_extreme(normal: np.ndarray) -> None:
-    tail = Tail()
+    tail = TailDistribution()
     tail.fit(normal)
     at = np.quantile(normal, [0.5, 0.9, 0.99])
-    np.testing.assert_allclose(tail.rarity(at), [0.301, 1, 2], atol=0.05)
-    assert np.isnan(tail.rarity(np.array([np.nan]))).all()
+    np.testing.assert_allclose(tail.surprisal(at), [0.301, 1, 2], atol=0.05)
+    assert np.isnan(tail.surprisal(np.array([np.nan]))).all()
 
 
 def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
     alerts = np.zeros((2, 40), dtype=bool)
     alerts[0, [3, 5, 17, 33]] = True
-    starts = episode_starts(alerts)
+    starts = find_episode_starts(alerts)
     assert SILENCE_NIGHTS == JOINED_NIGHTS
     # 17 lies within 14 nights of 5, 33 lies 16 nights behind 17.
     assert np.flatnonzero(starts[0]).tolist() == [3, 33]
@@ -83,16 +83,16 @@ def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
 
 
 def test_the_limit_opens_as_many_false_cases_as_the_budget_allows(normal: np.ndarray) -> None:
-    p = p_values(np.sort(normal.ravel()), normal)
+    p = compute_p_values(np.sort(normal.ravel()), normal)
     _, evidence = scoring.accumulate_evidence(-np.log10(p))
-    curve = alert_curve(p, evidence)
+    curve = compute_alert_curve(p, evidence)
     fresh = np.random.default_rng(5).normal(size=(400, 250))
-    fresh_p = p_values(np.sort(normal.ravel()), fresh)
+    fresh_p = compute_p_values(np.sort(normal.ravel()), fresh)
     _, fresh_evidence = scoring.accumulate_evidence(-np.log10(fresh_p))
     for budget in (1.0, 3.0, 10.0):
-        limit = alert_limit(curve, normal.size, budget)
-        flags = urgency(curve, fresh_p, fresh_evidence) <= limit
-        opened = 1000 * episode_starts(flags).sum() / flags.size
+        limit = alert_threshold(curve, normal.size, budget)
+        flags = compute_alert_p_values(curve, fresh_p, fresh_evidence) <= limit
+        opened = 1000 * find_episode_starts(flags).sum() / flags.size
         assert opened == pytest.approx(budget, rel=0.35)
 
 
@@ -100,13 +100,15 @@ def test_a_budget_that_the_calibration_cannot_resolve_is_refused_with_what_would
     curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 0, 9), np.arange(9)))
     said = "1,000 calibration household-nights .* METERWATCH_ALERT_BUDGET to 5 or more"
     with pytest.raises(UserError, match=said):
-        alert_limit(curve, 1000, 3.0)
-    assert alert_limit(curve, 10_000, 3.0) == curve[3, 0]
+        alert_threshold(curve, 1000, 3.0)
+    assert alert_threshold(curve, 10_000, 3.0) == curve[3, 0]
 
 
 def test_evidence_makes_urgent_what_no_single_night_does() -> None:
     curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 1, 9), np.arange(9)))
-    rare = urgency(curve, np.array([0.4, 0.4, 1e-5, np.nan]), np.array([9.0, 0.5, 0.5, np.nan]))
+    rare = compute_alert_p_values(
+        curve, np.array([0.4, 0.4, 1e-5, np.nan]), np.array([9.0, 0.5, 0.5, np.nan])
+    )
     np.testing.assert_allclose(rare, [1e-4, 0.4, 1e-5, np.nan])
 
 
@@ -141,6 +143,6 @@ def test_planted_nights_do_not_raise_the_tail() -> None:
 
 
 def test_identities_are_the_same_on_every_machine() -> None:
-    one, again, other = identities(["MAC000002", "MAC000002", "MAC000003"])
+    one, again, other = hash_household_ids(["MAC000002", "MAC000002", "MAC000003"])
     assert one == again != other
     assert one == -2797787050760149971

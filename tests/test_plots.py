@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ml import plots
-from ml.calibration import alert_limit, p_values, urgency
+from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
 from ml.features import Fleet
 from ml.score import score_fleet
@@ -35,8 +35,8 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
     days = plots.examples(detector, known, last, MIN_READINGS, BUDGET)
     judged = score_fleet(detector, known, MIN_READINGS)
     curve = detector.alerts.numpy()
-    urgent = urgency(curve, judged.p_value, judged.evidence)[:, last]
-    limit = alert_limit(curve, detector.config.calibration_size, BUDGET)
+    urgent = compute_alert_p_values(curve, judged.p_value, judged.evidence)[:, last]
+    limit = alert_threshold(curve, detector.config.calibration_size, BUDGET)
     homes = np.flatnonzero((urgent <= limit).any(axis=1))
     shaded = [day for day in days if day.flagged]
     assert len(days) == 12
@@ -57,9 +57,9 @@ def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) 
 def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) -> None:
     figure = plots.score_distribution(detector, BUDGET)
     (line,) = figure.axes[0].lines
-    limit = alert_limit(detector.alerts.numpy(), detector.config.calibration_size, BUDGET)
+    limit = alert_threshold(detector.alerts.numpy(), detector.config.calibration_size, BUDGET)
     threshold = float(line.get_xdata()[0])
-    before, after = p_values(
+    before, after = compute_p_values(
         detector.calibration.numpy(), np.array([threshold - 0.01, threshold + 0.01])
     )
     assert before > limit >= after
