@@ -23,7 +23,7 @@ from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 16
 
-Judge = Callable[[Windows], Judged]
+NetworkFunction = Callable[[Windows], Judged]
 """What judges household-nights: a network, or a program exported from it."""
 
 
@@ -36,11 +36,13 @@ class DetectorConfig(BaseModel):
     network: SerializeAsAny[NetworkConfig] = Field({}, validate_default=True)
     conditions: tuple[str, ...] = Field(CONDITIONS, description="what the network is told")
     calibration_size: int = Field(0, ge=0, description="household-nights of the calibration")
-    learnt_size: int = Field(0, ge=0, description="households that the network learnt from")
+    n_training_households: int = Field(
+        0, ge=0, description="households that the network learnt from"
+    )
 
     @field_validator("network", mode="before")
     @classmethod
-    def _of_the_model(cls, given: object, info: ValidationInfo) -> NetworkConfig:
+    def _parse_network_config(cls, given: object, info: ValidationInfo) -> NetworkConfig:
         """Sizes as the model names them, its own where none are given."""
         return network_class(info.data["model"]).config_class.model_validate(given)
 
@@ -51,22 +53,22 @@ class Detector(nn.Module):
     The buffers hold what training and calibration saw and are never taken from a scored batch.
     """
 
-    residual_scale: Tensor
+    half_hour_error_scale: Tensor
     peer_center: Tensor
     peer_scale: Tensor
-    calibration: Tensor
+    reference_scores: Tensor
     """Rarities `[N]` of ordinary household-nights, sorted: the conformal reference."""
-    alerts: Tensor
+    alert_curve: Tensor
     """`[T, 3]` what `alert_curve` found."""
-    learnt: Tensor
+    training_household_hashes: Tensor
     """Identities of the households that the network learnt from."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.network = network_class(config.model)(config.network)
-        self.program: Judge | None = None
-        self.stands, self.repeats, self.zeros = (
+        self.program: NetworkFunction | None = None
+        self.deviation_tail, self.repeated_readings_tail, self.zero_readings_tail = (
             TailDistribution(),
             TailDistribution(),
             TailDistribution(),
@@ -76,26 +78,26 @@ class Detector(nn.Module):
         self.register_buffer("peer_scale", torch.ones(()))
         self.register_buffer("calibration", torch.zeros(config.calibration_size).double())
         self.register_buffer("alerts", torch.zeros(ALERT_CURVE_STEPS, 3).double())
-        self.register_buffer("learnt", torch.zeros(config.learnt_size, dtype=torch.int64))
+        self.register_buffer("learnt", torch.zeros(config.n_training_households, dtype=torch.int64))
 
-    def fit_calibration(self, rarities: Tensor) -> None:
+    def fit_reference_scores(self, scores: Tensor) -> None:
         """Keep the rarities `[N]` of ordinary household-nights, sorted, as a conformal reference.
 
         Of more than `CALIBRATION_SIZE`, as many evenly spread.
         """
-        kept = rarities.double().sort().values
+        kept = scores.double().sort().values
         if len(kept) > CALIBRATION_SIZE:
             places = torch.linspace(0, len(kept) - 1, CALIBRATION_SIZE, dtype=torch.float64)
             kept = kept[places.round().long()]
-        self.calibration = kept
+        self.reference_scores = kept
         self.config = self.config.model_copy(update={"calibration_size": len(kept)})
 
-    def remember(self, identities: Tensor) -> None:
+    def set_training_households(self, household_hashes: Tensor) -> None:
         """Keep whom the network learnt from, `[N]`."""
-        self.learnt = identities.sort().values
-        self.config = self.config.model_copy(update={"learnt_size": len(identities)})
+        self.training_household_hashes = household_hashes.sort().values
+        self.config = self.config.model_copy(update={"learnt_size": len(household_hashes)})
 
-    def judge(self) -> Judge:
+    def scoring_function(self) -> NetworkFunction:
         """What judges nights when scoring: the program that stands in for the network, if any.
 
         Otherwise the network in double precision, so that a result in single does not depend on

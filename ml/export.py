@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ml.detector import Detector, Judge
+from ml.detector import Detector, NetworkFunction
 from ml.models.network import Judged, Windows
 from ml.schemas import HALF_HOURS
 
@@ -62,7 +62,7 @@ def as_int8(program: bytes) -> bytes:
     return quantised.getvalue()
 
 
-def judge_by(program: bytes) -> Judge:
+def judge_by(program: bytes) -> NetworkFunction:
     """What an ONNX program makes of household-nights on the CPU, one core a call."""
     import onnxruntime
 
@@ -77,7 +77,7 @@ def judge_by(program: bytes) -> Judge:
     return judge
 
 
-def difference(one: Judge, other: Judge, windows: Windows) -> float:
+def difference(one: NetworkFunction, other: NetworkFunction, windows: Windows) -> float:
     """The largest difference between any two figures of the same household-nights."""
     with torch.inference_mode():
         pairs = zip(one(windows), other(windows), strict=True)

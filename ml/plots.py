@@ -68,7 +68,7 @@ def examples(
 ) -> list[Example]:
     """A dozen household-nights: evenly from the least anomalous on, and the most urgent flagged."""
     judged = score_fleet(detector, fleet, min_readings)
-    urgent = compute_alert_p_values(detector.alerts.numpy(), judged.p_value, judged.evidence)
+    urgent = compute_alert_p_values(detector.alert_curve.numpy(), judged.p_value, judged.evidence)
     urgent[:, : nights.start] = np.nan
     is_flagged = urgent <= _limit(detector, alert_budget)
     worst = _most_urgent(np.where(is_flagged, urgent, np.nan))
@@ -198,7 +198,7 @@ def score_distribution(detector: Detector, alert_budget: float) -> Figure:
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.add_subplot()
-    scores, limit = detector.calibration.numpy(), _limit(detector, alert_budget)
+    scores, limit = detector.reference_scores.numpy(), _limit(detector, alert_budget)
     grid = np.linspace(scores.min(), 2 * scores.max() + 1, 20_000)
     falling = -np.log10(compute_p_values(scores, grid))
     threshold = float(np.interp(-np.log10(limit), falling, grid)) if limit else None
@@ -287,7 +287,7 @@ def _limit(detector: Detector, alert_budget: float) -> float:
     """The urgency that flags; 0 where the calibration cannot tell."""
     try:
         size = detector.config.calibration_size
-        return alert_threshold(detector.alerts.numpy(), size, alert_budget)
+        return alert_threshold(detector.alert_curve.numpy(), size, alert_budget)
     except UserError:
         return 0.0
 

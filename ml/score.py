@@ -164,7 +164,7 @@ def _iterate_batches(
     start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
     chosen, seen = chosen[:, start:], fleet.between(start)
     windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
-    program = detector.judge()
+    program = detector.scoring_function()
 
     def shown(places: Tensor) -> BatchOutput:
         with torch.inference_mode():
@@ -227,10 +227,10 @@ def compute_surprisal(
     The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
     that repeat themselves or fall silent by habit are many, and the network has seen the run too.
     """
-    repeats = detector.repeats.surprisal(repeated_readings(fleet, min_readings))
-    zeros = detector.zeros.surprisal(zero_readings(fleet, min_readings))
+    repeats = detector.repeated_readings_tail.surprisal(repeated_readings(fleet, min_readings))
+    zeros = detector.zero_readings_tail.surprisal(zero_readings(fleet, min_readings))
     ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL_SURPRISAL, 0, MAX_RULE_SURPRISAL)
-    joined = detector.stands.surprisal(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
+    joined = detector.deviation_tail.surprisal(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
     return np.maximum(joined - cold_start_penalty(fleet, min_readings), 0.0)
 
 
@@ -320,8 +320,10 @@ def calibrate_scores(
     stands, common = standardize_log_odds(detector, log_odds)
     alone = _complete_surprisal(detector, stands, fleet, min_readings, cached_surprisal)
     rarity, at_home, evidence = _score_and_evidence(alone)
-    p_value = compute_p_values(detector.calibration.numpy(), at_home)
-    learnt = np.isin(hash_household_ids(fleet.household_ids), detector.learnt.numpy())
+    p_value = compute_p_values(detector.reference_scores.numpy(), at_home)
+    learnt = np.isin(
+        hash_household_ids(fleet.household_ids), detector.training_household_hashes.numpy()
+    )
     height = measure_tail_inflation(p_value, learnt)
     return CalibratedScores(
         surprisal=alone,
@@ -361,7 +363,7 @@ def score_half_hours(detector: Detector, half_hour_log_odds: Floats) -> Floats:
     An error in units of its usual one; of log odds, twice the probability.
     """
     if detector.network.two_sided:
-        return half_hour_log_odds / detector.residual_scale.float().numpy()
+        return half_hour_log_odds / detector.half_hour_error_scale.float().numpy()
     return 2 * expit(half_hour_log_odds)
 
 
@@ -384,14 +386,16 @@ def calibrate_detector(
     training_household_ids: list[str] | None = None,
 ) -> None:
     """Set the detector's references from the last `nights` of a fleet that it has not `learnt`."""
-    detector.remember(torch.from_numpy(hash_household_ids(training_household_ids or [])))
+    detector.set_training_households(
+        torch.from_numpy(hash_household_ids(training_household_ids or []))
+    )
     rebuilt = run_network(detector, fleet, slice(None), min_readings)
     last = slice(len(fleet.nights) - n_nights, None)
     center, mad = median_and_mad(rebuilt.log_odds[:, last].reshape(1, -1))
     squares = rebuilt.half_hour_log_odds[:, last].reshape(-1, HALF_HOURS) ** 2
     detector.peer_center = torch.tensor(float(center[0]))
     detector.peer_scale = torch.tensor(max(float(1.4826 * mad[0]), 1e-3))
-    detector.residual_scale = torch.from_numpy(np.sqrt(np.nanmean(squares, axis=0)) + 1e-3)
+    detector.half_hour_error_scale = torch.from_numpy(np.sqrt(np.nanmean(squares, axis=0)) + 1e-3)
     fit_calibration(detector, fleet, rebuilt.log_odds, last, min_readings)
 
 
@@ -400,17 +404,17 @@ def fit_calibration(
 ) -> None:
     """The distributions of ordinary nights, from the network's own scores `[H, D]`."""
     stands, _ = standardize_log_odds(detector, log_odds)
-    detector.stands.fit(stands[:, nights])
-    detector.repeats.fit(repeated_readings(fleet, min_readings)[:, nights])
-    detector.zeros.fit(zero_readings(fleet, min_readings)[:, nights])
+    detector.deviation_tail.fit(stands[:, nights])
+    detector.repeated_readings_tail.fit(repeated_readings(fleet, min_readings)[:, nights])
+    detector.zero_readings_tail.fit(zero_readings(fleet, min_readings)[:, nights])
     _, at_home, evidence = _score_and_evidence(
         compute_surprisal(detector, stands, fleet, min_readings)
     )
     own = at_home[:, nights]
-    detector.fit_calibration(torch.from_numpy(own[np.isfinite(own)]))
-    p_value = compute_p_values(detector.calibration.numpy(), own)
+    detector.fit_reference_scores(torch.from_numpy(own[np.isfinite(own)]))
+    p_value = compute_p_values(detector.reference_scores.numpy(), own)
     curve = compute_alert_curve(p_value, evidence[:, nights])
-    detector.alerts = torch.from_numpy(curve)
+    detector.alert_curve = torch.from_numpy(curve)
 
 
 def score_nights(
@@ -431,7 +435,7 @@ def score_nights(
     Raises:
         UserError: the detector's calibration is too small for the budget.
     """
-    curve = detector.alerts.numpy()
+    curve = detector.alert_curve.numpy()
     limit = alert_threshold(curve, detector.config.calibration_size, alert_budget)
     skip = fleet.nights.index(first)
     rebuilt = run_network(detector, fleet, slice(skip, None), min_readings)

@@ -432,7 +432,7 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     model, exported = load(directory), load(directory, "onnx")
     places = spread(everywhere(fleet, least), EXPORTED_ROWS)
     rows = FleetWindows(fleet, model.network.lead_nights, least, lend=True).take(places)
-    return difference(model.judge(), exported.judge(), rows)
+    return difference(model.scoring_function(), exported.scoring_function(), rows)
 
 
 def _length(part: slice) -> int:

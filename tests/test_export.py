@@ -39,7 +39,7 @@ def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
     judge = judge_by(program)
     for count in (1, 2, 300):
         nights = rows(detector, count)
-        assert difference(detector.judge(), judge, nights) < AGREE
+        assert difference(detector.scoring_function(), judge, nights) < AGREE
         missing = nights.kwh[:, -1].isnan()
         assert torch.equal(judge(nights).half_hour.isnan(), missing)
 
@@ -76,7 +76,11 @@ def test_an_engine_gives_the_same_flags_ranks_and_scores(calibrated: Path) -> No
 def test_products_in_int8_stay_near(calibrated: Path) -> None:
     detector = load(calibrated, "int8")
     nights = rows(detector, 300)
-    assert 0 < difference(load(calibrated).judge(), detector.judge(), nights) < 0.5
+    assert (
+        0
+        < difference(load(calibrated).scoring_function(), detector.scoring_function(), nights)
+        < 0.5
+    )
     model = onnx.load_from_string(as_int8((calibrated / "model.onnx").read_bytes()))
     assert [node for node in model.graph.node if node.op_type == "MatMulInteger"]
 

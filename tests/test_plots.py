@@ -34,7 +34,7 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
     last = slice(NIGHTS - 28, NIGHTS)
     days = plots.examples(detector, known, last, MIN_READINGS, BUDGET)
     judged = score_fleet(detector, known, MIN_READINGS)
-    curve = detector.alerts.numpy()
+    curve = detector.alert_curve.numpy()
     urgent = compute_alert_p_values(curve, judged.p_value, judged.evidence)[:, last]
     limit = alert_threshold(curve, detector.config.calibration_size, BUDGET)
     homes = np.flatnonzero((urgent <= limit).any(axis=1))
@@ -57,10 +57,10 @@ def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) 
 def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) -> None:
     figure = plots.score_distribution(detector, BUDGET)
     (line,) = figure.axes[0].lines
-    limit = alert_threshold(detector.alerts.numpy(), detector.config.calibration_size, BUDGET)
+    limit = alert_threshold(detector.alert_curve.numpy(), detector.config.calibration_size, BUDGET)
     threshold = float(line.get_xdata()[0])
     before, after = compute_p_values(
-        detector.calibration.numpy(), np.array([threshold - 0.01, threshold + 0.01])
+        detector.reference_scores.numpy(), np.array([threshold - 0.01, threshold + 0.01])
     )
     assert before > limit >= after
 

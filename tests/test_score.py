@@ -196,9 +196,9 @@ def test_the_network_is_the_seeds(detector: Detector) -> None:
 
 def test_calibration_is_kept_within_its_size() -> None:
     built = Detector(DetectorConfig(model=fleets.SEED_MODEL))
-    built.fit_calibration(torch.linspace(0, 1, 600_000))
-    assert len(built.calibration) == built.config.calibration_size == 1 << 16
-    assert built.calibration[[0, -1]].tolist() == [0.0, 1.0]
+    built.fit_reference_scores(torch.linspace(0, 1, 600_000))
+    assert len(built.reference_scores) == built.config.calibration_size == 1 << 16
+    assert built.reference_scores[[0, -1]].tolist() == [0.0, 1.0]
 
 
 def test_half_hours_show_an_anomaly_from_even_odds_on() -> None:

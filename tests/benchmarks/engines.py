@@ -65,7 +65,7 @@ def _figures(
 ) -> Iterator[dict[str, Any]]:
     least, exact = settings().min_readings, None
     for name, detector in _engines():
-        exact = exact or detector.judge()
+        exact = exact or detector.scoring_function()
         score, seconds = _best(lambda by=detector: run_network(by, fleet, nights, least).log_odds)
         counts = truth.counts[:, nights] & np.isfinite(score)
         is_planted = truth.planted[:, nights][counts]
@@ -75,7 +75,7 @@ def _figures(
             "planted": int(is_planted.sum()),
             "AP": float(average_precision_score(is_planted, score[counts])),
             "a CPU second": counts.sum() / seconds,
-            "largest difference": f"{difference(exact, detector.judge(), compared):.1e}",
+            "largest difference": f"{difference(exact, detector.scoring_function(), compared):.1e}",
         }
 
 
