@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from ml import models, rules
 from ml.benchmark import plots
-from ml.benchmark.calibration import by_month
+from ml.benchmark.calibration import measure_monthly_alarm_ratio
 from ml.benchmark.controls import Controls, alarms, controls
 from ml.benchmark.figures import BUDGET, Scored, figures, figures_of
 from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
@@ -245,7 +245,7 @@ def _figures(
     unseen = [
         figures_of(one, seed=seed),
         alarms(quiet, limit),
-        by_month(one.score, one.truth, arena.planted.nights, arena.ordinary),
+        measure_monthly_alarm_ratio(one.score, one.truth, arena.planted.nights, arena.ordinary),
     ]
     seen = figures(score, arena.truth.among(arena.seen), seed=seed)
     return pl.concat(

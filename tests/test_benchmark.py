@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ml import rules
 from ml.benchmark import peers
-from ml.benchmark.calibration import by_month, realised
+from ml.benchmark.calibration import measure_alarm_rates, measure_monthly_alarm_ratio
 from ml.benchmark.controls import alarms, controls
 from ml.benchmark.figures import Scored, better, false_episodes, figures
 from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
@@ -216,12 +216,12 @@ def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() 
     counts[:, 20:] = True
     truth = Truth(np.arange(1000), counts, np.zeros((1000, 50), dtype=np.int8), ())
     # 3 in 1,000 of the first twenty nights pass 997; 33 in 1,000 of the last ten.
-    table = by_month(score, truth, nights, slice(0, 20))
+    table = measure_monthly_alarm_ratio(score, truth, nights, slice(0, 20))
     assert table["of"].to_list() == ["2013-09", "2013-10"]
     assert table["value"].to_list() == pytest.approx([1.0, (3 + 33) / 2 / 3], rel=0.01)
-    assert realised(score[:, :40], truth_until(truth, 40), slice(0, 20), np.array([0.01])) == (
-        pytest.approx([0.01], rel=0.01)
-    )
+    assert measure_alarm_rates(
+        score[:, :40], truth_until(truth, 40), slice(0, 20), np.array([0.01])
+    ) == (pytest.approx([0.01], rel=0.01))
 
 
 def truth_until(truth: Truth, night: int) -> Truth:

@@ -13,18 +13,27 @@ from ml.benchmark.figures import BUDGET, SCHEMA, Doubles
 from ml.benchmark.plant import Truth
 from ml.features import Floats
 
-TARGETS: Final = np.geomspace(0.001, 0.1, 9)
+TARGET_ALARM_RATES: Final = np.geomspace(0.001, 0.1, 9)
 
 
-def realised(score: Floats, truth: Truth, ordinary: slice, targets: Doubles = TARGETS) -> Doubles:
+def measure_alarm_rates(
+    score: Floats, truth: Truth, pretest_nights: slice, target_rates: Doubles = TARGET_ALARM_RATES
+) -> Doubles:
     """Share of clean nights that pass the threshold of each target share of `ordinary` nights."""
     clean = score[truth.clean]
-    return np.array([np.mean(clean >= limit) for limit in _limits(score, ordinary, targets)])
+    return np.array(
+        [
+            np.mean(clean >= limit)
+            for limit in _thresholds_for_rates(score, pretest_nights, target_rates)
+        ]
+    )
 
 
-def by_month(score: Floats, truth: Truth, nights: list[date], ordinary: slice) -> pl.DataFrame:
+def measure_monthly_alarm_ratio(
+    score: Floats, truth: Truth, nights: list[date], pretest_nights: slice
+) -> pl.DataFrame:
     """Realised over target alarm rate of each month, at `BUDGET` alarms in 1,000 nights."""
-    (limit,) = _limits(score, ordinary, np.array([BUDGET / 1000]))
+    (limit,) = _thresholds_for_rates(score, pretest_nights, np.array([BUDGET / 1000]))
     months = np.array([f"{night:%Y-%m}" for night in nights])
     rows = []
     for month in np.unique(months[truth.clean.any(axis=0)]):
@@ -34,9 +43,9 @@ def by_month(score: Floats, truth: Truth, nights: list[date], ordinary: slice) -
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-def _limits(score: Floats, ordinary: slice, targets: Doubles) -> Doubles:
+def _thresholds_for_rates(score: Floats, pretest_nights: slice, target_rates: Doubles) -> Doubles:
     """Thresholds that these shares of the ordinary nights reach; infinite without any score."""
-    known = np.sort(score[:, ordinary][np.isfinite(score[:, ordinary])])
+    known = np.sort(score[:, pretest_nights][np.isfinite(score[:, pretest_nights])])
     if not len(known):
-        return np.full(len(targets), np.inf)
-    return np.asarray(np.quantile(known, 1 - targets, method="higher"))
+        return np.full(len(target_rates), np.inf)
+    return np.asarray(np.quantile(known, 1 - target_rates, method="higher"))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.metrics import precision_recall_curve
 
-from ml.benchmark.calibration import TARGETS, realised
+from ml.benchmark.calibration import TARGET_ALARM_RATES, measure_alarm_rates
 from ml.benchmark.figures import BUDGET, Doubles, Scored
 from ml.benchmark.plant import NAMES
 from ml.benchmark.reasons import EXPLAINS
@@ -62,8 +62,13 @@ def calibration(
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     rates, by_month = figure.subplots(1, 2)
-    _lines(rates, scored, best, lambda one: (TARGETS, realised(one.score, one.truth, ordinary)))
-    rates.plot(TARGETS, TARGETS, color=INK, lw=1, ls=":")
+    _lines(
+        rates,
+        scored,
+        best,
+        lambda one: (TARGET_ALARM_RATES, measure_alarm_rates(one.score, one.truth, ordinary)),
+    )
+    rates.plot(TARGET_ALARM_RATES, TARGET_ALARM_RATES, color=INK, lw=1, ls=":")
     rates.set(xscale="log", yscale="log", ylim=(3e-4, 0.5))
     rates.set(xlabel="target share of clean nights", ylabel="realised share")
     _label(rates, "Thresholds of the nights before the test")
