@@ -21,7 +21,7 @@ from rich.progress import Progress
 from ml import models, rules
 from ml.benchmark import plots
 from ml.benchmark.calibration import measure_monthly_alarm_ratio
-from ml.benchmark.controls import Controls, alarms, controls
+from ml.benchmark.controls import ControlFleet, build_control_fleets, measure_control_alarms
 from ml.benchmark.figures import BUDGET, Scored, figures, figures_of
 from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
 from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
@@ -107,7 +107,7 @@ class Arena:
     truth: Truth
     unseen: Ints
     seen: Ints
-    controls: list[Controls]
+    controls: list[ControlFleet]
     ordinary: slice
     about: list[str]
 
@@ -194,7 +194,7 @@ def prepare(parameters: EvaluateParameters) -> Arena:
         truth=truth,
         unseen=unseen,
         seen=seen,
-        controls=controls(test, unseen, span, least),
+        controls=build_control_fleets(test, unseen, span, least),
         ordinary=slice(max(0, start - ORDINARY_NIGHTS), start),
         about=_about(fleet, stop, truth, unseen, copies),
     )
@@ -237,14 +237,14 @@ def _figures(
     arena: Arena,
     score: Floats,
     one: Scored,
-    quiet: list[tuple[Controls, Floats]],
+    quiet: list[tuple[ControlFleet, Floats]],
     seed: int,
 ) -> pl.DataFrame:
     """All rows of one detector: `detector`, `homes`, and those of `figures`."""
     limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
     unseen = [
         figures_of(one, seed=seed),
-        alarms(quiet, limit),
+        measure_control_alarms(quiet, limit),
         measure_monthly_alarm_ratio(one.score, one.truth, arena.planted.nights, arena.ordinary),
     ]
     seen = figures(score, arena.truth.among(arena.seen), seed=seed)

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ml import rules
 from ml.benchmark import peers
 from ml.benchmark.calibration import measure_alarm_rates, measure_monthly_alarm_ratio
-from ml.benchmark.controls import alarms, controls
+from ml.benchmark.controls import build_control_fleets, measure_control_alarms
 from ml.benchmark.figures import Scored, better, false_episodes, figures
 from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
 from ml.benchmark.reasons import EXPLAINS, NOTHING, confusion, crossed, named
@@ -238,26 +238,28 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
     known[:, [71, 72], CONDITIONS.index("is_saturday")] = 1
     known[2, 80, CONDITIONS.index("price_signal")] = 0.5
     fleet.kwh[3, 85:90] = 0.001
-    real, snap, new, gappy = controls(fleet, np.arange(8), NIGHTS, LEAST)
-    places = {name: set(np.nonzero(nights)[1]) for name, nights in real.nights.items()}
+    real, snap, new, gappy = build_control_fleets(fleet, np.arange(8), NIGHTS, LEAST)
+    places = {name: set(np.nonzero(nights)[1]) for name, nights in real.nights_by_control.items()}
     assert places["clock_change"] == {60}
     assert places["bank_holiday"] == {70}
     assert places["price_event"] == {80}
     assert places["absence"] == set(range(85, 90))
-    assert not real.nights["absence"][[0, 1, 2]].any()
-    span = snap.nights["cold_snap"].any(axis=0)
+    assert not real.nights_by_control["absence"][[0, 1, 2]].any()
+    span = snap.nights_by_control["cold_snap"].any(axis=0)
     np.testing.assert_allclose(snap.fleet.kwh[:, span], fleet.kwh[:, span] * 1.3, rtol=1e-5)
     np.testing.assert_array_equal(snap.fleet.kwh[:, ~span], fleet.kwh[:, ~span])
     assert np.isnan(new.fleet.kwh[::2, : NIGHTS.start - 7]).all()
     assert np.isfinite(new.fleet.kwh[1::2, : NIGHTS.start - 7]).all()
-    assert new.nights["new_meter"].any(axis=0).argmax() == NIGHTS.start
-    assert not new.nights["new_meter"][1::2].any()
+    assert new.nights_by_control["new_meter"].any(axis=0).argmax() == NIGHTS.start
+    assert not new.nights_by_control["new_meter"][1::2].any()
     for count in (0, 2, 4, 8, 12):
-        rows = gappy.fleet.kwh[gappy.nights[f"{count}_missing"]]
+        rows = gappy.fleet.kwh[gappy.nights_by_control[f"{count}_missing"]]
         assert len(rows) > 20
         assert (np.isnan(rows).sum(axis=1) >= count).all()
         assert np.median(np.isnan(rows).sum(axis=1)) == count
-    loud = alarms([(real, np.where(real.nights["absence"], 1.0, 0.0))], limit=1)
+    loud = measure_control_alarms(
+        [(real, np.where(real.nights_by_control["absence"], 1.0, 0.0))], threshold=1
+    )
     assert value(loud, "alarms_per_1000", "absence") == 1000
     assert value(loud, "alarms_per_1000", "bank_holiday") == 0
 
