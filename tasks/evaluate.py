@@ -22,7 +22,7 @@ from ml import models, rules
 from ml.benchmark import plots
 from ml.benchmark.calibration import measure_monthly_alarm_ratio
 from ml.benchmark.controls import ControlFleet, build_control_fleets, measure_control_alarms
-from ml.benchmark.figures import BUDGET, Scored, figures, figures_of
+from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, bootstrap_metrics, compute_metrics
 from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
 from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
 from ml.benchmark.reasons import confusion, crossed, named
@@ -117,7 +117,7 @@ class Outcome:
     """The figures of every detector, their scores, and the reasons of what they found."""
 
     table: pl.DataFrame
-    scored: dict[str, Scored]
+    scored: dict[str, DetectorScores]
     reasons: dict[str, pl.DataFrame]
     skipped: list[str]
 
@@ -214,7 +214,7 @@ def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) 
         verdict = scorer(arena.planted)
         quiet = [(control, scorer(control.fleet).scores) for control in arena.controls]
         for label, score in verdict.scores.items():
-            one = Scored(score, arena.truth.among(arena.unseen))
+            one = DetectorScores(score, arena.truth.among(arena.unseen))
             scored[label] = one
             found = [(control, made[label]) for control, made in quiet]
             tables.append(_figures(label, arena, score, one, found, parameters.seed))
@@ -225,9 +225,11 @@ def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) 
     return Outcome(pl.concat(tables), scored, reasons, skipped)
 
 
-def _reasons(arena: Arena, one: Scored, score: Floats, expected_kwh: Floats) -> pl.DataFrame:
+def _reasons(
+    arena: Arena, one: DetectorScores, score: Floats, expected_kwh: Floats
+) -> pl.DataFrame:
     """What is found at the budget, by kind and reason."""
-    found = score >= one.budget_threshold(BUDGET, np.ones(one.n_households))
+    found = score >= one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
     truth = arena.truth.among(arena.unseen)
     return confusion(np.asarray(found), truth, arena.planted, expected_kwh)
 
@@ -236,18 +238,18 @@ def _figures(
     label: str,
     arena: Arena,
     score: Floats,
-    one: Scored,
+    one: DetectorScores,
     quiet: list[tuple[ControlFleet, Floats]],
     seed: int,
 ) -> pl.DataFrame:
     """All rows of one detector: `detector`, `homes`, and those of `figures`."""
-    limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
+    limit = one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
     unseen = [
-        figures_of(one, seed=seed),
+        bootstrap_metrics(one, seed=seed),
         measure_control_alarms(quiet, limit),
         measure_monthly_alarm_ratio(one.score, one.truth, arena.planted.nights, arena.ordinary),
     ]
-    seen = figures(score, arena.truth.among(arena.seen), seed=seed)
+    seen = compute_metrics(score, arena.truth.among(arena.seen), seed=seed)
     return pl.concat(
         [
             pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ml import plots
-from ml.benchmark.figures import better
+from ml.benchmark.figures import estimate_superiority
 from ml.benchmark.plant import copies_of, plant
 from ml.detector import Detector
 from ml.errors import UserError
@@ -282,7 +282,7 @@ def _sureness(fitted: Fitted, champion: Version) -> float:
     planted, truth = plant(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
     ours, theirs = (score_fleet(load(path), planted, least).score for path in paths)
-    return better(ours, theirs, truth)
+    return estimate_superiority(ours, theirs, truth)
 
 
 def report_training(receipt: TrainReceipt) -> None:

@@ -16,7 +16,12 @@ from ml import rules
 from ml.benchmark import peers
 from ml.benchmark.calibration import measure_alarm_rates, measure_monthly_alarm_ratio
 from ml.benchmark.controls import build_control_fleets, measure_control_alarms
-from ml.benchmark.figures import Scored, better, false_episodes, figures
+from ml.benchmark.figures import (
+    DetectorScores,
+    compute_metrics,
+    count_false_episodes,
+    estimate_superiority,
+)
 from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
 from ml.benchmark.reasons import EXPLAINS, NOTHING, confusion, crossed, named
 from ml.errors import UserError
@@ -116,8 +121,8 @@ def test_figures_are_those_of_scikit_learn(seed: int, steps: int) -> None:
     truth = by_hand(kind.tolist())
     score = np.round((random.random(kind.shape) + 0.3 * (kind > 0)) * steps)
     flat, is_planted = score.ravel(), kind.ravel() > 0
-    table, scored = figures(score, truth, resamples=0), Scored(score, truth)
-    curve = scored.curve(np.ones(6))
+    table, scored = compute_metrics(score, truth, n_resamples=0), DetectorScores(score, truth)
+    curve = scored.compute_roc_curve(np.ones(6))
     natural = curve.average_precision(float(is_planted.mean()))
     assert natural == pytest.approx(average_precision_score(is_planted, flat))
     assert value(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
@@ -129,7 +134,7 @@ def test_figures_are_those_of_scikit_learn(seed: int, steps: int) -> None:
 def test_recall_counts_what_reaches_a_threshold_that_few_clean_nights_reach() -> None:
     # 200 clean nights of scores 0 to 199, of which one in a hundred allows two: 198 and 199.
     score = np.append(np.arange(200.0), (196.5, 198.0, 250.0, 3.0))[None]
-    table = figures(score, by_hand([[0] * 200 + [1, 1, 2, 2]]), resamples=0)
+    table = compute_metrics(score, by_hand([[0] * 200 + [1, 1, 2, 2]]), n_resamples=0)
     assert value(table, "recall_1pct") == 2 / 4
     assert value(table, "recall_1pct", NAMES[0]) == 1 / 2
     # No clean night may pass at 1 in 1,000.
@@ -141,10 +146,10 @@ def test_an_open_case_silences_a_fortnight() -> None:
     score[0, [0, 5, 13]] = 1  # one case, which is still open on the fourteenth night
     score[1, [0, 14, 30]] = 1  # three cases
     clean = by_hand([[0] * 40] * 2)
-    assert false_episodes(score, clean, np.array([1.0]))[:, 0].tolist() == [1, 3]
+    assert count_false_episodes(score, clean, np.array([1.0]))[:, 0].tolist() == [1, 3]
     # What a planted night opened is no false episode, and silences what follows it.
     told = by_hand([[1] + [0] * 39] * 2)
-    assert false_episodes(score, told, np.array([1.0]))[:, 0].tolist() == [0, 2]
+    assert count_false_episodes(score, told, np.array([1.0]))[:, 0].tolist() == [0, 2]
 
 
 def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> None:
@@ -152,7 +157,7 @@ def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> N
     truth = by_hand([[0] * 20 + [1] * 14 + [0] * 66, [0] * 100], (lasting,))
     score = np.zeros((2, 100))
     score[0, 24] = 1  # the fifth night
-    table = figures(score, truth, resamples=0)
+    table = compute_metrics(score, truth, n_resamples=0)
     found = [value(table, f"found_within_{n}_nights_3_episodes") for n in (1, 3, 7, 14)]
     assert found == [0, 0, 1, 1]
 
@@ -160,22 +165,22 @@ def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> N
 def test_precision_at_the_top_of_a_night() -> None:
     # Twenty homes, one night: four of the ten highest scores are planted ones.
     kind = [[1] if home in (0, 1, 2, 3, 15) else [0] for home in range(20)]
-    table = figures(-np.arange(20.0)[:, None], by_hand(kind), resamples=0)
+    table = compute_metrics(-np.arange(20.0)[:, None], by_hand(kind), n_resamples=0)
     assert value(table, "precision_top_10") == 4 / 10
     assert value(table, "precision_top_50") == 5 / 20
 
 
 def test_a_night_without_a_score_ranks_last() -> None:
     score = np.array([[1.0, 2.0, np.nan, 5.0]])
-    assert value(figures(score, by_hand([[0, 0, 1, 1]]), resamples=0), "auc") == 0.5
+    assert value(compute_metrics(score, by_hand([[0, 0, 1, 1]]), n_resamples=0), "auc") == 0.5
 
 
 def test_households_that_do_not_count_change_nothing() -> None:
     random = np.random.default_rng(0)
     score = random.random((6, 30))
     truth = by_hand((random.random((6, 30)) < 0.2).astype(int).tolist())
-    apart = figures(score[:3], by_hand(truth.kind[:3].tolist()), resamples=20)
-    among = figures(score, truth.among(np.arange(3)), resamples=20)
+    apart = compute_metrics(score[:3], by_hand(truth.kind[:3].tolist()), n_resamples=20)
+    among = compute_metrics(score, truth.among(np.arange(3)), n_resamples=20)
     assert among.equals(apart, null_equal=True)
 
 
@@ -184,10 +189,10 @@ def test_the_interval_is_of_households_and_holds_the_value() -> None:
     random = np.random.default_rng(1)
     kind = (random.random((12, 60)) < 0.1).astype(np.int8)
     score = random.normal(size=kind.shape) + kind * random.random((12, 1)) * 4
-    once = figures(score, by_hand(kind.tolist()), seed=5)
+    once = compute_metrics(score, by_hand(kind.tolist()), seed=5)
     counts = np.ones((48, 60), dtype=bool)
     copied = Truth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
-    four = figures(np.tile(score, (4, 1)), copied, seed=5)
+    four = compute_metrics(np.tile(score, (4, 1)), copied, seed=5)
     for table in (once, four):
         row = table.filter(pl.col("of").is_null(), figure="average_precision_8pct")
         assert row["low"].item() < row["value"].item() < row["high"].item()
@@ -201,9 +206,9 @@ def test_better_is_sure_of_a_real_difference_and_unsure_of_none() -> None:
     truth = by_hand(kind.tolist())
     good = random.normal(size=kind.shape) + 3 * kind
     poor = random.normal(size=kind.shape) + kind
-    assert better(good, poor, truth) == 1
-    assert better(poor, good, truth) == 0
-    assert better(good, good, truth) == 0.5
+    assert estimate_superiority(good, poor, truth) == 1
+    assert estimate_superiority(poor, good, truth) == 0
+    assert estimate_superiority(good, good, truth) == 0.5
 
 
 def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() -> None:

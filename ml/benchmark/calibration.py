@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.benchmark.figures import BUDGET, SCHEMA, Doubles
+from ml.benchmark.figures import HEADLINE_BUDGET, METRICS_SCHEMA, Doubles
 from ml.benchmark.plant import Truth
 from ml.features import Floats
 
@@ -33,14 +33,14 @@ def measure_monthly_alarm_ratio(
     score: Floats, truth: Truth, nights: list[date], pretest_nights: slice
 ) -> pl.DataFrame:
     """Realised over target alarm rate of each month, at `BUDGET` alarms in 1,000 nights."""
-    (limit,) = _thresholds_for_rates(score, pretest_nights, np.array([BUDGET / 1000]))
+    (limit,) = _thresholds_for_rates(score, pretest_nights, np.array([HEADLINE_BUDGET / 1000]))
     months = np.array([f"{night:%Y-%m}" for night in nights])
     rows = []
     for month in np.unique(months[truth.clean.any(axis=0)]):
         clean = truth.clean & (months == month)
         rate = float(np.mean(score[clean] >= limit))
-        rows.append(("alarms_over_target", month, 1000 * rate / BUDGET, None, None))
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+        rows.append(("alarms_over_target", month, 1000 * rate / HEADLINE_BUDGET, None, None))
+    return pl.DataFrame(rows, schema=METRICS_SCHEMA, orient="row")
 
 
 def _thresholds_for_rates(score: Floats, pretest_nights: slice, target_rates: Doubles) -> Doubles:

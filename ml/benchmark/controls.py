@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.benchmark.figures import SCHEMA
+from ml.benchmark.figures import METRICS_SCHEMA
 from ml.benchmark.plant import Bools, Ints
 from ml.features import CONDITIONS, LEVEL_NIGHTS, Fleet, Floats, median_and_mad, trailing
 
@@ -56,7 +56,7 @@ def measure_control_alarms(
             rows += [("alarms_per_1000", name, rate), ("control_nights", name, float(count))]
     table = pl.DataFrame(rows, schema=["figure", "of", "value"], orient="row")
     unknown = pl.lit(None, pl.Float64)
-    return table.with_columns(low=unknown, high=unknown).cast(SCHEMA)  # type: ignore[arg-type]
+    return table.with_columns(low=unknown, high=unknown).cast(METRICS_SCHEMA)  # type: ignore[arg-type]
 
 
 def _mark_real_nights(fleet: Fleet, is_tested: Bools, min_readings: int) -> dict[str, Bools]:

@@ -23,21 +23,21 @@ from ml.benchmark.plant import NAMES, Bools, Ints, Truth
 from ml.features import Floats
 from ml.kinds import LASTING_NIGHTS
 
-SILENCE: Final = 14
-BUDGETS: Final = (1, 3, 10)
+SILENCE_NIGHTS: Final = 14
+ALERT_BUDGETS: Final = (1, 3, 10)
 """False alert episodes in 1,000 clean household-nights."""
-BUDGET: Final = 3
-WITHIN: Final = (1, 3, 7, 14)
+HEADLINE_BUDGET: Final = 3
+DETECTION_DELAY_NIGHTS: Final = (1, 3, 7, 14)
 PREVALENCES: Final = (0.005, 0.02, 0.08)
-RATES: Final = (0.01, 0.001)
-TOPS: Final = (10, 50)
-WORST: Final = 0.01
-RESAMPLES: Final = 200
-THRESHOLDS: Final = 256
+FALSE_ALARM_RATES: Final = (0.01, 0.001)
+TOP_RANKS: Final = (10, 50)
+WORST_HOUSEHOLD_SHARE: Final = 0.01
+N_RESAMPLES: Final = 200
+N_THRESHOLDS: Final = 256
 # The loosest threshold considered lets this share of the clean nights pass.
-LOOSEST: Final = 0.1
+MAX_FALSE_ALARM_RATE: Final = 0.1
 
-SCHEMA: Final = {
+METRICS_SCHEMA: Final = {
     "figure": pl.String,
     "of": pl.String,
     "value": pl.Float64,
@@ -49,7 +49,7 @@ Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """A receiver operating characteristic of weighted nights; thresholds fall."""
 
     false_alarm_rate: Doubles
@@ -62,19 +62,19 @@ class Curve:
         alarms = (1 - prevalence) * self.false_alarm_rate[1:]
         return float(np.sum(np.diff(self.recall) * hits / (hits + alarms)))
 
-    def threshold(self, rate: float) -> float:
+    def find_threshold(self, max_false_alarm_rate: float) -> float:
         """The lowest threshold at which no more than this share of the clean nights pass."""
-        place = np.searchsorted(self.false_alarm_rate, rate, side="right") - 1
+        place = np.searchsorted(self.false_alarm_rate, max_false_alarm_rate, side="right") - 1
         return float(self.thresholds[place])
 
-    def rank(self, score: Doubles) -> Doubles:
+    def share_normal_above(self, score: Doubles) -> Doubles:
         """The share of clean nights above each score, half of those that are equal."""
         place = np.searchsorted(-self.thresholds, -score, side="left")
         place = np.minimum(place, len(self.thresholds) - 1)
         return (self.false_alarm_rate[place] + self.false_alarm_rate[np.maximum(place - 1, 0)]) / 2
 
 
-class Scored:
+class DetectorScores:
     """A detector's scores laid beside the truth, ready to be weighed by household.
 
     Rows of which no night counts are left out.
@@ -86,64 +86,66 @@ class Scored:
         lowest = float(np.nanmin(score[truth.counts], initial=0.0)) - 1
         self.truth = truth
         self.score: Doubles = np.where(np.isfinite(score), score, lowest).astype(np.float64)
-        ids, self.household = np.unique(truth.household, return_inverse=True)
+        ids, self.household_index = np.unique(truth.household, return_inverse=True)
         self.n_households = len(ids)
-        self.rows, self.nights = np.nonzero(truth.counts)
-        self.flat = self.score[truth.counts]
-        self.planted = truth.kind[truth.counts] > 0
+        self.tested_rows, self.tested_nights = np.nonzero(truth.counts)
+        self.tested_scores = self.score[truth.counts]
+        self.is_injected = truth.kind[truth.counts] > 0
 
-    def curve(self, weights: Doubles) -> Curve:
+    def compute_roc_curve(self, household_weights: Doubles) -> RocCurve:
         """The curve with each household's nights counted `weights` times, `[H]`."""
-        return Curve(
+        return RocCurve(
             *roc_curve(
-                self.planted,
-                self.flat,
-                sample_weight=weights[self.household[self.rows]],
+                self.is_injected,
+                self.tested_scores,
+                sample_weight=household_weights[self.household_index[self.tested_rows]],
                 drop_intermediate=False,
             )
         )
 
-    def per_household(self, values: NDArray[Any]) -> Doubles:
+    def sum_per_household(self, values: NDArray[Any]) -> Doubles:
         """Sum values `[R, ...]` over the rows of each household, `[H, ...]`."""
         total = np.zeros((self.n_households, *values.shape[1:]))
-        np.add.at(total, self.household, values)
+        np.add.at(total, self.household_index, values)
         return total
 
     @cached_property
     def thresholds(self) -> Doubles:
         """Thresholds from where no clean night passes to `LOOSEST`, `[T]`, falling."""
-        clean = np.sort(self.flat[~self.planted])[::-1]
-        loosest = max(2, int(LOOSEST * len(clean)))
-        places = np.unique(np.geomspace(1, loosest, THRESHOLDS).round().astype(int)) - 1
+        clean = np.sort(self.tested_scores[~self.is_injected])[::-1]
+        loosest = max(2, int(MAX_FALSE_ALARM_RATE * len(clean)))
+        places = np.unique(np.geomspace(1, loosest, N_THRESHOLDS).round().astype(int)) - 1
         return np.append(np.nextafter(clean[0], np.inf), clean[np.minimum(places, len(clean) - 1)])
 
     @cached_property
-    def n_clean(self) -> Doubles:
+    def n_normal_nights(self) -> Doubles:
         """Clean nights of each household, `[H]`."""
-        return self.per_household(self.truth.clean.sum(axis=1))
+        return self.sum_per_household(self.truth.clean.sum(axis=1))
 
     @cached_property
-    def false_episodes(self) -> Doubles:
+    def n_false_episodes(self) -> Doubles:
         """Cases that a clean night opened, `[H, T]`."""
-        return self.per_household(false_episodes(self.score, self.truth, self.thresholds))
+        return self.sum_per_household(count_false_episodes(self.score, self.truth, self.thresholds))
 
-    def budget_threshold(self, budget: float, weights: Doubles) -> float:
+    def find_budget_threshold(self, budget: float, household_weights: Doubles) -> float:
         """The lowest threshold up to which false episodes stay within `budget` of 1,000 nights."""
-        rate = weights @ self.false_episodes / (weights @ self.n_clean)
+        rate = (
+            household_weights @ self.n_false_episodes / (household_weights @ self.n_normal_nights)
+        )
         over = rate > budget / 1000
         place = int(over.argmax()) - 1 if over.any() else len(over) - 1
         return float(self.thresholds[max(place, 0)])
 
-    def false_alarms(self, limit: float) -> Doubles:
+    def count_false_alarms(self, threshold: float) -> Doubles:
         """Clean nights of each household at or above a threshold, `[H]`."""
-        return self.per_household(((self.score >= limit) & self.truth.clean).sum(axis=1))
+        return self.sum_per_household(((self.score >= threshold) & self.truth.clean).sum(axis=1))
 
-    def found_within(self, limit: float, nights: int) -> Bools:
+    def is_found_within(self, threshold: float, n_nights: int) -> Bools:
         """Whether each lasting anomaly reaches a threshold within its first `nights`."""
-        return np.asarray(self.peaks[:, nights - 1] >= limit)
+        return np.asarray(self.running_peak_scores[:, n_nights - 1] >= threshold)
 
     @cached_property
-    def peaks(self) -> Doubles:
+    def running_peak_scores(self) -> Doubles:
         """Highest score of each lasting anomaly up to each of its nights, `[E, 14]`."""
         peaks = np.full((len(self.truth.lasting), LASTING_NIGHTS), -np.inf)
         for place, episode in enumerate(self.truth.lasting):
@@ -152,116 +154,138 @@ class Scored:
         return np.maximum.accumulate(peaks, axis=1)
 
     @cached_property
-    def order(self) -> Ints:
+    def rows_by_score(self) -> Ints:
         """Rows by falling score of each tested night, `[R, D]`; those that do not count last."""
-        score = np.where(self.truth.counts, self.score, -np.inf)[:, self.tested]
+        score = np.where(self.truth.counts, self.score, -np.inf)[:, self.is_tested_night]
         return np.asarray(np.argsort(-score, axis=0, kind="stable"))
 
     @cached_property
-    def tested(self) -> Bools:
+    def is_tested_night(self) -> Bools:
         """`[D]` nights of which any row counts."""
         return np.asarray(self.truth.counts.any(axis=0))
 
     @cached_property
-    def household_of_lasting(self) -> Ints:
+    def episode_households(self) -> Ints:
         """The place of each lasting anomaly's household."""
         rows = [episode.row for episode in self.truth.lasting]
-        return np.asarray(self.household[np.array(rows, dtype=np.int_)])
+        return np.asarray(self.household_index[np.array(rows, dtype=np.int_)])
 
 
-def false_episodes(score: Floats, truth: Truth, thresholds: Doubles) -> NDArray[np.int_]:
+def count_false_episodes(score: Floats, truth: Truth, thresholds: Doubles) -> NDArray[np.int_]:
     """Cases `[R, T]` that a clean night opened, at each of `T` thresholds."""
-    alert = np.full((len(score), len(thresholds)), -SILENCE)
+    alert = np.full((len(score), len(thresholds)), -SILENCE_NIGHTS)
     opened = np.zeros(alert.shape, dtype=np.int_)
     for night in np.flatnonzero(truth.counts.any(axis=0)):
         loud = (score[:, night, None] >= thresholds) & truth.counts[:, night, None]
-        opens = loud & (night - alert >= SILENCE)
+        opens = loud & (night - alert >= SILENCE_NIGHTS)
         alert[opens] = night
         opened += opens & truth.clean[:, night, None]
     return opened
 
 
-def figures(
-    score: Floats, truth: Truth, *, seed: int = 0, resamples: int = RESAMPLES
+def compute_metrics(
+    score: Floats, truth: Truth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> pl.DataFrame:
     """Every figure of a detector: `figure`, `of` (a kind, or null for all), `value`, `low`, `high`.
 
     Average precision is taken where 0.5, 2 and 8 % of the nights are anomalous.
     """
-    return figures_of(Scored(score, truth), seed=seed, resamples=resamples)
+    return bootstrap_metrics(DetectorScores(score, truth), seed=seed, n_resamples=n_resamples)
 
 
-def figures_of(scored: Scored, *, seed: int = 0, resamples: int = RESAMPLES) -> pl.DataFrame:
+def bootstrap_metrics(
+    scored: DetectorScores, *, seed: int = 0, n_resamples: int = N_RESAMPLES
+) -> pl.DataFrame:
     """As `figures`, of scores that lie beside the truth already."""
-    values = _values(scored, np.ones(scored.n_households))
-    drawn = [_values(scored, weights) for weights in draws(scored.n_households, resamples, seed)]
+    values = _compute_metric_values(scored, np.ones(scored.n_households))
+    drawn = [
+        _compute_metric_values(scored, weights)
+        for weights in draw_household_weights(scored.n_households, n_resamples, seed)
+    ]
     spread = np.array([[sample[key] for key in values] for sample in drawn])
-    low, high = _interval(spread, len(values))
+    low, high = _bootstrap_interval(spread, len(values))
     names, of = zip(*values, strict=True)
     columns = {"figure": names, "of": of, "value": list(values.values()), "low": low, "high": high}
-    return pl.DataFrame(columns, schema=SCHEMA, strict=False)
+    return pl.DataFrame(columns, schema=METRICS_SCHEMA, strict=False)
 
 
-def better(
-    score: Floats, other: Floats, truth: Truth, *, seed: int = 0, resamples: int = RESAMPLES
+def estimate_superiority(
+    score: Floats,
+    other_score: Floats,
+    truth: Truth,
+    *,
+    seed: int = 0,
+    n_resamples: int = N_RESAMPLES,
 ) -> float:
     """How sure it is that `score` ranks better than `other`: share of resamples, ties half.
 
     A paired bootstrap over households of the average precision at the natural prevalence.
     """
-    one, two = Scored(score, truth), Scored(other, truth)
-    prevalence = float(one.planted.mean())
+    one, two = DetectorScores(score, truth), DetectorScores(other_score, truth)
+    prevalence = float(one.is_injected.mean())
     won = [
         np.sign(
-            one.curve(weights).average_precision(prevalence)
-            - two.curve(weights).average_precision(prevalence)
+            one.compute_roc_curve(weights).average_precision(prevalence)
+            - two.compute_roc_curve(weights).average_precision(prevalence)
         )
-        for weights in draws(one.n_households, resamples, seed)
+        for weights in draw_household_weights(one.n_households, n_resamples, seed)
     ]
     return float(np.mean(won) / 2 + 0.5)
 
 
-def draws(n_households: int, resamples: int, seed: int) -> Iterator[Doubles]:
+def draw_household_weights(n_households: int, n_resamples: int, seed: int) -> Iterator[Doubles]:
     """Weights `[H]` of households drawn with replacement."""
     random = np.random.default_rng(seed)
-    for _ in range(resamples):
+    for _ in range(n_resamples):
         yield random.multinomial(n_households, np.full(n_households, 1 / n_households)).astype(
             np.float64
         )
 
 
-def _values(scored: Scored, weights: Doubles) -> dict[tuple[str, str | None], float]:
-    curve = scored.curve(weights)
-    limits = {budget: scored.budget_threshold(budget, weights) for budget in BUDGETS}
+def _compute_metric_values(
+    scored: DetectorScores, household_weights: Doubles
+) -> dict[tuple[str, str | None], float]:
+    curve = scored.compute_roc_curve(household_weights)
+    limits = {
+        budget: scored.find_budget_threshold(budget, household_weights) for budget in ALERT_BUDGETS
+    }
     found: dict[tuple[str, str | None], float] = {
         (f"average_precision_{100 * p:g}pct", None): curve.average_precision(p) for p in PREVALENCES
     }
     found[("auc", None)] = float(auc(curve.false_alarm_rate, curve.recall))
-    for rate in RATES:
-        found[(f"recall_{100 * rate:g}pct", None)] = _recall(scored, weights, curve.threshold(rate))
+    for rate in FALSE_ALARM_RATES:
+        found[(f"recall_{100 * rate:g}pct", None)] = _compute_recall(
+            scored, household_weights, curve.find_threshold(rate)
+        )
     for budget, limit in limits.items():
-        found[(f"recall_{budget}_episodes", None)] = _recall(scored, weights, limit)
-        for nights in WITHIN:
-            early = scored.found_within(limit, nights)
-            share = _share(early, weights[scored.household_of_lasting])
+        found[(f"recall_{budget}_episodes", None)] = _compute_recall(
+            scored, household_weights, limit
+        )
+        for nights in DETECTION_DELAY_NIGHTS:
+            early = scored.is_found_within(limit, nights)
+            share = _weighted_share(early, household_weights[scored.episode_households])
             found[(f"found_within_{nights}_nights_{budget}_episodes", None)] = share
-    for top in TOPS:
-        found[(f"precision_top_{top}", None)] = _precision_at_top(scored, weights, top)
-    found[("worst_homes_share", None)] = _worst_share(scored, weights, limits[BUDGET])
-    return found | _by_kind(scored, weights, curve, limits[BUDGET])
+    for top in TOP_RANKS:
+        found[(f"precision_top_{top}", None)] = _compute_precision_at_top(
+            scored, household_weights, top
+        )
+    found[("worst_homes_share", None)] = _compute_worst_household_share(
+        scored, household_weights, limits[HEADLINE_BUDGET]
+    )
+    return found | _compute_kind_metrics(scored, household_weights, curve, limits[HEADLINE_BUDGET])
 
 
-def _by_kind(
-    scored: Scored, weights: Doubles, curve: Curve, limit: float
+def _compute_kind_metrics(
+    scored: DetectorScores, household_weights: Doubles, curve: RocCurve, threshold: float
 ) -> dict[tuple[str, str | None], float]:
     found: dict[tuple[str, str | None], float] = {}
-    place = scored.truth.kind[scored.truth.counts][scored.planted] - 1
-    score = scored.flat[scored.planted]
-    weight = weights[scored.household[scored.rows[scored.planted]]]
+    place = scored.truth.kind[scored.truth.counts][scored.is_injected] - 1
+    score = scored.tested_scores[scored.is_injected]
+    weight = household_weights[scored.household_index[scored.tested_rows[scored.is_injected]]]
     measured: dict[str, NDArray[Any]] = {
-        "auc": 1 - curve.rank(score),
-        "recall_1pct": score >= curve.threshold(0.01),
-        f"recall_{BUDGET}_episodes": score >= limit,
+        "auc": 1 - curve.share_normal_above(score),
+        "recall_1pct": score >= curve.find_threshold(0.01),
+        f"recall_{HEADLINE_BUDGET}_episodes": score >= threshold,
     }
     total = np.bincount(place, weight, minlength=len(NAMES))
     for figure, values in measured.items():
@@ -271,38 +295,44 @@ def _by_kind(
     return found
 
 
-def _recall(scored: Scored, weights: Doubles, limit: float) -> float:
-    weight = weights[scored.household[scored.rows[scored.planted]]]
-    return _share(scored.flat[scored.planted] >= limit, weight)
+def _compute_recall(scored: DetectorScores, household_weights: Doubles, threshold: float) -> float:
+    weight = household_weights[scored.household_index[scored.tested_rows[scored.is_injected]]]
+    return _weighted_share(scored.tested_scores[scored.is_injected] >= threshold, weight)
 
 
-def _precision_at_top(scored: Scored, weights: Doubles, top: int) -> float:
+def _compute_precision_at_top(
+    scored: DetectorScores, household_weights: Doubles, n_top: int
+) -> float:
     """Share of planted nights among the `top` highest scores of each night."""
-    first = scored.order[:top]
-    counts = np.take_along_axis(scored.truth.counts[:, scored.tested], first, axis=0)
-    kind = np.take_along_axis(scored.truth.kind[:, scored.tested], first, axis=0)
-    return _share(kind > 0, np.where(counts, weights[scored.household[first]], 0.0))
+    first = scored.rows_by_score[:n_top]
+    counts = np.take_along_axis(scored.truth.counts[:, scored.is_tested_night], first, axis=0)
+    kind = np.take_along_axis(scored.truth.kind[:, scored.is_tested_night], first, axis=0)
+    return _weighted_share(
+        kind > 0, np.where(counts, household_weights[scored.household_index[first]], 0.0)
+    )
 
 
-def _worst_share(scored: Scored, weights: Doubles, limit: float) -> float:
+def _compute_worst_household_share(
+    scored: DetectorScores, household_weights: Doubles, threshold: float
+) -> float:
     """Share of the false alarms that the worst hundredth of the households, or one, raises."""
-    alarms = np.repeat(scored.false_alarms(limit), weights.astype(int))
+    alarms = np.repeat(scored.count_false_alarms(threshold), household_weights.astype(int))
     ordered = np.sort(alarms)[::-1]
     total = ordered.sum()
-    worst = ordered[: max(1, round(WORST * scored.n_households))].sum()
+    worst = ordered[: max(1, round(WORST_HOUSEHOLD_SHARE * scored.n_households))].sum()
     return float(worst / total) if total else float("nan")
 
 
-def _share(of: Bools, weight: Doubles) -> float:
+def _weighted_share(is_counted: Bools, weight: Doubles) -> float:
     total = weight.sum()
-    return float((of * weight).sum() / total) if total else float("nan")
+    return float((is_counted * weight).sum() / total) if total else float("nan")
 
 
-def _interval(spread: Doubles, count: int) -> tuple[Doubles, Doubles]:
+def _bootstrap_interval(resampled_values: Doubles, n_metrics: int) -> tuple[Doubles, Doubles]:
     """The middle 95 % of resampled figures `[B, F]`; NaN where there are none."""
-    if not len(spread):
-        return np.full(count, np.nan), np.full(count, np.nan)
-    known = np.isfinite(spread).any(axis=0)
-    ends = np.full((2, count), np.nan)
-    ends[:, known] = np.nanquantile(spread[:, known], (0.025, 0.975), axis=0)
+    if not len(resampled_values):
+        return np.full(n_metrics, np.nan), np.full(n_metrics, np.nan)
+    known = np.isfinite(resampled_values).any(axis=0)
+    ends = np.full((2, n_metrics), np.nan)
+    ends[:, known] = np.nanquantile(resampled_values[:, known], (0.025, 0.975), axis=0)
     return ends[0], ends[1]

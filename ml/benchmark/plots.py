@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import precision_recall_curve
 
 from ml.benchmark.calibration import TARGET_ALARM_RATES, measure_alarm_rates
-from ml.benchmark.figures import BUDGET, Doubles, Scored
+from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.benchmark.plant import NAMES
 from ml.benchmark.reasons import EXPLAINS
 from ml.features import Floats
@@ -25,11 +25,13 @@ INK: Final = "#33383c"
 Line = tuple[Doubles | Floats, Doubles | Floats]
 
 
-def precision_recall(scored: Mapping[str, Scored], best: Sequence[str]) -> Figure:
+def precision_recall(scored: Mapping[str, DetectorScores], best: Sequence[str]) -> Figure:
     """Precision over recall, where as many nights are anomalous as were planted."""
 
-    def line(one: Scored) -> Line:
-        precision, recall, _ = precision_recall_curve(one.planted, one.flat, drop_intermediate=True)
+    def line(one: DetectorScores) -> Line:
+        precision, recall, _ = precision_recall_curve(
+            one.is_injected, one.tested_scores, drop_intermediate=True
+        )
         return recall, precision
 
     figure, panel = _figure("Precision and recall of planted household-nights")
@@ -38,15 +40,17 @@ def precision_recall(scored: Mapping[str, Scored], best: Sequence[str]) -> Figur
     return figure
 
 
-def time_to_detection(scored: Mapping[str, Scored], best: Sequence[str]) -> Figure:
+def time_to_detection(scored: Mapping[str, DetectorScores], best: Sequence[str]) -> Figure:
     """Share of lasting anomalies found by each of their nights, at the budget."""
     nights = np.arange(1, LASTING_NIGHTS + 1, dtype=np.float64)
 
-    def line(one: Scored) -> Line:
-        limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
-        return nights, np.array([one.found_within(limit, int(night)).mean() for night in nights])
+    def line(one: DetectorScores) -> Line:
+        limit = one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
+        return nights, np.array([one.is_found_within(limit, int(night)).mean() for night in nights])
 
-    figure, panel = _figure(f"Lasting anomalies found, at {BUDGET} false episodes in 1,000 nights")
+    figure, panel = _figure(
+        f"Lasting anomalies found, at {HEADLINE_BUDGET} false episodes in 1,000 nights"
+    )
     _lines(panel, scored, best, line)
     panel.set(xlabel="nights since it began", ylabel="share found", ylim=(0, None))
     panel.set_xticks((1, 3, 7, 14))
@@ -54,7 +58,7 @@ def time_to_detection(scored: Mapping[str, Scored], best: Sequence[str]) -> Figu
 
 
 def calibration(
-    scored: Mapping[str, Scored], best: Sequence[str], ordinary: slice, months: pl.DataFrame
+    scored: Mapping[str, DetectorScores], best: Sequence[str], ordinary: slice, months: pl.DataFrame
 ) -> Figure:
     """Realised against target alarm rate, over all nights and by month.
 
@@ -79,16 +83,16 @@ def calibration(
         )
     by_month.axhline(1, color=INK, lw=1, ls=":")
     by_month.set(yscale="symlog", ylabel="realised over target", ylim=(0, None))
-    _label(by_month, f"By month, target {BUDGET} alarms in 1,000 nights")
+    _label(by_month, f"By month, target {HEADLINE_BUDGET} alarms in 1,000 nights")
     return figure
 
 
-def alarms_per_home(scored: Mapping[str, Scored], best: Sequence[str]) -> Figure:
+def alarms_per_home(scored: Mapping[str, DetectorScores], best: Sequence[str]) -> Figure:
     """False alarms of each home at the budget, most first."""
 
-    def line(one: Scored) -> Line:
-        limit = one.budget_threshold(BUDGET, np.ones(one.n_households))
-        alarms = np.sort(one.false_alarms(limit))[::-1]
+    def line(one: DetectorScores) -> Line:
+        limit = one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
+        alarms = np.sort(one.count_false_alarms(limit))[::-1]
         share = np.cumsum(alarms) / max(alarms.sum(), 1)
         homes = np.arange(len(alarms) + 1) / len(alarms)
         return homes, np.append(0, share)
@@ -103,7 +107,9 @@ def alarms_per_home(scored: Mapping[str, Scored], best: Sequence[str]) -> Figure
 
 def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
     """Recall of each kind at the budget: a row a detector in this order, a column a kind."""
-    kinds = table.filter(figure=f"recall_{BUDGET}_episodes").filter(pl.col("of").is_not_null())
+    kinds = table.filter(figure=f"recall_{HEADLINE_BUDGET}_episodes").filter(
+        pl.col("of").is_not_null()
+    )
     wide = kinds.pivot("of", index="detector", values="value")
     recall = np.array(
         [wide.filter(detector=name).select(NAMES).to_numpy()[0] for name in order], dtype=float
@@ -123,7 +129,9 @@ def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
     for tick in panel.get_xticklabels():
         tick.set_horizontalalignment("right")
     panel.set_yticks(range(len(order)), [_words(name) for name in order], fontsize=8)
-    panel.set_title(f"Recall at {BUDGET} false episodes in 1,000 nights", loc="left", fontsize=11)
+    panel.set_title(
+        f"Recall at {HEADLINE_BUDGET} false episodes in 1,000 nights", loc="left", fontsize=11
+    )
     figure.colorbar(image, ax=panel, fraction=0.02, pad=0.01)
     return figure
 
@@ -158,7 +166,10 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def _lines(
-    panel: Axes, scored: Mapping[str, Scored], best: Sequence[str], line: Callable[[Scored], Line]
+    panel: Axes,
+    scored: Mapping[str, DetectorScores],
+    best: Sequence[str],
+    line: Callable[[DetectorScores], Line],
 ) -> None:
     for name in (*(name for name in scored if name not in best), *best):
         colour, order = _style(name, best)
