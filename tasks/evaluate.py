@@ -23,7 +23,7 @@ from ml.benchmark import plots
 from ml.benchmark.calibration import measure_monthly_alarm_ratio
 from ml.benchmark.controls import ControlFleet, build_control_fleets, measure_control_alarms
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, bootstrap_metrics, compute_metrics
-from ml.benchmark.peers import PEERS, MissingLibraryError, fit_peer
+from ml.benchmark.peers import BASELINES, MissingLibraryError, fit_baseline
 from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
 from ml.benchmark.reasons import confusion, crossed, named
 from ml.benchmark.table import markdown, ranking, reasons_of, summary
@@ -43,7 +43,7 @@ FUSION: Final = "fusion"
 SEED_MODEL: Final = "conditional_autoencoder"
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "rules": (*rules.RULES, FUSION),
-    "peers": PEERS,
+    "peers": BASELINES,
     "networks": models.NAMES,
 }
 CHOICES: Final = (*GROUPS, *(name for names in GROUPS.values() for name in names))
@@ -264,9 +264,9 @@ def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
         return lambda fleet: Verdict({name: rules.fused(fleet, least, arena.ordinary)})
     if name in rules.RULES:
         return lambda fleet: Verdict({name: rules.RULES[name](fleet, least)})
-    if name in PEERS:
+    if name in BASELINES:
         learned = ~held_out(arena.learn.household_ids)
-        peer = fit_peer(name, arena.learn.of(learned), seed=seed, min_readings=least)
+        peer = fit_baseline(name, arena.learn.of(learned), seed=seed, min_readings=least)
         early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
         return lambda fleet: Verdict({name: later(peer(fleet.between(early)), early)})
     return _network(name, arena.learn, seed)

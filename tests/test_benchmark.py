@@ -272,7 +272,7 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
 @pytest.mark.parametrize("name", ["isolation_forest", "pca", "ecod"])
 def test_peers_see_a_day_unlike_any_other(name: str) -> None:
     fleet = a_fleet()
-    peer = peers.fit_peer(name, fleet, seed=0, min_readings=LEAST)
+    peer = peers.fit_baseline(name, fleet, seed=0, min_readings=LEAST)
     other = fleets.fleet(fleet.kwh.copy())
     other.kwh[4, 60, ::2] *= 20
     score = peer(other)
@@ -283,7 +283,7 @@ def test_peers_see_a_day_unlike_any_other(name: str) -> None:
 def test_a_peer_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyod.models.iforest", None)
     with pytest.raises(UserError, match="iforest is not installed"):
-        peers.fit_peer("isolation_forest", a_fleet(), seed=0, min_readings=LEAST)
+        peers.fit_baseline("isolation_forest", a_fleet(), seed=0, min_readings=LEAST)
 
 
 def test_the_benchmark_is_imported_without_its_peers() -> None:

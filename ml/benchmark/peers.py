@@ -14,7 +14,7 @@ from ml.features import LEVEL_NIGHTS, Fleet, Floats, scaled
 
 MATRIX_PROFILE: Final = "matrix_profile"
 # Module, class, what it is given, and the most household-days it learns from.
-PYOD: Final[Mapping[str, tuple[str, str, Mapping[str, Any], int]]] = {
+PYOD_DETECTORS: Final[Mapping[str, tuple[str, str, Mapping[str, Any], int]]] = {
     "isolation_forest": ("iforest", "IForest", {"n_estimators": 200}, 50_000),
     "ecod": ("ecod", "ECOD", {}, 20_000),
     "pca": ("pca", "PCA", {"n_components": 8, "n_selected_components": 8}, 50_000),
@@ -22,39 +22,41 @@ PYOD: Final[Mapping[str, tuple[str, str, Mapping[str, Any], int]]] = {
     "gmm": ("gmm", "GMM", {"n_components": 8, "max_iter": 500}, 20_000),
     "plain_autoencoder": ("auto_encoder", "AutoEncoder", {"verbose": 0}, 20_000),
 }
-PEERS: Final = (*PYOD, MATRIX_PROFILE)
-SEEDED: Final = ("isolation_forest", "gmm", "plain_autoencoder")
+BASELINES: Final = (*PYOD_DETECTORS, MATRIX_PROFILE)
+SEEDED_BASELINES: Final = ("isolation_forest", "gmm", "plain_autoencoder")
 
 
 class MissingLibraryError(UserError):
     """A peer's library is not installed."""
 
 
-def fit_peer(name: str, fleet: Fleet, *, seed: int, min_readings: int) -> Callable[[Fleet], Floats]:
+def fit_baseline(
+    name: str, fleet: Fleet, *, seed: int, min_readings: int
+) -> Callable[[Fleet], Floats]:
     """Fit a peer to a fleet's usable household-days; what it then makes of another fleet `[H, D]`.
 
     Raises:
         MissingLibraryError: the peer's library is not installed.
     """
     if name == MATRIX_PROFILE:
-        _library("stumpy")
-        return lambda other: nearest_past(other, min_readings)
-    module, kind, options, most = PYOD[name]
-    state = {"random_state": seed} if name in SEEDED else {}
-    detector = getattr(_library(f"pyod.models.{module}"), kind)(**options, **state)
-    days, _ = _days(fleet, min_readings)
+        _import_library("stumpy")
+        return lambda other: compute_matrix_profile(other, min_readings)
+    module, kind, options, most = PYOD_DETECTORS[name]
+    state = {"random_state": seed} if name in SEEDED_BASELINES else {}
+    detector = getattr(_import_library(f"pyod.models.{module}"), kind)(**options, **state)
+    days, _ = _collect_usable_profiles(fleet, min_readings)
     random = np.random.default_rng(seed)
     detector.fit(days[random.permutation(len(days))[:most]])
-    return lambda other: _scores(detector, other, min_readings)
+    return lambda other: _score_usable_profiles(detector, other, min_readings)
 
 
-def nearest_past(fleet: Fleet, min_readings: int) -> Floats:
+def compute_matrix_profile(fleet: Fleet, min_readings: int) -> Floats:
     """Matrix profile of each night `[H, D]` against the 28 nights before it alone.
 
     The least z-normalised distance of the night's 48 readings to any 48 in a row (Yeh et al.
     2016); a gap holds the mean of the 28 nights.
     """
-    mass = _library("stumpy").mass
+    mass = _import_library("stumpy").mass
     score = np.full(fleet.kwh.shape[:2], np.nan)
     usable = fleet.n_readings >= min_readings
     usable[:, :LEVEL_NIGHTS] = False
@@ -66,21 +68,21 @@ def nearest_past(fleet: Fleet, min_readings: int) -> Floats:
     return score
 
 
-def _days(fleet: Fleet, min_readings: int) -> tuple[Floats, tuple[Any, ...]]:
+def _collect_usable_profiles(fleet: Fleet, min_readings: int) -> tuple[Floats, tuple[Any, ...]]:
     """Usable household-days in log level units `[N, 48]`, gaps at the day's mean, and places."""
     places = np.nonzero(fleet.n_readings >= min_readings)
     days = scaled(fleet, min_readings).x[places].astype(np.float64)
     return np.where(np.isfinite(days), days, np.nanmean(days, axis=1, keepdims=True)), places
 
 
-def _scores(detector: Any, fleet: Fleet, min_readings: int) -> Floats:
-    days, places = _days(fleet, min_readings)
+def _score_usable_profiles(detector: Any, fleet: Fleet, min_readings: int) -> Floats:
+    days, places = _collect_usable_profiles(fleet, min_readings)
     score = np.full(fleet.kwh.shape[:2], np.nan)
     score[places] = detector.decision_function(days)
     return score
 
 
-def _library(name: str) -> Any:
+def _import_library(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
