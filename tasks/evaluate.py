@@ -24,7 +24,7 @@ from ml.benchmark.calibration import measure_monthly_alarm_ratio
 from ml.benchmark.controls import ControlFleet, build_control_fleets, measure_control_alarms
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, bootstrap_metrics, compute_metrics
 from ml.benchmark.peers import BASELINES, MissingLibraryError, fit_baseline
-from ml.benchmark.plant import NAMES, Ints, Truth, copies_of, plant
+from ml.benchmark.plant import KIND_NAMES, GroundTruth, Ints, inject_anomalies, repeat_households
 from ml.benchmark.reasons import confusion, crossed, named
 from ml.benchmark.table import markdown, ranking, reasons_of, summary
 from ml.errors import UserError
@@ -104,7 +104,7 @@ class Arena:
 
     learn: Fleet
     planted: Fleet
-    truth: Truth
+    truth: GroundTruth
     unseen: Ints
     seen: Ints
     controls: list[ControlFleet]
@@ -179,13 +179,13 @@ def prepare(parameters: EvaluateParameters) -> Arena:
     unseen = np.flatnonzero(apart)
     if not len(unseen) or apart.all():
         raise UserError(f"the benchmark needs more than {len(apart)} households")
-    copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(NAMES)))
-    rows = copies_of(unseen, copies)
+    copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(KIND_NAMES)))
+    rows = repeat_households(unseen, copies)
     seen = _some(np.flatnonzero(~apart), len(rows))
     test = fleet.between(max(0, stop - ORDINARY_NIGHTS - WARMUP_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
     span, least = slice(start, len(test.nights)), settings().min_readings
-    planted, truth = plant(
+    planted, truth = inject_anomalies(
         test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
     )
     return Arena(
@@ -214,7 +214,7 @@ def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) 
         verdict = scorer(arena.planted)
         quiet = [(control, scorer(control.fleet).scores) for control in arena.controls]
         for label, score in verdict.scores.items():
-            one = DetectorScores(score, arena.truth.among(arena.unseen))
+            one = DetectorScores(score, arena.truth.restrict_to_households(arena.unseen))
             scored[label] = one
             found = [(control, made[label]) for control, made in quiet]
             tables.append(_figures(label, arena, score, one, found, parameters.seed))
@@ -230,7 +230,7 @@ def _reasons(
 ) -> pl.DataFrame:
     """What is found at the budget, by kind and reason."""
     found = score >= one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
-    truth = arena.truth.among(arena.unseen)
+    truth = arena.truth.restrict_to_households(arena.unseen)
     return confusion(np.asarray(found), truth, arena.planted, expected_kwh)
 
 
@@ -249,7 +249,7 @@ def _figures(
         measure_control_alarms(quiet, limit),
         measure_monthly_alarm_ratio(one.score, one.truth, arena.planted.nights, arena.ordinary),
     ]
-    seen = compute_metrics(score, arena.truth.among(arena.seen), seed=seed)
+    seen = compute_metrics(score, arena.truth.restrict_to_households(arena.seen), seed=seed)
     return pl.concat(
         [
             pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),
@@ -306,15 +306,15 @@ def _some(places: Ints, most: int) -> Ints:
     return places[np.linspace(0, len(places) - 1, count).round().astype(int)]
 
 
-def _about(fleet: Fleet, stop: int, truth: Truth, unseen: Ints, copies: int) -> list[str]:
-    apart = truth.among(unseen)
-    share = apart.planted.sum() / apart.counts.sum()
+def _about(fleet: Fleet, stop: int, truth: GroundTruth, unseen: Ints, copies: int) -> list[str]:
+    apart = truth.restrict_to_households(unseen)
+    share = apart.is_injected.sum() / apart.is_tested.sum()
     return [
         f"learned from {len(fleet.household_ids) - len(unseen):,} households until "
         f"{fleet.nights[stop - 1]}; judged from {fleet.nights[stop]} to {fleet.nights[-1]}",
         f"{len(unseen):,} households held out, planted {copies} times each: "
-        f"{apart.counts.sum():,} household-nights, {share:.1%} planted, "
-        f"{len(apart.lasting):,} anomalies of {LASTING_NIGHTS} nights",
+        f"{apart.is_tested.sum():,} household-nights, {share:.1%} planted, "
+        f"{len(apart.episodes):,} anomalies of {LASTING_NIGHTS} nights",
         "intervals of 95 % by a bootstrap over households",
     ]
 
@@ -353,7 +353,7 @@ def _parameters(arena: Arena, parameters: EvaluateParameters) -> dict[str, objec
         "until": str(arena.learn.nights[-1]),
         "last": str(arena.planted.nights[-1]),
         "held_out": len(arena.unseen),
-        "rows": len(arena.truth.household),
+        "rows": len(arena.truth.household_index),
     }
 
 

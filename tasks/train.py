@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ml import plots
 from ml.benchmark.figures import estimate_superiority
-from ml.benchmark.plant import copies_of, plant
+from ml.benchmark.plant import inject_anomalies, repeat_households
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import OPSET, difference
@@ -277,9 +277,9 @@ def _sureness(fitted: Fitted, champion: Version) -> float:
     fleet = unseen(load_fleet(begin, fitted.until, reporting=True))
     nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
-    rows = copies_of(households, -(-PLANTED_ROWS // len(households)))
+    rows = repeat_households(households, -(-PLANTED_ROWS // len(households)))
     least = settings().min_readings
-    planted, truth = plant(fleet, rows, nights, seed=0, min_readings=least)
+    planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
     ours, theirs = (score_fleet(load(path), planted, least).score for path in paths)
     return estimate_superiority(ours, theirs, truth)

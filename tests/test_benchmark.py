@@ -22,7 +22,13 @@ from ml.benchmark.figures import (
     count_false_episodes,
     estimate_superiority,
 )
-from ml.benchmark.plant import NAMES, Lasting, Truth, copies_of, plant
+from ml.benchmark.plant import (
+    KIND_NAMES,
+    GroundTruth,
+    InjectedEpisode,
+    inject_anomalies,
+    repeat_households,
+)
 from ml.benchmark.reasons import EXPLAINS, NOTHING, confusion, crossed, named
 from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
@@ -43,66 +49,68 @@ def a_fleet(households: int = 8) -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Fleet, Fleet, Truth]:
+def planted() -> tuple[Fleet, Fleet, GroundTruth]:
     """A fleet, the same with every kind planted in every household, and the truth."""
     fleet = a_fleet()
-    rows = copies_of(np.arange(8), len(NAMES))
-    return fleet, *plant(fleet, rows, NIGHTS, seed=3, min_readings=LEAST)
+    rows = repeat_households(np.arange(8), len(KIND_NAMES))
+    return fleet, *inject_anomalies(fleet, rows, NIGHTS, seed=3, min_readings=LEAST)
 
 
 def test_readings_change_where_the_truth_says_and_nowhere_else(
-    planted: tuple[Fleet, Fleet, Truth],
+    planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     fleet, after, truth = planted
-    before = fleet.kwh[truth.household]
+    before = fleet.kwh[truth.household_index]
     changed = ((after.kwh != before) & np.isfinite(before)).any(axis=2)
-    assert (changed == (truth.kind > 0)).all()
+    assert (changed == (truth.kind_code > 0)).all()
     assert (np.isnan(after.kwh) == np.isnan(before)).all()
     assert not changed[:, : NIGHTS.start].any()
-    assert not truth.counts[truth.household == 1, 50].any()
+    assert not truth.is_tested[truth.household_index == 1, 50].any()
 
 
 def test_every_copy_of_a_household_carries_another_kind(
-    planted: tuple[Fleet, Fleet, Truth],
+    planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     _, _, truth = planted
-    kinds = [set(np.unique(row)) - {0} for row in truth.kind]
+    kinds = [set(np.unique(row)) - {0} for row in truth.kind_code]
     assert all(len(kind) <= 1 for kind in kinds)
     for household in range(8):
         carried = [
-            kind for kind, home in zip(kinds, truth.household, strict=True) if home == household
+            kind
+            for kind, home in zip(kinds, truth.household_index, strict=True)
+            if home == household
         ]
         assert len(set.union(*carried)) == sum(map(len, carried))
 
 
 def test_about_a_twelfth_is_planted_half_of_it_lasting(
-    planted: tuple[Fleet, Fleet, Truth],
+    planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     _, _, truth = planted
-    assert 0.05 < truth.planted.sum() / truth.counts.sum() < 0.11
-    lasting = np.zeros_like(truth.planted)
-    for episode in truth.lasting:
+    assert 0.05 < truth.is_injected.sum() / truth.is_tested.sum() < 0.11
+    lasting = np.zeros_like(truth.is_injected)
+    for episode in truth.episodes:
         assert episode.kind not in ONE_NIGHT
-        assert episode.length <= LASTING_NIGHTS
-        lasting[episode.row, episode.first : episode.first + episode.length] = True
-        assert truth.of(episode.kind)[episode.row, episode.first]
-    assert 0.3 < (lasting & truth.planted).sum() / truth.planted.sum() < 0.7
-    assert (lasting | ~truth.of(SLOW[0])).all()
+        assert episode.n_nights <= LASTING_NIGHTS
+        lasting[episode.row, episode.first_night : episode.first_night + episode.n_nights] = True
+        assert truth.find_nights_of_kind(episode.kind)[episode.row, episode.first_night]
+    assert 0.3 < (lasting & truth.is_injected).sum() / truth.is_injected.sum() < 0.7
+    assert (lasting | ~truth.find_nights_of_kind(SLOW[0])).all()
 
 
 def test_the_same_seed_plants_the_same() -> None:
     fleet, rows = a_fleet(), np.arange(8)
-    one, _ = plant(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
-    two, _ = plant(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
-    other, _ = plant(fleet, rows, NIGHTS, seed=2, min_readings=LEAST)
+    one, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
+    two, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
+    other, _ = inject_anomalies(fleet, rows, NIGHTS, seed=2, min_readings=LEAST)
     np.testing.assert_array_equal(one.kwh, two.kwh)
     assert not np.array_equal(one.kwh, other.kwh, equal_nan=True)
 
 
-def by_hand(kind: list[list[int]], lasting: tuple[Lasting, ...] = ()) -> Truth:
+def by_hand(kind: list[list[int]], lasting: tuple[InjectedEpisode, ...] = ()) -> GroundTruth:
     """One row a household, every night counts."""
     kinds = np.array(kind, dtype=np.int8)
-    return Truth(np.arange(len(kinds)), np.ones(kinds.shape, dtype=bool), kinds, lasting)
+    return GroundTruth(np.arange(len(kinds)), np.ones(kinds.shape, dtype=bool), kinds, lasting)
 
 
 def value(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
@@ -128,7 +136,7 @@ def test_figures_are_those_of_scikit_learn(seed: int, steps: int) -> None:
     assert value(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
     kept = (kind.ravel() == 1) | ~is_planted
     of_kind = roc_auc_score(is_planted[kept], flat[kept])
-    assert value(table, "auc", NAMES[0]) == pytest.approx(of_kind)
+    assert value(table, "auc", KIND_NAMES[0]) == pytest.approx(of_kind)
 
 
 def test_recall_counts_what_reaches_a_threshold_that_few_clean_nights_reach() -> None:
@@ -136,7 +144,7 @@ def test_recall_counts_what_reaches_a_threshold_that_few_clean_nights_reach() ->
     score = np.append(np.arange(200.0), (196.5, 198.0, 250.0, 3.0))[None]
     table = compute_metrics(score, by_hand([[0] * 200 + [1, 1, 2, 2]]), n_resamples=0)
     assert value(table, "recall_1pct") == 2 / 4
-    assert value(table, "recall_1pct", NAMES[0]) == 1 / 2
+    assert value(table, "recall_1pct", KIND_NAMES[0]) == 1 / 2
     # No clean night may pass at 1 in 1,000.
     assert value(table, "recall_0.1pct") == 1 / 4
 
@@ -153,7 +161,7 @@ def test_an_open_case_silences_a_fortnight() -> None:
 
 
 def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> None:
-    lasting = Lasting(row=0, first=20, length=14, kind=NAMES[0])
+    lasting = InjectedEpisode(row=0, first_night=20, n_nights=14, kind=KIND_NAMES[0])
     truth = by_hand([[0] * 20 + [1] * 14 + [0] * 66, [0] * 100], (lasting,))
     score = np.zeros((2, 100))
     score[0, 24] = 1  # the fifth night
@@ -179,8 +187,8 @@ def test_households_that_do_not_count_change_nothing() -> None:
     random = np.random.default_rng(0)
     score = random.random((6, 30))
     truth = by_hand((random.random((6, 30)) < 0.2).astype(int).tolist())
-    apart = compute_metrics(score[:3], by_hand(truth.kind[:3].tolist()), n_resamples=20)
-    among = compute_metrics(score, truth.among(np.arange(3)), n_resamples=20)
+    apart = compute_metrics(score[:3], by_hand(truth.kind_code[:3].tolist()), n_resamples=20)
+    among = compute_metrics(score, truth.restrict_to_households(np.arange(3)), n_resamples=20)
     assert among.equals(apart, null_equal=True)
 
 
@@ -191,7 +199,7 @@ def test_the_interval_is_of_households_and_holds_the_value() -> None:
     score = random.normal(size=kind.shape) + kind * random.random((12, 1)) * 4
     once = compute_metrics(score, by_hand(kind.tolist()), seed=5)
     counts = np.ones((48, 60), dtype=bool)
-    copied = Truth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
+    copied = GroundTruth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
     four = compute_metrics(np.tile(score, (4, 1)), copied, seed=5)
     for table in (once, four):
         row = table.filter(pl.col("of").is_null(), figure="average_precision_8pct")
@@ -219,7 +227,7 @@ def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() 
     score[:, 40:] += 30  # in the last ten nights three in a hundred more pass
     counts = np.zeros((1000, 50), dtype=bool)
     counts[:, 20:] = True
-    truth = Truth(np.arange(1000), counts, np.zeros((1000, 50), dtype=np.int8), ())
+    truth = GroundTruth(np.arange(1000), counts, np.zeros((1000, 50), dtype=np.int8), ())
     # 3 in 1,000 of the first twenty nights pass 997; 33 in 1,000 of the last ten.
     table = measure_monthly_alarm_ratio(score, truth, nights, slice(0, 20))
     assert table["of"].to_list() == ["2013-09", "2013-10"]
@@ -229,8 +237,10 @@ def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() 
     ) == (pytest.approx([0.01], rel=0.01))
 
 
-def truth_until(truth: Truth, night: int) -> Truth:
-    return Truth(truth.household, truth.counts[:, :night], truth.kind[:, :night], ())
+def truth_until(truth: GroundTruth, night: int) -> GroundTruth:
+    return GroundTruth(
+        truth.household_index, truth.is_tested[:, :night], truth.kind_code[:, :night], ()
+    )
 
 
 def test_controls_are_the_nights_they_are_named_for() -> None:
@@ -349,7 +359,7 @@ def test_fusion_takes_the_rarest_of_ranks() -> None:
 
 
 def test_every_kind_has_reasons_that_explain_it() -> None:
-    assert tuple(EXPLAINS) == NAMES
+    assert tuple(EXPLAINS) == KIND_NAMES
     assert all(reasons and set(reasons) <= set(REASONS) for reasons in EXPLAINS.values())
 
 
@@ -358,8 +368,8 @@ def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
     kwh = np.ones((1, 20, 48), dtype=np.float32)
     kwh[0, 10], kwh[0, 12, 10:40], kwh[0, 14] = 3, 0, 3
     truth = by_hand([[0] * 20])
-    truth.kind[0, [10, 12, 16]] = [
-        1 + NAMES.index(kind) for kind in ("doubled", "zero_window", "spike")
+    truth.kind_code[0, [10, 12, 16]] = [
+        1 + KIND_NAMES.index(kind) for kind in ("doubled", "zero_window", "spike")
     ]
     found = np.zeros((1, 20), dtype=bool)
     found[0, [10, 12, 14]] = True

@@ -10,17 +10,20 @@ import numpy as np
 import polars as pl
 
 from ml.benchmark.figures import HEADLINE_BUDGET, METRICS_SCHEMA, Doubles
-from ml.benchmark.plant import Truth
+from ml.benchmark.plant import GroundTruth
 from ml.features import Floats
 
 TARGET_ALARM_RATES: Final = np.geomspace(0.001, 0.1, 9)
 
 
 def measure_alarm_rates(
-    score: Floats, truth: Truth, pretest_nights: slice, target_rates: Doubles = TARGET_ALARM_RATES
+    score: Floats,
+    truth: GroundTruth,
+    pretest_nights: slice,
+    target_rates: Doubles = TARGET_ALARM_RATES,
 ) -> Doubles:
     """Share of clean nights that pass the threshold of each target share of `ordinary` nights."""
-    clean = score[truth.clean]
+    clean = score[truth.is_normal]
     return np.array(
         [
             np.mean(clean >= limit)
@@ -30,14 +33,14 @@ def measure_alarm_rates(
 
 
 def measure_monthly_alarm_ratio(
-    score: Floats, truth: Truth, nights: list[date], pretest_nights: slice
+    score: Floats, truth: GroundTruth, nights: list[date], pretest_nights: slice
 ) -> pl.DataFrame:
     """Realised over target alarm rate of each month, at `BUDGET` alarms in 1,000 nights."""
     (limit,) = _thresholds_for_rates(score, pretest_nights, np.array([HEADLINE_BUDGET / 1000]))
     months = np.array([f"{night:%Y-%m}" for night in nights])
     rows = []
-    for month in np.unique(months[truth.clean.any(axis=0)]):
-        clean = truth.clean & (months == month)
+    for month in np.unique(months[truth.is_normal.any(axis=0)]):
+        clean = truth.is_normal & (months == month)
         rate = float(np.mean(score[clean] >= limit))
         rows.append(("alarms_over_target", month, 1000 * rate / HEADLINE_BUDGET, None, None))
     return pl.DataFrame(rows, schema=METRICS_SCHEMA, orient="row")

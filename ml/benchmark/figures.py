@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
-from ml.benchmark.plant import NAMES, Bools, Ints, Truth
+from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth, Ints
 from ml.features import Floats
 from ml.kinds import LASTING_NIGHTS
 
@@ -80,17 +80,17 @@ class DetectorScores:
     Rows of which no night counts are left out.
     """
 
-    def __init__(self, score: Floats, truth: Truth) -> None:
-        kept = np.asarray(truth.counts.any(axis=1))
-        score, truth = score[kept], truth.rows(kept)
-        lowest = float(np.nanmin(score[truth.counts], initial=0.0)) - 1
+    def __init__(self, score: Floats, truth: GroundTruth) -> None:
+        kept = np.asarray(truth.is_tested.any(axis=1))
+        score, truth = score[kept], truth.select_rows(kept)
+        lowest = float(np.nanmin(score[truth.is_tested], initial=0.0)) - 1
         self.truth = truth
         self.score: Doubles = np.where(np.isfinite(score), score, lowest).astype(np.float64)
-        ids, self.household_index = np.unique(truth.household, return_inverse=True)
+        ids, self.household_index = np.unique(truth.household_index, return_inverse=True)
         self.n_households = len(ids)
-        self.tested_rows, self.tested_nights = np.nonzero(truth.counts)
-        self.tested_scores = self.score[truth.counts]
-        self.is_injected = truth.kind[truth.counts] > 0
+        self.tested_rows, self.tested_nights = np.nonzero(truth.is_tested)
+        self.tested_scores = self.score[truth.is_tested]
+        self.is_injected = truth.kind_code[truth.is_tested] > 0
 
     def compute_roc_curve(self, household_weights: Doubles) -> RocCurve:
         """The curve with each household's nights counted `weights` times, `[H]`."""
@@ -120,7 +120,7 @@ class DetectorScores:
     @cached_property
     def n_normal_nights(self) -> Doubles:
         """Clean nights of each household, `[H]`."""
-        return self.sum_per_household(self.truth.clean.sum(axis=1))
+        return self.sum_per_household(self.truth.is_normal.sum(axis=1))
 
     @cached_property
     def n_false_episodes(self) -> Doubles:
@@ -138,7 +138,9 @@ class DetectorScores:
 
     def count_false_alarms(self, threshold: float) -> Doubles:
         """Clean nights of each household at or above a threshold, `[H]`."""
-        return self.sum_per_household(((self.score >= threshold) & self.truth.clean).sum(axis=1))
+        return self.sum_per_household(
+            ((self.score >= threshold) & self.truth.is_normal).sum(axis=1)
+        )
 
     def is_found_within(self, threshold: float, n_nights: int) -> Bools:
         """Whether each lasting anomaly reaches a threshold within its first `nights`."""
@@ -147,44 +149,46 @@ class DetectorScores:
     @cached_property
     def running_peak_scores(self) -> Doubles:
         """Highest score of each lasting anomaly up to each of its nights, `[E, 14]`."""
-        peaks = np.full((len(self.truth.lasting), LASTING_NIGHTS), -np.inf)
-        for place, episode in enumerate(self.truth.lasting):
-            span = slice(episode.first, episode.first + episode.length)
-            peaks[place, : episode.length] = self.score[episode.row, span]
+        peaks = np.full((len(self.truth.episodes), LASTING_NIGHTS), -np.inf)
+        for place, episode in enumerate(self.truth.episodes):
+            span = slice(episode.first_night, episode.first_night + episode.n_nights)
+            peaks[place, : episode.n_nights] = self.score[episode.row, span]
         return np.maximum.accumulate(peaks, axis=1)
 
     @cached_property
     def rows_by_score(self) -> Ints:
         """Rows by falling score of each tested night, `[R, D]`; those that do not count last."""
-        score = np.where(self.truth.counts, self.score, -np.inf)[:, self.is_tested_night]
+        score = np.where(self.truth.is_tested, self.score, -np.inf)[:, self.is_tested_night]
         return np.asarray(np.argsort(-score, axis=0, kind="stable"))
 
     @cached_property
     def is_tested_night(self) -> Bools:
         """`[D]` nights of which any row counts."""
-        return np.asarray(self.truth.counts.any(axis=0))
+        return np.asarray(self.truth.is_tested.any(axis=0))
 
     @cached_property
     def episode_households(self) -> Ints:
         """The place of each lasting anomaly's household."""
-        rows = [episode.row for episode in self.truth.lasting]
+        rows = [episode.row for episode in self.truth.episodes]
         return np.asarray(self.household_index[np.array(rows, dtype=np.int_)])
 
 
-def count_false_episodes(score: Floats, truth: Truth, thresholds: Doubles) -> NDArray[np.int_]:
+def count_false_episodes(
+    score: Floats, truth: GroundTruth, thresholds: Doubles
+) -> NDArray[np.int_]:
     """Cases `[R, T]` that a clean night opened, at each of `T` thresholds."""
     alert = np.full((len(score), len(thresholds)), -SILENCE_NIGHTS)
     opened = np.zeros(alert.shape, dtype=np.int_)
-    for night in np.flatnonzero(truth.counts.any(axis=0)):
-        loud = (score[:, night, None] >= thresholds) & truth.counts[:, night, None]
+    for night in np.flatnonzero(truth.is_tested.any(axis=0)):
+        loud = (score[:, night, None] >= thresholds) & truth.is_tested[:, night, None]
         opens = loud & (night - alert >= SILENCE_NIGHTS)
         alert[opens] = night
-        opened += opens & truth.clean[:, night, None]
+        opened += opens & truth.is_normal[:, night, None]
     return opened
 
 
 def compute_metrics(
-    score: Floats, truth: Truth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
+    score: Floats, truth: GroundTruth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> pl.DataFrame:
     """Every figure of a detector: `figure`, `of` (a kind, or null for all), `value`, `low`, `high`.
 
@@ -212,7 +216,7 @@ def bootstrap_metrics(
 def estimate_superiority(
     score: Floats,
     other_score: Floats,
-    truth: Truth,
+    truth: GroundTruth,
     *,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
@@ -279,7 +283,7 @@ def _compute_kind_metrics(
     scored: DetectorScores, household_weights: Doubles, curve: RocCurve, threshold: float
 ) -> dict[tuple[str, str | None], float]:
     found: dict[tuple[str, str | None], float] = {}
-    place = scored.truth.kind[scored.truth.counts][scored.is_injected] - 1
+    place = scored.truth.kind_code[scored.truth.is_tested][scored.is_injected] - 1
     score = scored.tested_scores[scored.is_injected]
     weight = household_weights[scored.household_index[scored.tested_rows[scored.is_injected]]]
     measured: dict[str, NDArray[Any]] = {
@@ -287,11 +291,11 @@ def _compute_kind_metrics(
         "recall_1pct": score >= curve.find_threshold(0.01),
         f"recall_{HEADLINE_BUDGET}_episodes": score >= threshold,
     }
-    total = np.bincount(place, weight, minlength=len(NAMES))
+    total = np.bincount(place, weight, minlength=len(KIND_NAMES))
     for figure, values in measured.items():
-        sums = np.bincount(place, weight * values, minlength=len(NAMES))
-        means = np.divide(sums, total, out=np.full(len(NAMES), np.nan), where=total > 0)
-        found |= {(figure, kind): float(mean) for kind, mean in zip(NAMES, means, strict=True)}
+        sums = np.bincount(place, weight * values, minlength=len(KIND_NAMES))
+        means = np.divide(sums, total, out=np.full(len(KIND_NAMES), np.nan), where=total > 0)
+        found |= {(figure, kind): float(mean) for kind, mean in zip(KIND_NAMES, means, strict=True)}
     return found
 
 
@@ -305,8 +309,8 @@ def _compute_precision_at_top(
 ) -> float:
     """Share of planted nights among the `top` highest scores of each night."""
     first = scored.rows_by_score[:n_top]
-    counts = np.take_along_axis(scored.truth.counts[:, scored.is_tested_night], first, axis=0)
-    kind = np.take_along_axis(scored.truth.kind[:, scored.is_tested_night], first, axis=0)
+    counts = np.take_along_axis(scored.truth.is_tested[:, scored.is_tested_night], first, axis=0)
+    kind = np.take_along_axis(scored.truth.kind_code[:, scored.is_tested_night], first, axis=0)
     return _weighted_share(
         kind > 0, np.where(counts, household_weights[scored.household_index[first]], 0.0)
     )

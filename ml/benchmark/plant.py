@@ -19,116 +19,132 @@ from numpy.typing import NDArray
 from ml.features import Fleet, median_and_mad
 from ml.kinds import KINDS, LASTING_NIGHTS, ONE_NIGHT, SLOW, Floats, Random, as_metered, visible
 
-SHARE: Final = 0.08
-NAMES: Final = tuple(KINDS)
+INJECTED_SHARE: Final = 0.08
+KIND_NAMES: Final = tuple(KINDS)
 
 Ints = NDArray[np.int_]
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Lasting:
+class InjectedEpisode:
     """An episode of several nights in one row; nights are places in the fleet."""
 
     row: int
-    first: int
-    length: int
+    first_night: int
+    n_nights: int
     kind: str
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What was planted in `R` rows over `D` nights, and which of their nights count."""
 
-    household: Ints
+    household_index: Ints
     """`[R]` place of the row's household in the fleet; copies of a household share it."""
-    counts: Bools
+    is_tested: Bools
     """`[R, D]` whether the night belongs to the test and has readings enough."""
-    kind: NDArray[np.int8]
+    kind_code: NDArray[np.int8]
     """`[R, D]` 0 where nothing was planted, otherwise 1 + the kind's place in `NAMES`."""
-    lasting: tuple[Lasting, ...]
+    episodes: tuple[InjectedEpisode, ...]
 
     @property
-    def planted(self) -> Bools:
+    def is_injected(self) -> Bools:
         """`[R, D]` the nights that count and on which something was planted."""
-        return np.asarray(self.counts & (self.kind > 0))
+        return np.asarray(self.is_tested & (self.kind_code > 0))
 
     @property
-    def clean(self) -> Bools:
+    def is_normal(self) -> Bools:
         """`[R, D]` the nights that count and on which nothing was planted."""
-        return np.asarray(self.counts & (self.kind == 0))
+        return np.asarray(self.is_tested & (self.kind_code == 0))
 
-    def of(self, kind: str) -> Bools:
+    def find_nights_of_kind(self, kind: str) -> Bools:
         """`[R, D]` the nights that count and on which this kind was planted."""
-        return np.asarray(self.counts & (self.kind == 1 + NAMES.index(kind)))
+        return np.asarray(self.is_tested & (self.kind_code == 1 + KIND_NAMES.index(kind)))
 
-    def among(self, households: Ints) -> "Truth":
+    def restrict_to_households(self, household_indices: Ints) -> "GroundTruth":
         """The same rows, where only those of these households count."""
-        kept = np.isin(self.household, households)
-        lasting = tuple(episode for episode in self.lasting if kept[episode.row])
-        return Truth(self.household, self.counts & kept[:, None], self.kind, lasting)
+        kept = np.isin(self.household_index, household_indices)
+        lasting = tuple(episode for episode in self.episodes if kept[episode.row])
+        return GroundTruth(
+            self.household_index, self.is_tested & kept[:, None], self.kind_code, lasting
+        )
 
-    def rows(self, kept: Bools) -> "Truth":
+    def select_rows(self, is_kept: Bools) -> "GroundTruth":
         """These rows `[R]` alone."""
-        place = np.cumsum(kept) - 1
+        place = np.cumsum(is_kept) - 1
         lasting = tuple(
             replace(episode, row=int(place[episode.row]))
-            for episode in self.lasting
-            if kept[episode.row]
+            for episode in self.episodes
+            if is_kept[episode.row]
         )
-        return Truth(self.household[kept], self.counts[kept], self.kind[kept], lasting)
+        return GroundTruth(
+            self.household_index[is_kept], self.is_tested[is_kept], self.kind_code[is_kept], lasting
+        )
 
 
-def copies_of(households: Ints, copies: int) -> Ints:
+def repeat_households(household_indices: Ints, n_copies: int) -> Ints:
     """Rows `[copies * H]` that plant each household `copies` times; `len(NAMES)` is every kind."""
-    return np.tile(households, copies)
+    return np.tile(household_indices, n_copies)
 
 
-def plant(
-    fleet: Fleet, rows: Ints, nights: slice, *, seed: int, min_readings: int, share: float = SHARE
-) -> tuple[Fleet, Truth]:
+def inject_anomalies(
+    fleet: Fleet,
+    household_indices: Ints,
+    test_nights: slice,
+    *,
+    seed: int,
+    min_readings: int,
+    injected_share: float = INJECTED_SHARE,
+) -> tuple[Fleet, GroundTruth]:
     """Plant about `share` of the nights of each row, a household's place in the fleet.
 
     Kinds take turns by household and copy. A missing half-hour stays missing, and a night stays
     as it was where nothing would show or readings are too few.
     """
     random = np.random.default_rng(seed)
-    kwh = fleet.kwh[rows]
+    kwh = fleet.kwh[household_indices]
     kind = np.zeros(kwh.shape[:2], dtype=np.int8)
     counts = np.zeros(kwh.shape[:2], dtype=np.bool_)
-    counts[:, nights] = np.isfinite(kwh[:, nights]).sum(axis=2) >= min_readings
-    usual = _usual_kwh(kwh)
+    counts[:, test_nights] = np.isfinite(kwh[:, test_nights]).sum(axis=2) >= min_readings
+    usual = _median_daily_kwh(kwh)
     lasting = []
-    for row, name in enumerate(_turns(rows, random)):
-        for first, length in _episodes(counts[row], name, share, random):
+    for row, name in enumerate(_assign_kinds(household_indices, random)):
+        for first, length in _draw_episodes(counts[row], name, injected_share, random):
             days = slice(first, first + length)
-            other = _gapless(fleet.kwh[_another(rows, row, random), days])
+            other = _fill_gaps_with_mean(
+                fleet.kwh[_draw_other_household(household_indices, row, random), days]
+            )
             before = kwh[row, days]
-            after = _changed(before, name, other, random)
+            after = _inject_kind(before, name, other, random)
             shows = visible(before, after, usual[row]) & counts[row, days]
             kwh[row, days] = np.where(shows[:, None], after, before)
-            kind[row, days][shows] = 1 + NAMES.index(name)
+            kind[row, days][shows] = 1 + KIND_NAMES.index(name)
             if length > 1 and shows.any():
                 start, stop = np.flatnonzero(shows)[[0, -1]]
-                lasting.append(Lasting(row, first + int(start), int(stop - start) + 1, name))
-    ids = [fleet.household_ids[row] for row in rows]
-    planted = Fleet(ids, fleet.nights, kwh, fleet.group[rows], fleet.conditions)
-    return planted, Truth(rows, counts, kind, tuple(lasting))
+                lasting.append(
+                    InjectedEpisode(row, first + int(start), int(stop - start) + 1, name)
+                )
+    ids = [fleet.household_ids[row] for row in household_indices]
+    planted = Fleet(ids, fleet.nights, kwh, fleet.group[household_indices], fleet.conditions)
+    return planted, GroundTruth(household_indices, counts, kind, tuple(lasting))
 
 
-def _turns(rows: Ints, random: Random) -> list[str]:
+def _assign_kinds(household_indices: Ints, random: Random) -> list[str]:
     """The kind of each row: the copies of a household take consecutive kinds, in a drawn order."""
-    order = random.permutation(len(NAMES))
-    _, household, copies = np.unique(rows, return_inverse=True, return_counts=True)
-    copy = np.empty(len(rows), dtype=np.int_)
+    order = random.permutation(len(KIND_NAMES))
+    _, household, copies = np.unique(household_indices, return_inverse=True, return_counts=True)
+    copy = np.empty(len(household_indices), dtype=np.int_)
     copy[np.argsort(household, kind="stable")] = np.concatenate([np.arange(n) for n in copies])
-    return [NAMES[order[turn]] for turn in (household + copy) % len(NAMES)]
+    return [KIND_NAMES[order[turn]] for turn in (household + copy) % len(KIND_NAMES)]
 
 
-def _episodes(usable: Bools, kind: str, share: float, random: Random) -> list[tuple[int, int]]:
+def _draw_episodes(
+    is_tested: Bools, kind: str, injected_share: float, random: Random
+) -> list[tuple[int, int]]:
     """Where to plant in one row: first night and length, nights apart unless they last."""
-    places = np.flatnonzero(usable)
-    target = share * len(places)
+    places = np.flatnonzero(is_tested)
+    target = injected_share * len(places)
     alone = 1.0 if kind in ONE_NIGHT else 0.0 if kind in SLOW else 0.5
     found = []
     last = places[-1] + 2 - LASTING_NIGHTS if len(places) else 0
@@ -140,25 +156,27 @@ def _episodes(usable: Bools, kind: str, share: float, random: Random) -> list[tu
     return found + [(int(place), 1) for place in drawn]
 
 
-def _another(rows: Ints, row: int, random: Random) -> int:
-    others = rows[rows != rows[row]]
-    return int(random.choice(others)) if len(others) else int(rows[row])
+def _draw_other_household(household_indices: Ints, row: int, random: Random) -> int:
+    others = household_indices[household_indices != household_indices[row]]
+    return int(random.choice(others)) if len(others) else int(household_indices[row])
 
 
-def _changed(before: Floats, kind: str, other: Floats, random: Random) -> Floats:
-    after = as_metered(KINDS[kind](_gapless(before), other, random))
-    return np.where(np.isnan(before), np.float32(np.nan), after)
+def _inject_kind(
+    profiles_kwh: Floats, kind: str, other_profiles_kwh: Floats, random: Random
+) -> Floats:
+    after = as_metered(KINDS[kind](_fill_gaps_with_mean(profiles_kwh), other_profiles_kwh, random))
+    return np.where(np.isnan(profiles_kwh), np.float32(np.nan), after)
 
 
-def _usual_kwh(kwh: Floats) -> Floats:
+def _median_daily_kwh(kwh: Floats) -> Floats:
     """Median kWh of the days `[R]` that have any reading."""
     daily = np.nansum(kwh, axis=2)
     daily[np.isnan(kwh).all(axis=2)] = np.nan
     return median_and_mad(daily)[0].astype(np.float32)
 
 
-def _gapless(days: Floats) -> Floats:
+def _fill_gaps_with_mean(profiles_kwh: Floats) -> Floats:
     """A copy of days `[L, 48]` with the mean of what is there in place of what is missing."""
-    known = np.isfinite(days)
-    mean = days[known].mean() if known.any() else np.float32(0)
-    return np.where(known, days, mean).astype(np.float32)
+    known = np.isfinite(profiles_kwh)
+    mean = profiles_kwh[known].mean() if known.any() else np.float32(0)
+    return np.where(known, profiles_kwh, mean).astype(np.float32)

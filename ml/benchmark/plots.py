@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve
 
 from ml.benchmark.calibration import TARGET_ALARM_RATES, measure_alarm_rates
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, Doubles
-from ml.benchmark.plant import NAMES
+from ml.benchmark.plant import KIND_NAMES
 from ml.benchmark.reasons import EXPLAINS
 from ml.features import Floats
 from ml.kinds import LASTING_NIGHTS
@@ -112,7 +112,7 @@ def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
     )
     wide = kinds.pivot("of", index="detector", values="value")
     recall = np.array(
-        [wide.filter(detector=name).select(NAMES).to_numpy()[0] for name in order], dtype=float
+        [wide.filter(detector=name).select(KIND_NAMES).to_numpy()[0] for name in order], dtype=float
     )
     figure = Figure(figsize=(12, 1.6 + 0.32 * len(order)), layout="constrained")
     panel = figure.subplots()
@@ -124,7 +124,7 @@ def recall_per_kind(table: pl.DataFrame, order: Sequence[str]) -> Figure:
             panel.text(
                 column, row, f"{value:.2f}"[-4:], ha="center", va="center", color=shade, fontsize=7
             )
-    panel.set_xticks(range(len(NAMES)), [_words(name) for name in NAMES], fontsize=8)
+    panel.set_xticks(range(len(KIND_NAMES)), [_words(name) for name in KIND_NAMES], fontsize=8)
     panel.tick_params(axis="x", rotation=35)
     for tick in panel.get_xticklabels():
         tick.set_horizontalalignment("right")

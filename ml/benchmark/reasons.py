@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.benchmark.plant import NAMES, Bools, Truth
+from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth
 from ml.features import Fleet, Floats
 from ml.reasons import past_nights, reasons
 from ml.schemas import REASONS
@@ -33,13 +33,15 @@ EXPLAINS: Final[dict[str, tuple[str, ...]]] = {
 """The reasons that are right for a kind; the first says it best."""
 
 
-def confusion(found: Bools, truth: Truth, planted: Fleet, expected_kwh: Floats) -> pl.DataFrame:
+def confusion(
+    found: Bools, truth: GroundTruth, planted: Fleet, expected_kwh: Floats
+) -> pl.DataFrame:
     """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
 
     `expected_kwh` `[R, D, 48]` is what the detector expected.
     """
-    row, night = np.nonzero(found & truth.counts)
-    kind = np.array([NOTHING, *NAMES])[truth.kind[row, night]]
+    row, night = np.nonzero(found & truth.is_tested)
+    kind = np.array([NOTHING, *KIND_NAMES])[truth.kind_code[row, night]]
     past = past_nights(planted.kwh, row, night)
     given = reasons(planted.kwh[row, night], expected_kwh[row, night], past)
     pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
@@ -48,7 +50,7 @@ def confusion(found: Bools, truth: Truth, planted: Fleet, expected_kwh: Floats) 
 
 def crossed(confusion: pl.DataFrame) -> pl.DataFrame:
     """A row a kind, nothing last: a count of each reason, and what share of them is right."""
-    kinds = pl.DataFrame({"kind": [*NAMES, NOTHING]})
+    kinds = pl.DataFrame({"kind": [*KIND_NAMES, NOTHING]})
     by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in REASONS]
     counts = _judged(confusion).group_by("kind").agg(*by_reason, _share("is_right").alias("right"))
     joined = kinds.join(counts, on="kind", how="left", maintain_order="left")

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from ml.benchmark.figures import ALERT_BUDGETS, HEADLINE_BUDGET
-from ml.benchmark.plant import NAMES
+from ml.benchmark.plant import KIND_NAMES
 
 HEADLINE: Final = f"recall_{HEADLINE_BUDGET}_episodes"
 ORDER: Final = "average_precision_8pct"
@@ -52,9 +52,9 @@ def markdown(table: pl.DataFrame, about: Sequence[str]) -> str:
         ),
         (
             f"Recall by kind at {HEADLINE_BUDGET} false episodes in 1,000 nights",
-            _by(unseen.filter(~of_all), order, HEADLINE, NAMES),
+            _by(unseen.filter(~of_all), order, HEADLINE, KIND_NAMES),
         ),
-        ("AUC by kind", _by(unseen.filter(~of_all), order, "auc", NAMES)),
+        ("AUC by kind", _by(unseen.filter(~of_all), order, "auc", KIND_NAMES)),
         (
             f"Alarms in 1,000 nights that must not alert, at the threshold of {HEADLINE_BUDGET} episodes",
             _by(unseen, order, "alarms_per_1000"),

@@ -17,7 +17,7 @@ import torch
 from cyclopts import App
 from sklearn.metrics import average_precision_score
 
-from ml.benchmark.plant import Truth, copies_of, plant
+from ml.benchmark.plant import GroundTruth, inject_anomalies, repeat_households
 from ml.detector import Detector
 from ml.export import difference
 from ml.features import Fleet
@@ -46,8 +46,10 @@ def main(nights: int = 28, rows: int = 136) -> None:
     known = unseen(load_fleet(lake.extent()[0], last_common_night(), reporting=True))
     recent = since(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)
-    copies = copies_of(np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids)))
-    planted, truth = plant(recent, copies, last, seed=0, min_readings=least)
+    copies = repeat_households(
+        np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids))
+    )
+    planted, truth = inject_anomalies(recent, copies, last, seed=0, min_readings=least)
     figures = pl.DataFrame(list(_figures(planted, truth, last, _spread_out(known))))
     with as_markdown():
         print(figures.with_columns(ratio=pl.col("a CPU second") / pl.first("a CPU second")))
@@ -61,14 +63,14 @@ def _spread_out(known: Fleet) -> Windows:
 
 
 def _figures(
-    fleet: Fleet, truth: Truth, nights: slice, compared: Windows
+    fleet: Fleet, truth: GroundTruth, nights: slice, compared: Windows
 ) -> Iterator[dict[str, Any]]:
     least, exact = settings().min_readings, None
     for name, detector in _engines():
         exact = exact or detector.scoring_function()
         score, seconds = _best(lambda by=detector: run_network(by, fleet, nights, least).log_odds)
-        counts = truth.counts[:, nights] & np.isfinite(score)
-        is_planted = truth.planted[:, nights][counts]
+        counts = truth.is_tested[:, nights] & np.isfinite(score)
+        is_planted = truth.is_injected[:, nights][counts]
         yield {
             "engine": name,
             "nights": int(counts.sum()),
