@@ -325,17 +325,17 @@ def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
     best = order[:BEST]
     months = table.filter(figure="alarms_over_target")
     pictures = {
-        "precision_recall": plots.precision_recall(outcome.scored, best),
-        "recall_per_kind": plots.recall_per_kind(table.filter(homes="unseen"), order),
-        "calibration": plots.calibration(outcome.scored, best, arena.ordinary, months),
-        "time_to_detection": plots.time_to_detection(outcome.scored, best),
-        "alarms_per_home": plots.alarms_per_home(outcome.scored, best),
+        "precision_recall": plots.draw_precision_recall(outcome.scored, best),
+        "recall_per_kind": plots.draw_recall_per_kind(table.filter(homes="unseen"), order),
+        "calibration": plots.draw_calibration(outcome.scored, best, arena.ordinary, months),
+        "time_to_detection": plots.draw_time_to_detection(outcome.scored, best),
+        "alarms_per_home": plots.draw_alarms_per_household(outcome.scored, best),
     }
     text = markdown(table, [*arena.about, *outcome.skipped])
     if outcome.reasons:
         name = min(outcome.reasons, key=order.index)
         nights = crossed(outcome.reasons[name])
-        pictures["reasons"] = plots.reasons(nights, name)
+        pictures["reasons"] = plots.draw_reasons(nights, name)
         text += reasons_of(nights, f"{name}: {named(outcome.reasons[name])}.")
     for name, figure in pictures.items():
         image = io.BytesIO()
