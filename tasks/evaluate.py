@@ -25,7 +25,7 @@ from ml.benchmark.controls import ControlFleet, build_control_fleets, measure_co
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, bootstrap_metrics, compute_metrics
 from ml.benchmark.peers import BASELINES, MissingLibraryError, fit_baseline
 from ml.benchmark.plant import KIND_NAMES, GroundTruth, Ints, inject_anomalies, repeat_households
-from ml.benchmark.reasons import confusion, crossed, named
+from ml.benchmark.reasons import count_reasons_by_kind, describe_reason_accuracy, tabulate_reasons
 from ml.benchmark.table import markdown, ranking, reasons_of, summary
 from ml.errors import UserError
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
@@ -231,7 +231,7 @@ def _reasons(
     """What is found at the budget, by kind and reason."""
     found = score >= one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
     truth = arena.truth.restrict_to_households(arena.unseen)
-    return confusion(np.asarray(found), truth, arena.planted, expected_kwh)
+    return count_reasons_by_kind(np.asarray(found), truth, arena.planted, expected_kwh)
 
 
 def _figures(
@@ -334,9 +334,9 @@ def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
     text = markdown(table, [*arena.about, *outcome.skipped])
     if outcome.reasons:
         name = min(outcome.reasons, key=order.index)
-        nights = crossed(outcome.reasons[name])
+        nights = tabulate_reasons(outcome.reasons[name])
         pictures["reasons"] = plots.draw_reasons(nights, name)
-        text += reasons_of(nights, f"{name}: {named(outcome.reasons[name])}.")
+        text += reasons_of(nights, f"{name}: {describe_reason_accuracy(outcome.reasons[name])}.")
     for name, figure in pictures.items():
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=110)

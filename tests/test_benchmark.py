@@ -29,7 +29,13 @@ from ml.benchmark.plant import (
     inject_anomalies,
     repeat_households,
 )
-from ml.benchmark.reasons import EXPLAINS, NOTHING, confusion, crossed, named
+from ml.benchmark.reasons import (
+    CORRECT_REASONS,
+    NO_INJECTION,
+    count_reasons_by_kind,
+    describe_reason_accuracy,
+    tabulate_reasons,
+)
 from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
 from ml.kinds import LASTING_NIGHTS, ONE_NIGHT, SLOW
@@ -359,8 +365,8 @@ def test_fusion_takes_the_rarest_of_ranks() -> None:
 
 
 def test_every_kind_has_reasons_that_explain_it() -> None:
-    assert tuple(EXPLAINS) == KIND_NAMES
-    assert all(reasons and set(reasons) <= set(REASONS) for reasons in EXPLAINS.values())
+    assert tuple(CORRECT_REASONS) == KIND_NAMES
+    assert all(reasons and set(reasons) <= set(REASONS) for reasons in CORRECT_REASONS.values())
 
 
 def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
@@ -374,26 +380,28 @@ def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
     found = np.zeros((1, 20), dtype=bool)
     found[0, [10, 12, 14]] = True
     home = fleets.fleet(kwh)
-    counts = confusion(found, truth, home, np.ones_like(kwh))
+    counts = count_reasons_by_kind(found, truth, home, np.ones_like(kwh))
     assert set(counts.rows()) == {
         ("doubled", "rise", 1),
         ("zero_window", "outage", 1),
-        (NOTHING, "rise", 1),
+        (NO_INJECTION, "rise", 1),
     }
 
 
 def test_a_reason_may_be_right_without_being_the_best() -> None:
     counts = pl.DataFrame(
         {
-            "kind": ["clock_shift", "clock_shift", "clock_shift", NOTHING],
+            "kind": ["clock_shift", "clock_shift", "clock_shift", NO_INJECTION],
             "reason": ["shifted", "unusual_shape", "rise", "rise"],
             "nights": [5, 3, 2, 90],
         }
     )
-    assert named(counts) == "80.0% of 10 nights found are named rightly, 50.0% best"
-    row = crossed(counts).row(by_predicate=pl.col("kind") == "clock_shift", named=True)
+    assert (
+        describe_reason_accuracy(counts) == "80.0% of 10 nights found are named rightly, 50.0% best"
+    )
+    row = tabulate_reasons(counts).row(by_predicate=pl.col("kind") == "clock_shift", named=True)
     assert (row["shifted"], row["unusual_shape"], row["rise"], row["outage"]) == (5, 3, 2, 0)
     assert row["right"] == 0.8
-    nothing = crossed(counts).row(-1, named=True)
-    assert (nothing["kind"], nothing["rise"], nothing["right"]) == (NOTHING, 90, None)
-    assert named(counts[3:]) == "nothing that was planted was found"
+    nothing = tabulate_reasons(counts).row(-1, named=True)
+    assert (nothing["kind"], nothing["rise"], nothing["right"]) == (NO_INJECTION, 90, None)
+    assert describe_reason_accuracy(counts[3:]) == "nothing that was planted was found"

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve
 from ml.benchmark.calibration import TARGET_ALARM_RATES, measure_alarm_rates
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.benchmark.plant import KIND_NAMES
-from ml.benchmark.reasons import EXPLAINS
+from ml.benchmark.reasons import CORRECT_REASONS
 from ml.features import Floats
 from ml.kinds import LASTING_NIGHTS
 from ml.schemas import REASONS
@@ -165,7 +165,7 @@ def draw_reasons(reason_table: pl.DataFrame, detector: str) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if share[row, column] > 0.6 else TEXT_COLOUR
         panel.text(column, row, f"{count:.0f}", ha="center", va="center", color=shade, fontsize=7)
-        if REASONS[column] in EXPLAINS.get(reason_table["kind"][row], ()):
+        if REASONS[column] in CORRECT_REASONS.get(reason_table["kind"][row], ()):
             corner = (column - 0.46, row - 0.44)
             panel.add_patch(
                 Rectangle(corner, 0.92, 0.88, fill=False, ec=HIGHLIGHT_COLOURS[1], lw=1.4)

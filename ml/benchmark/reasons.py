@@ -10,8 +10,8 @@ from ml.features import Fleet, Floats
 from ml.reasons import past_nights, reasons
 from ml.schemas import REASONS
 
-NOTHING: Final = "nothing planted"
-EXPLAINS: Final[dict[str, tuple[str, ...]]] = {
+NO_INJECTION: Final = "nothing planted"
+CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
     "scale_down": ("drop",),
     "half_hour_scale": ("drop", "unusual_shape"),
     "zero_window": ("outage",),
@@ -33,55 +33,61 @@ EXPLAINS: Final[dict[str, tuple[str, ...]]] = {
 """The reasons that are right for a kind; the first says it best."""
 
 
-def confusion(
-    found: Bools, truth: GroundTruth, planted: Fleet, expected_kwh: Floats
+def count_reasons_by_kind(
+    is_found: Bools, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: Floats
 ) -> pl.DataFrame:
     """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
 
     `expected_kwh` `[R, D, 48]` is what the detector expected.
     """
-    row, night = np.nonzero(found & truth.is_tested)
-    kind = np.array([NOTHING, *KIND_NAMES])[truth.kind_code[row, night]]
-    past = past_nights(planted.kwh, row, night)
-    given = reasons(planted.kwh[row, night], expected_kwh[row, night], past)
+    row, night = np.nonzero(is_found & truth.is_tested)
+    kind = np.array([NO_INJECTION, *KIND_NAMES])[truth.kind_code[row, night]]
+    past = past_nights(injected_fleet.kwh, row, night)
+    given = reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], past)
     pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
     return pairs.group_by("kind", "reason").agg(nights=pl.len().cast(pl.Int64))
 
 
-def crossed(confusion: pl.DataFrame) -> pl.DataFrame:
+def tabulate_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
     """A row a kind, nothing last: a count of each reason, and what share of them is right."""
-    kinds = pl.DataFrame({"kind": [*KIND_NAMES, NOTHING]})
+    kinds = pl.DataFrame({"kind": [*KIND_NAMES, NO_INJECTION]})
     by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in REASONS]
-    counts = _judged(confusion).group_by("kind").agg(*by_reason, _share("is_right").alias("right"))
+    counts = (
+        _grade_reasons(reason_counts)
+        .group_by("kind")
+        .agg(*by_reason, _share_of_nights("is_right").alias("right"))
+    )
     joined = kinds.join(counts, on="kind", how="left", maintain_order="left")
     return joined.with_columns(pl.col(REASONS).fill_null(0))
 
 
-def named(confusion: pl.DataFrame) -> str:
+def describe_reason_accuracy(reason_counts: pl.DataFrame) -> str:
     """How many of the planted nights found have a right reason, and the best one, in words."""
-    planted = _judged(confusion).filter(pl.col("kind") != NOTHING)
-    right, best = planted.select(_share("is_right"), _share("is_best")).row(0)
+    planted = _grade_reasons(reason_counts).filter(pl.col("kind") != NO_INJECTION)
+    right, best = planted.select(_share_of_nights("is_right"), _share_of_nights("is_best")).row(0)
     if right is None:
         return "nothing that was planted was found"
     nights = planted["nights"].sum()
     return f"{right:.1%} of {nights:,} nights found are named rightly, {best:.1%} best"
 
 
-def _judged(confusion: pl.DataFrame) -> pl.DataFrame:
+def _grade_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
     """Whether each reason is a right one and the best one; null where nothing was planted."""
     right = [
-        (kind, reason, reason == those[0]) for kind, those in EXPLAINS.items() for reason in those
+        (kind, reason, reason == those[0])
+        for kind, those in CORRECT_REASONS.items()
+        for reason in those
     ]
     known = pl.DataFrame(right, ["kind", "reason", "is_best"], orient="row")
-    planted = pl.when(pl.col("kind") != NOTHING)
-    return confusion.join(known, on=["kind", "reason"], how="left").with_columns(
+    planted = pl.when(pl.col("kind") != NO_INJECTION)
+    return reason_counts.join(known, on=["kind", "reason"], how="left").with_columns(
         is_right=planted.then(pl.col("is_best").is_not_null()),
         is_best=planted.then(pl.col("is_best").fill_null(value=False)),
     )
 
 
-def _share(of: str) -> pl.Expr:
+def _share_of_nights(flag_column: str) -> pl.Expr:
     """The nights' share, null where there are none."""
-    true = pl.col("nights").filter(pl.col(of)).sum()
-    total = pl.col("nights").filter(pl.col(of).is_not_null()).sum()
-    return pl.when(total > 0).then(true / total).alias(of)
+    true = pl.col("nights").filter(pl.col(flag_column)).sum()
+    total = pl.col("nights").filter(pl.col(flag_column).is_not_null()).sum()
+    return pl.when(total > 0).then(true / total).alias(flag_column)
