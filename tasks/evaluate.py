@@ -26,7 +26,7 @@ from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, bootstrap_metr
 from ml.benchmark.peers import BASELINES, MissingLibraryError, fit_baseline
 from ml.benchmark.plant import KIND_NAMES, GroundTruth, Ints, inject_anomalies, repeat_households
 from ml.benchmark.reasons import count_reasons_by_kind, describe_reason_accuracy, tabulate_reasons
-from ml.benchmark.table import markdown, ranking, reasons_of, summary
+from ml.benchmark.table import rank_detectors, render_benchmark, render_reasons, render_summary
 from ml.errors import UserError
 from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
 from ml.kinds import LASTING_NIGHTS
@@ -163,7 +163,7 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
         first=arena.planted.nights[arena.ordinary.stop],
         last=arena.planted.nights[-1],
         skipped=outcome.skipped,
-        table=summary(outcome.table),
+        table=render_summary(outcome.table),
     )
 
 
@@ -321,7 +321,7 @@ def _about(fleet: Fleet, stop: int, truth: GroundTruth, unseen: Ints, copies: in
 
 def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
     table = outcome.table
-    order = ranking(table)
+    order = rank_detectors(table)
     best = order[:BEST]
     months = table.filter(figure="alarms_over_target")
     pictures = {
@@ -331,12 +331,14 @@ def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
         "time_to_detection": plots.draw_time_to_detection(outcome.scored, best),
         "alarms_per_home": plots.draw_alarms_per_household(outcome.scored, best),
     }
-    text = markdown(table, [*arena.about, *outcome.skipped])
+    text = render_benchmark(table, [*arena.about, *outcome.skipped])
     if outcome.reasons:
         name = min(outcome.reasons, key=order.index)
         nights = tabulate_reasons(outcome.reasons[name])
         pictures["reasons"] = plots.draw_reasons(nights, name)
-        text += reasons_of(nights, f"{name}: {describe_reason_accuracy(outcome.reasons[name])}.")
+        text += render_reasons(
+            nights, f"{name}: {describe_reason_accuracy(outcome.reasons[name])}."
+        )
     for name, figure in pictures.items():
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=110)
