@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ml.kinds import KINDS
-from ml.simulate.anomalies import plant
+from ml.simulate.anomalies import inject_episodes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +39,7 @@ def test_kinds_do_what_their_names_say(kind: str) -> None:
 def test_nothing_is_planted_where_nobody_lives() -> None:
     idle = np.full((40, 30, 48), 0.001, dtype=np.float32)
     kwh = idle.copy()
-    assert plant(kwh, range(10), np.random.default_rng(0)) == []
+    assert inject_episodes(kwh, range(10), np.random.default_rng(0)) == []
     assert (kwh == idle).all()
 
 
@@ -48,11 +48,11 @@ def test_a_night_that_does_not_show_stays_clean_and_out_of_the_truth() -> None:
     kwh = np.full((400, 42, 48), 0.2, dtype=np.float32)
     kwh[:, 1::2] = 0.001
     before = kwh.copy()
-    episodes = plant(kwh, range(0, 33, 11), np.random.default_rng(1))
+    episodes = inject_episodes(kwh, range(0, 33, 11), np.random.default_rng(1))
     planted = np.zeros(kwh.shape[:2], dtype=bool)
     for episode in episodes:
         assert episode.kind == "scale_down"
-        planted[episode.home, list(episode.days)] = True
+        planted[episode.household_index, list(episode.night_indices)] = True
     assert not planted[:, 1::2].any()
     assert ((kwh != before).any(axis=2) == planted).all()
     assert planted.sum() > 3

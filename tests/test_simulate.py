@@ -18,7 +18,7 @@ from ml.errors import UserError
 from ml.kinds import VISIBLE
 from ml.schemas import Truth
 from ml.simulate import fleet
-from ml.simulate.anomalies import KINDS, RECENT
+from ml.simulate.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
 from ml.simulate.dirt import SENTINEL_KWH
 from ml.simulate.surroundings import FleetConfig, Floats, world
 from tasks.simulate import SimulateReceipt, simulate
@@ -130,11 +130,11 @@ def test_truth_keeps_its_schema_and_covers_the_last_nights(
     out: Path, receipt: SimulateReceipt
 ) -> None:
     truth = Truth.validate(pl.read_parquet(out / "truth.parquet"))
-    assert set(truth["kind"]) <= set(KINDS)
+    assert set(truth["kind"]) <= set(SIMULATED_KINDS)
     # 3 % of 300 households are 9; one whose change would not show may be left out.
     assert 8 <= receipt.planted_households <= 9
     assert truth["night"].min() >= SMALL.nights[-SMALL.days // 3]  # type: ignore[operator]
-    recent = truth.filter(pl.col("night") >= SMALL.nights[-RECENT])
+    recent = truth.filter(pl.col("night") >= SMALL.nights[-RECENT_NIGHTS])
     assert recent["household_id"].n_unique() >= 5  # every other episode begins there
 
 
@@ -147,7 +147,7 @@ def test_every_kind_is_planted_and_ends_within_the_period() -> None:
         truth = fleet.block(config, surroundings, members, number).truth
         kinds.update(truth["kind"])
         assert truth["night"].is_between(config.nights[40], config.nights[-1]).all()
-    assert set(kinds) == set(KINDS)
+    assert set(kinds) == set(SIMULATED_KINDS)
     assert kinds["ramp"] >= 5  # a ramp needs nights
 
 

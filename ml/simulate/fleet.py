@@ -16,7 +16,7 @@ import polars as pl
 
 from ml.schemas import Truth
 from ml.simulate import dirt, homes
-from ml.simulate.anomalies import SHARE, Episode, plant
+from ml.simulate.anomalies import ANOMALOUS_HOUSEHOLD_SHARE, SimulatedEpisode, inject_episodes
 from ml.simulate.habits import habits
 from ml.simulate.surroundings import FleetConfig, Floats, World, stamps, world
 
@@ -83,8 +83,8 @@ def block(config: FleetConfig, surroundings: World, households: pl.DataFrame, nu
     """Draw the `households` of one block: readings, planted anomalies, delivery."""
     kwh = clean_kwh(config, surroundings, households, number)
     first, random = number * BLOCK, config.generator(5, number)
-    episodes = plant(kwh, _episodes(first, first + len(kwh)), random)
-    spared = np.array([episode.home for episode in episodes], dtype=np.int64)
+    episodes = inject_episodes(kwh, _episodes(first, first + len(kwh)), random)
+    spared = np.array([episode.household_index for episode in episodes], dtype=np.int64)
     delivery = dirt.deliver(kwh, config, spared, random)
     ids = households["household_id"]
     return Block(
@@ -107,7 +107,9 @@ def fleet_kwh(config: FleetConfig) -> Floats:
 
 def _episodes(first: int, last: int) -> range:
     """The fleet's episodes that fall to the households `first` to `last`."""
-    return range(math.ceil(SHARE * first), math.ceil(SHARE * last))
+    return range(
+        math.ceil(ANOMALOUS_HOUSEHOLD_SHARE * first), math.ceil(ANOMALOUS_HOUSEHOLD_SHARE * last)
+    )
 
 
 def _frame(rows: dirt.Rows, ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
@@ -124,11 +126,11 @@ def _frame(rows: dirt.Rows, ids: pl.Series, config: FleetConfig) -> pl.DataFrame
     )
 
 
-def _truth(episodes: list[Episode], ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
+def _truth(episodes: list[SimulatedEpisode], ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
     rows = [
-        (ids[episode.home], config.start + timedelta(days=day), episode.kind)
+        (ids[episode.household_index], config.start + timedelta(days=day), episode.kind)
         for episode in episodes
-        for day in episode.days
+        for day in episode.night_indices
     ]
     columns = {"household_id": pl.String, "night": pl.Date, "kind": pl.String}
     return Truth.validate(pl.DataFrame(rows, schema=columns, orient="row"))
