@@ -85,13 +85,13 @@ def block(config: FleetConfig, surroundings: World, households: pl.DataFrame, nu
     first, random = number * BLOCK, config.generator(5, number)
     episodes = inject_episodes(kwh, _episodes(first, first + len(kwh)), random)
     spared = np.array([episode.household_index for episode in episodes], dtype=np.int64)
-    delivery = dirt.deliver(kwh, config, spared, random)
+    delivery = dirt.simulate_delivery(kwh, config, spared, random)
     ids = households["household_id"]
     return Block(
         delivered=_frame(delivery.rows, ids, config),
         correction=_frame(delivery.correction, ids, config),
         truth=_truth(episodes, ids, config),
-        dirt=delivery.dirt,
+        dirt=delivery.defect_counts,
     )
 
 
@@ -112,14 +112,14 @@ def _episodes(first: int, last: int) -> range:
     )
 
 
-def _frame(rows: dirt.Rows, ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
+def _frame(rows: dirt.DeliveredRows, ids: pl.Series, config: FleetConfig) -> pl.DataFrame:
     start = stamps(config)[0]
     assert start is not None
-    seconds = rows.slot * 1800 + rows.off_grid_s
+    seconds = rows.half_hour_index * 1800 + rows.off_grid_s
     ts_utc = np.datetime64(start, "us") + seconds * np.timedelta64(1_000_000, "us")
     return pl.DataFrame(
         {
-            "household_id": ids.gather(rows.home),
+            "household_id": ids.gather(rows.household_index),
             "ts_utc": ts_utc,
             "kwh": pl.Series(rows.kwh, nan_to_null=True),
         }
