@@ -84,7 +84,7 @@ def _clear(directory: Path) -> None:
 
 
 def _write(out: Path, config: FleetConfig) -> SimulateReceipt:
-    surroundings, households = world(config), fleet.register(config)
+    surroundings, households = world(config), fleet.draw_register(config)
     (out / "simulation.json").write_text(config.model_dump_json(indent=2) + "\n")
     _write_households(out, households)
     _write_weather(out, config, surroundings)
@@ -109,19 +109,19 @@ def _write_readings(
     """Write every block; truth, rows by kind of dirt, rows delivered."""
     truths, corrections, dirt, rows = [], [], Counter[str](), 0
     spilled = pl.DataFrame()
-    for number in _with_progress(fleet.blocks(config)):
-        members = fleet.members(households, number)
-        block = fleet.block(config, surroundings, members, number)
+    for number in _with_progress(fleet.count_blocks(config)):
+        members = fleet.select_block_households(households, number)
+        block = fleet.simulate_block(config, surroundings, members, number)
         delivered = block.delivered
         if number == 0:
             delivered = _write_raw(out, delivered, members)
         now, later = _spill(delivered, members, config)
-        last = number == fleet.blocks(config) - 1
+        last = number == fleet.count_blocks(config) - 1
         _write_block(out, number, [spilled, now, later] if last else [spilled, now])
         spilled = later
         truths.append(block.truth)
         corrections.append(block.correction)
-        dirt.update(block.dirt)
+        dirt.update(block.defect_counts)
         rows += block.delivered.height + block.correction.height
     _write_correction(out, pl.concat(corrections))
     return pl.concat(truths), dirt, rows
@@ -179,7 +179,7 @@ def _write_correction(out: Path, correction: pl.DataFrame) -> None:
 def _write_households(out: Path, households: pl.DataFrame) -> None:
     # As in the trial, one household of the readings has no entry.
     known = households.head(-1) if households.height >= 100 else households
-    block = pl.int_range(pl.len()) // fleet.BLOCK
+    block = pl.int_range(pl.len()) // fleet.HOUSEHOLDS_PER_BLOCK
     table = known.select(
         LCLid="household_id",
         stdorToU="tariff",

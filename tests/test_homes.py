@@ -25,7 +25,7 @@ LOOSE = {
 
 @pytest.mark.london
 def test_statistics_agree_with_the_real_sample(london: Path) -> None:
-    real, simulated = statistics(real_kwh(london)), statistics(fleet.fleet_kwh(CONFIG))
+    real, simulated = statistics(real_kwh(london)), statistics(fleet.simulate_fleet_kwh(CONFIG))
     wrong = {
         name: (value, simulated[name])
         for name, value in real.items()
@@ -36,7 +36,7 @@ def test_statistics_agree_with_the_real_sample(london: Path) -> None:
 
 def test_people_follow_the_local_clock_and_night_timers_do_not() -> None:
     config = FleetConfig(households=256, days=56, start=date(2013, 3, 3), seed=2)
-    kwh = fleet.fleet_kwh(config)
+    kwh = fleet.simulate_fleet_kwh(config)
     # Summer time begins on 31 March, day 28: an hour earlier by UTC from then on.
     before, after = (kwh[:, part].mean(axis=(0, 1)) for part in (slice(0, 28), slice(28, 56)))
     hours = np.arange(-6, 7)
@@ -53,7 +53,11 @@ def test_people_follow_the_local_clock_and_night_timers_do_not() -> None:
 
 def test_tariff_and_acorn_leave_their_mark() -> None:
     config = FleetConfig(households=1024, days=60, seed=4)
-    kwh, households, surroundings = fleet.fleet_kwh(config), fleet.register(config), world(config)
+    kwh, households, surroundings = (
+        fleet.simulate_fleet_kwh(config),
+        fleet.draw_register(config),
+        world(config),
+    )
     is_tou = (households["tariff"] == "ToU").to_numpy()
     assert 0.15 < is_tou.mean() < 0.25
     flat = kwh.reshape(len(kwh), -1)
@@ -65,7 +69,7 @@ def test_tariff_and_acorn_leave_their_mark() -> None:
 
 
 def test_readings_are_those_of_a_meter() -> None:
-    kwh = fleet.fleet_kwh(FleetConfig(households=256, days=30, seed=6)).astype(np.float64)
+    kwh = fleet.simulate_fleet_kwh(FleetConfig(households=256, days=30, seed=6)).astype(np.float64)
     assert 0 <= kwh.min() <= kwh.max() <= 12
     assert np.abs(kwh * 1000 - np.rint(kwh * 1000)).max() < 1e-3
 

@@ -86,22 +86,27 @@ def test_same_seed_writes_the_same_bytes(
 
 
 def test_another_seed_is_another_fleet() -> None:
-    one, two = (fleet.fleet_kwh(FleetConfig(households=3, days=3, seed=seed)) for seed in (1, 2))
+    one, two = (
+        fleet.simulate_fleet_kwh(FleetConfig(households=3, days=3, seed=seed)) for seed in (1, 2)
+    )
     assert (one != two).mean() > 0.5
 
 
 def test_blocks_are_alike_whatever_is_drawn_before_them() -> None:
-    surroundings, households = world(SMALL), fleet.register(SMALL)
-    members = [fleet.members(households, number) for number in range(2)]
-    in_order = [fleet.block(SMALL, surroundings, members[n], n).delivered for n in (0, 1)]
-    backwards = [fleet.block(SMALL, surroundings, members[n], n).delivered for n in (1, 0)]
+    surroundings, households = world(SMALL), fleet.draw_register(SMALL)
+    members = [fleet.select_block_households(households, number) for number in range(2)]
+    in_order = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (0, 1)]
+    backwards = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (1, 0)]
     assert in_order[0].equals(backwards[1])
     assert in_order[1].equals(backwards[0])
 
 
 def test_blocks_differ() -> None:
-    surroundings, members = world(SMALL), fleet.members(fleet.register(SMALL), 0)
-    first, second = (fleet.clean_kwh(SMALL, surroundings, members, n) for n in (0, 1))
+    surroundings, members = (
+        world(SMALL),
+        fleet.select_block_households(fleet.draw_register(SMALL), 0),
+    )
+    first, second = (fleet.simulate_block_kwh(SMALL, surroundings, members, n) for n in (0, 1))
     assert (first != second).mean() > 0.5
 
 
@@ -111,7 +116,7 @@ def test_blocks_differ() -> None:
 def test_truth_is_where_the_readings_were_changed_and_nowhere_else(
     out: Path, receipt: SimulateReceipt
 ) -> None:
-    before, after = fleet.fleet_kwh(SMALL), cube(delivered(out), SMALL)
+    before, after = fleet.simulate_fleet_kwh(SMALL), cube(delivered(out), SMALL)
     truth = pl.read_parquet(out / "truth.parquet")
     change = np.nansum(np.abs(after - before), axis=2)
     planted = np.zeros(change.shape, dtype=bool)
@@ -140,11 +145,11 @@ def test_truth_keeps_its_schema_and_covers_the_last_nights(
 
 def test_every_kind_is_planted_and_ends_within_the_period() -> None:
     config = FleetConfig(households=600, days=60, seed=3)
-    surroundings, households = world(config), fleet.register(config)
+    surroundings, households = world(config), fleet.draw_register(config)
     kinds: Counter[str] = Counter()
-    for number in range(fleet.blocks(config)):
-        members = fleet.members(households, number)
-        truth = fleet.block(config, surroundings, members, number).truth
+    for number in range(fleet.count_blocks(config)):
+        members = fleet.select_block_households(households, number)
+        truth = fleet.simulate_block(config, surroundings, members, number).truth
         kinds.update(truth["kind"])
         assert truth["night"].is_between(config.nights[40], config.nights[-1]).all()
     assert set(kinds) == set(SIMULATED_KINDS)
@@ -221,11 +226,11 @@ def test_a_household_crosses_two_files_and_some_readings_are_missing(
 
 def test_corrupt_readings_arrive_in_a_larger_fleet() -> None:
     config = FleetConfig(households=256, days=200, seed=1)
-    members = fleet.members(fleet.register(config), 0)
-    block = fleet.block(config, world(config), members, 0)
+    members = fleet.select_block_households(fleet.draw_register(config), 0)
+    block = fleet.simulate_block(config, world(config), members, 0)
     # 2e-6 of 2.5 million readings are 5 of each.
-    assert block.dirt["sentinel"] == (block.delivered["kwh"] == SENTINEL_KWH).sum() > 0
-    assert block.dirt["negative"] == (block.delivered["kwh"] < 0).sum() > 0
+    assert block.defect_counts["sentinel"] == (block.delivered["kwh"] == SENTINEL_KWH).sum() > 0
+    assert block.defect_counts["negative"] == (block.delivered["kwh"] < 0).sum() > 0
 
 
 @hypothesis_settings(max_examples=25, deadline=None)
@@ -242,7 +247,7 @@ def test_every_small_fleet_is_whole(
     out = tmp_path_factory.mktemp("small") / "fleet"
     simulate(out, config)
     rows, truth = delivered(out), pl.read_parquet(out / "truth.parquet")
-    assert set(rows["household_id"]) == set(fleet.register(config)["household_id"])
+    assert set(rows["household_id"]) == set(fleet.draw_register(config)["household_id"])
     assert rows["ts_utc"].dt.date().is_between(config.nights[0], config.nights[-1]).all()
     nights = rows.filter(pl.col("kwh").is_not_null()).select(
         "household_id", night=pl.col("ts_utc").dt.date()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ml.simulate.fleet import fleet_kwh
+from ml.simulate.fleet import simulate_fleet_kwh
 from ml.simulate.plots import compare, repetition
 from ml.simulate.surroundings import FleetConfig, Floats, world
 
@@ -100,7 +100,7 @@ def autocorrelation(series: Floats, lag: int) -> Floats:
 
 def main() -> None:
     """Print the table; draw the picture where a name is given."""
-    real, simulated = real_kwh(Path(sys.argv[1])), fleet_kwh(CONFIG)
+    real, simulated = real_kwh(Path(sys.argv[1])), simulate_fleet_kwh(CONFIG)
     theirs, ours = statistics(real), statistics(simulated)
     print(f"{'':36}{'real':>10}{'simulated':>11}")
     for name, value in theirs.items():
