@@ -17,7 +17,7 @@ import polars as pl
 from ml.schemas import Truth
 from ml.simulate import dirt, homes
 from ml.simulate.anomalies import ANOMALOUS_HOUSEHOLD_SHARE, SimulatedEpisode, inject_episodes
-from ml.simulate.habits import habits
+from ml.simulate.habits import draw_behaviour
 from ml.simulate.surroundings import FleetConfig, Floats, World, stamps, world
 
 HOUSEHOLDS_PER_BLOCK: Final = 256
@@ -79,7 +79,7 @@ def simulate_block_kwh(
     wealth = households["acorn_group"].replace_strict(LOG_LEVEL_BY_GROUP, default=0.0).to_numpy()
     random = config.generator(4, block_number)
     is_tou = (households["tariff"] == "ToU").to_numpy()
-    lived = habits(is_tou, wealth.astype(np.float32), random)
+    lived = draw_behaviour(is_tou, wealth.astype(np.float32), random)
     return homes.readings(lived, environment, random)
 
 
