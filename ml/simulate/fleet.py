@@ -80,7 +80,7 @@ def simulate_block_kwh(
     random = config.generator(4, block_number)
     is_tou = (households["tariff"] == "ToU").to_numpy()
     lived = draw_behaviour(is_tou, wealth.astype(np.float32), random)
-    return homes.readings(lived, environment, random)
+    return homes.simulate_readings(lived, environment, random)
 
 
 def simulate_block(
