@@ -20,7 +20,7 @@ from flows.show import show
 from flows.simulate import simulate
 from flows.train import TrainParameters, train
 from ml.errors import UserError
-from ml.simulate.planted import found
+from ml.simulate.planted import summarize_detection
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake, report, warehouse
 from tasks.fleet import last_common_night
@@ -134,10 +134,13 @@ def _show_anomalies(first: date, last: date) -> None:
 def _show_found(first: date, last: date) -> None:
     night = pl.col("night").is_between(first, last)
     truth = pl.scan_parquet(_simulated() / "truth.parquet").filter(night).collect()
-    result = found(lake.collect(lake.scan_nights("scores", first, last)), truth)
-    show(result.by_kind, f"\nPlanted anomalies of {first} to {last}, and how many were flagged")
+    result = summarize_detection(lake.collect(lake.scan_nights("scores", first, last)), truth)
+    show(
+        result.counts_by_kind,
+        f"\nPlanted anomalies of {first} to {last}, and how many were flagged",
+    )
     print(
-        f"{result.flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "
+        f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "
         f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
         f"(budget {settings().alert_budget:g} false episodes)"
     )

@@ -5,7 +5,7 @@ from datetime import date
 import polars as pl
 import pytest
 
-from ml.simulate.planted import found
+from ml.simulate.planted import summarize_detection
 
 FIRST, SECOND = date(2014, 2, 1), date(2014, 2, 2)
 # Household, night, flagged, scored.
@@ -32,7 +32,7 @@ def truth() -> pl.DataFrame:
 
 
 def test_each_kind_counts_homes_and_nights(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
-    assert found(scores, truth).by_kind.rows() == [
+    assert summarize_detection(scores, truth).counts_by_kind.rows() == [
         ("drop", 1, 1, 2, 1, 0.5),
         ("spike", 1, 0, 1, 0, 0.0),
         ("all", 2, 1, 3, 1, 1 / 3),
@@ -42,14 +42,14 @@ def test_each_kind_counts_homes_and_nights(scores: pl.DataFrame, truth: pl.DataF
 def test_a_flag_where_nothing_was_planted_is_a_false_alarm(
     scores: pl.DataFrame, truth: pl.DataFrame
 ) -> None:
-    result = found(scores, truth)
+    result = summarize_detection(scores, truth)
     # Normal and scored: B on both nights. Flagged: A and B on the first night.
-    assert (result.flagged, result.false_alarms, result.normal) == (2, 1, 2)
+    assert (result.n_flagged, result.n_false_alarms, result.n_normal_nights) == (2, 1, 2)
     assert result.precision == 0.5
     assert result.false_alarms_per_1000 == 500
 
 
 def test_without_flags_precision_is_unknown(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
     quiet = scores.with_columns(is_anomaly=False)
-    assert str(found(quiet, truth).precision) == "nan"
-    assert found(quiet, truth).false_alarms_per_1000 == 0
+    assert str(summarize_detection(quiet, truth).precision) == "nan"
+    assert summarize_detection(quiet, truth).false_alarms_per_1000 == 0
