@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ml.simulate.fleet import simulate_fleet_kwh
-from ml.simulate.plots import compare, repetition
+from ml.simulate.plots import correlate_consecutive_days, draw_fleet_comparison
 from ml.simulate.surroundings import FleetConfig, Floats, world
 
 YEAR = 2013
@@ -78,7 +78,7 @@ def _of_homes(homes: Floats, flat: Floats, total: Floats) -> dict[str, float]:
         "autocorrelation, 4 half-hours": _median(autocorrelation(flat, lag=4)),
         "autocorrelation of days, 1 day": _median(autocorrelation(total, lag=1)),
         "autocorrelation of days, 7 days": _median(autocorrelation(total, lag=7)),
-        "correlation of consecutive days": _median(repetition(homes)),
+        "correlation of consecutive days": _median(correlate_consecutive_days(homes)),
         "share of days below 0.4 of usual": float((total < 0.4 * usual)[~np.isnan(total)].mean()),
     }
 
@@ -107,7 +107,7 @@ def main() -> None:
         print(f"{name:36}{value:10.3f}{ours[name]:11.3f}")
     if len(sys.argv) > 2:
         is_free = world(CONFIG).is_weekend[1:-1]
-        compare(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
+        draw_fleet_comparison(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
 
 
 if __name__ == "__main__":
