@@ -24,7 +24,14 @@ from rich.progress import track
 
 from ml.errors import UserError
 from ml.simulate import fleet
-from ml.simulate.surroundings import PRICES, FleetConfig, World, bank_holidays, stamps, world
+from ml.simulate.surroundings import (
+    PRICE_NAMES,
+    FleetConfig,
+    FleetEnvironment,
+    build_environment,
+    list_bank_holidays,
+    list_half_hours_utc,
+)
 
 READINGS: Final = {"household_id": "LCLid", "ts_utc": "tstp", "kwh": "energy(kWh/hh)"}
 DATASTORE: Final = ("LCLid", "stdorToU", "DateTime", "KWH/hh (per half hour) ")
@@ -84,7 +91,7 @@ def _clear(directory: Path) -> None:
 
 
 def _write(out: Path, config: FleetConfig) -> SimulateReceipt:
-    surroundings, households = world(config), fleet.draw_register(config)
+    surroundings, households = build_environment(config), fleet.draw_register(config)
     (out / "simulation.json").write_text(config.model_dump_json(indent=2) + "\n")
     _write_households(out, households)
     _write_weather(out, config, surroundings)
@@ -104,7 +111,7 @@ def _write(out: Path, config: FleetConfig) -> SimulateReceipt:
 
 
 def _write_readings(
-    out: Path, config: FleetConfig, surroundings: World, households: pl.DataFrame
+    out: Path, config: FleetConfig, surroundings: FleetEnvironment, households: pl.DataFrame
 ) -> tuple[pl.DataFrame, Counter[str], int]:
     """Write every block; truth, rows by kind of dirt, rows delivered."""
     truths, corrections, dirt, rows = [], [], Counter[str](), 0
@@ -190,11 +197,11 @@ def _write_households(out: Path, households: pl.DataFrame) -> None:
     table.write_csv(out / "informations_households.csv")
 
 
-def _write_weather(out: Path, config: FleetConfig, surroundings: World) -> None:
+def _write_weather(out: Path, config: FleetConfig, surroundings: FleetEnvironment) -> None:
     hourly = pl.DataFrame(
         {
             "temperature": surroundings.temperature_c[::2],
-            "time": stamps(config)[::2].dt.strftime("%Y-%m-%d %H:%M:%S"),
+            "time": list_half_hours_utc(config)[::2].dt.strftime("%Y-%m-%d %H:%M:%S"),
             "humidity": surroundings.humidity[::2],
         }
     )
@@ -206,18 +213,18 @@ def _write_weather(out: Path, config: FleetConfig, surroundings: World) -> None:
 
 
 def _write_holidays(out: Path, config: FleetConfig) -> None:
-    found = bank_holidays(config)
+    found = list_bank_holidays(config)
     table = pl.DataFrame({"Bank holidays": list(found), "Type": list(found.values())})
     table.write_csv(out / "uk_bank_holidays.csv")
 
 
-def _write_tariffs(out: Path, config: FleetConfig, surroundings: World) -> None:
+def _write_tariffs(out: Path, config: FleetConfig, surroundings: FleetEnvironment) -> None:
     # Each price ends in a stray carriage return, as the published signal does.
-    prices = pl.Series([f"{price}\r" for price in PRICES])
+    prices = pl.Series([f"{price}\r" for price in PRICE_NAMES])
     cells = pl.DataFrame(
         {
-            "TariffDateTime": stamps(config).dt.strftime("%Y-%m-%d %H:%M:%S"),
-            "Tariff": prices.gather(surroundings.price),
+            "TariffDateTime": list_half_hours_utc(config).dt.strftime("%Y-%m-%d %H:%M:%S"),
+            "Tariff": prices.gather(surroundings.price_index),
         }
     )
     cells.write_csv(out / "tariffs.csv", quote_style="non_numeric")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ml.simulate import fleet
-from ml.simulate.surroundings import FleetConfig, bank_holidays, world
+from ml.simulate.surroundings import FleetConfig, build_environment, list_bank_holidays
 from tests.benchmarks.fleet_comparison import CONFIG, real_kwh, statistics
 
 # Allowed relative distance. Half of the households' scatter is that between one sample of 225
@@ -56,13 +56,15 @@ def test_tariff_and_acorn_leave_their_mark() -> None:
     kwh, households, surroundings = (
         fleet.simulate_fleet_kwh(config),
         fleet.draw_register(config),
-        world(config),
+        build_environment(config),
     )
     is_tou = (households["tariff"] == "ToU").to_numpy()
     assert 0.15 < is_tou.mean() < 0.25
     flat = kwh.reshape(len(kwh), -1)
     tou, std = (flat[which].mean(axis=0) / flat[which].mean() for which in (is_tou, ~is_tou))
-    low, normal, high = ((tou / std)[surroundings.price == price].mean() for price in range(3))
+    low, normal, high = (
+        (tou / std)[surroundings.price_index == price].mean() for price in range(3)
+    )
     assert low > normal > high
     group, level = households["acorn_group"].to_numpy(), np.log(flat.mean(axis=1))
     assert level[group == "Affluent"].mean() > level[group == "Adversity"].mean()
@@ -76,7 +78,7 @@ def test_readings_are_those_of_a_meter() -> None:
 
 def test_weather_is_that_of_london() -> None:
     config = FleetConfig(households=1, days=2 * 365, start=date(2012, 1, 1), seed=0)
-    surroundings = world(config)
+    surroundings = build_environment(config)
     daily = surroundings.temperature_c.reshape(-1, 48)
     month = np.array([night.month for night in config.nights])
     # The real means of January and July 2012 to 2014 are 6.2 and 18.9 degrees.
@@ -84,4 +86,4 @@ def test_weather_is_that_of_london() -> None:
     assert 15.5 < daily[month == 7].mean() < 20.5
     assert daily[:, 28].mean() > daily[:, 10].mean() + 3
     assert 0.25 <= surroundings.humidity.min() <= surroundings.humidity.max() <= 1
-    assert date(2012, 6, 5) in bank_holidays(config)  # the Diamond Jubilee
+    assert date(2012, 6, 5) in list_bank_holidays(config)  # the Diamond Jubilee

@@ -20,7 +20,7 @@ from ml.schemas import Truth
 from ml.simulate import fleet
 from ml.simulate.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
 from ml.simulate.dirt import SENTINEL_KWH
-from ml.simulate.surroundings import FleetConfig, Floats, world
+from ml.simulate.surroundings import FleetConfig, Floats, build_environment
 from tasks.simulate import SimulateReceipt, simulate
 
 SMALL = FleetConfig(households=300, days=45, start=date(2013, 10, 1), seed=7)
@@ -93,7 +93,7 @@ def test_another_seed_is_another_fleet() -> None:
 
 
 def test_blocks_are_alike_whatever_is_drawn_before_them() -> None:
-    surroundings, households = world(SMALL), fleet.draw_register(SMALL)
+    surroundings, households = build_environment(SMALL), fleet.draw_register(SMALL)
     members = [fleet.select_block_households(households, number) for number in range(2)]
     in_order = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (0, 1)]
     backwards = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (1, 0)]
@@ -103,7 +103,7 @@ def test_blocks_are_alike_whatever_is_drawn_before_them() -> None:
 
 def test_blocks_differ() -> None:
     surroundings, members = (
-        world(SMALL),
+        build_environment(SMALL),
         fleet.select_block_households(fleet.draw_register(SMALL), 0),
     )
     first, second = (fleet.simulate_block_kwh(SMALL, surroundings, members, n) for n in (0, 1))
@@ -145,7 +145,7 @@ def test_truth_keeps_its_schema_and_covers_the_last_nights(
 
 def test_every_kind_is_planted_and_ends_within_the_period() -> None:
     config = FleetConfig(households=600, days=60, seed=3)
-    surroundings, households = world(config), fleet.draw_register(config)
+    surroundings, households = build_environment(config), fleet.draw_register(config)
     kinds: Counter[str] = Counter()
     for number in range(fleet.count_blocks(config)):
         members = fleet.select_block_households(households, number)
@@ -227,7 +227,7 @@ def test_a_household_crosses_two_files_and_some_readings_are_missing(
 def test_corrupt_readings_arrive_in_a_larger_fleet() -> None:
     config = FleetConfig(households=256, days=200, seed=1)
     members = fleet.select_block_households(fleet.draw_register(config), 0)
-    block = fleet.simulate_block(config, world(config), members, 0)
+    block = fleet.simulate_block(config, build_environment(config), members, 0)
     # 2e-6 of 2.5 million readings are 5 of each.
     assert block.defect_counts["sentinel"] == (block.delivered["kwh"] == SENTINEL_KWH).sum() > 0
     assert block.defect_counts["negative"] == (block.delivered["kwh"] < 0).sum() > 0

@@ -109,7 +109,7 @@ def _draw_missing(
 
 def _draw_fleet_outages(config: FleetConfig) -> Ints:
     """Half-hours at which many meters of the whole fleet report nothing."""
-    random = config.generator(2)
+    random = config.create_generator(2)
     count = random.poisson(FLEET_OUTAGES_PER_YEAR * config.days / 365)
     return random.integers(0, config.days * HALF_HOURS, count)
 
@@ -170,7 +170,7 @@ def _draw_null_rows(
     sent_kwh: NDArray[np.float64], config: FleetConfig, random: Random
 ) -> DeliveredRows:
     """A `Null` between two half-hours, at many homes of the fleet on one day."""
-    day = int(config.generator(3).integers(0, config.days))
+    day = int(config.create_generator(3).integers(0, config.days))
     present = ~np.isnan(sent_kwh[:, day]).all(axis=1)
     home = np.flatnonzero(present & (random.random(len(sent_kwh)) < NULL_HOUSEHOLD_SHARE))
     slot = day * HALF_HOURS + random.integers(24, 36, len(home))

@@ -18,7 +18,13 @@ from ml.schemas import Truth
 from ml.simulate import dirt, homes
 from ml.simulate.anomalies import ANOMALOUS_HOUSEHOLD_SHARE, SimulatedEpisode, inject_episodes
 from ml.simulate.habits import draw_behaviour
-from ml.simulate.surroundings import FleetConfig, Floats, World, stamps, world
+from ml.simulate.surroundings import (
+    FleetConfig,
+    FleetEnvironment,
+    Floats,
+    build_environment,
+    list_half_hours_utc,
+)
 
 HOUSEHOLDS_PER_BLOCK: Final = 256
 TOU_SHARE: Final = 0.2
@@ -50,7 +56,7 @@ def count_blocks(config: FleetConfig) -> int:
 
 def draw_register(config: FleetConfig) -> pl.DataFrame:
     """Every household: household_id, tariff, acorn, acorn_group."""
-    random, n = config.generator(1), config.households
+    random, n = config.create_generator(1), config.households
     shares = np.array(list(ACORN_COUNTS.values())) / sum(ACORN_COUNTS.values())
     acorn = random.choice(list(ACORN_COUNTS), size=n, p=shares)
     group = {
@@ -73,22 +79,22 @@ def select_block_households(households: pl.DataFrame, block_number: int) -> pl.D
 
 
 def simulate_block_kwh(
-    config: FleetConfig, environment: World, households: pl.DataFrame, block_number: int
+    config: FleetConfig, environment: FleetEnvironment, households: pl.DataFrame, block_number: int
 ) -> Floats:
     """The readings of the `households` of one block before anything goes wrong, [n, D, 48]."""
     wealth = households["acorn_group"].replace_strict(LOG_LEVEL_BY_GROUP, default=0.0).to_numpy()
-    random = config.generator(4, block_number)
+    random = config.create_generator(4, block_number)
     is_tou = (households["tariff"] == "ToU").to_numpy()
     lived = draw_behaviour(is_tou, wealth.astype(np.float32), random)
     return homes.simulate_readings(lived, environment, random)
 
 
 def simulate_block(
-    config: FleetConfig, environment: World, households: pl.DataFrame, block_number: int
+    config: FleetConfig, environment: FleetEnvironment, households: pl.DataFrame, block_number: int
 ) -> SimulatedBlock:
     """Draw the `households` of one block: readings, planted anomalies, delivery."""
     kwh = simulate_block_kwh(config, environment, households, block_number)
-    first, random = block_number * HOUSEHOLDS_PER_BLOCK, config.generator(5, block_number)
+    first, random = block_number * HOUSEHOLDS_PER_BLOCK, config.create_generator(5, block_number)
     episodes = inject_episodes(kwh, _number_episodes(first, first + len(kwh)), random)
     spared = np.array([episode.household_index for episode in episodes], dtype=np.int64)
     delivery = dirt.simulate_delivery(kwh, config, spared, random)
@@ -103,7 +109,7 @@ def simulate_block(
 
 def simulate_fleet_kwh(config: FleetConfig) -> Floats:
     """The readings of a whole (small) fleet before anything goes wrong, [H, D, 48]."""
-    surroundings, households = world(config), draw_register(config)
+    surroundings, households = build_environment(config), draw_register(config)
     cubes = [
         simulate_block_kwh(
             config, surroundings, select_block_households(households, number), number
@@ -124,7 +130,7 @@ def _number_episodes(first_household: int, end_household: int) -> range:
 def _build_readings_frame(
     rows: dirt.DeliveredRows, household_ids: pl.Series, config: FleetConfig
 ) -> pl.DataFrame:
-    start = stamps(config)[0]
+    start = list_half_hours_utc(config)[0]
     assert start is not None
     seconds = rows.half_hour_index * 1800 + rows.off_grid_s
     ts_utc = np.datetime64(start, "us") + seconds * np.timedelta64(1_000_000, "us")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ml.simulate.surroundings import WAKING_HOURS, Bools, Floats
+from ml.simulate.surroundings import WAKING_DAY_HOURS, Bools, Floats
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def draw_behaviour(
 
 def _daily_bell(peak_hour: Floats, width_hours: float) -> Floats:
     """A bell of unit sum over the waking day around each home's hour, [n, 48]."""
-    bell = np.exp(-0.5 * ((WAKING_HOURS - peak_hour[:, None]) / width_hours) ** 2)
+    bell = np.exp(-0.5 * ((WAKING_DAY_HOURS - peak_hour[:, None]) / width_hours) ** 2)
     return np.asarray(bell / bell.sum(axis=1, keepdims=True), dtype=np.float32)
 
 

@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 from ml.kinds import SUPPLY_KWH
 from ml.schemas import HALF_HOURS
 from ml.simulate.habits import HouseholdBehaviour
-from ml.simulate.surroundings import WAKING_HOURS, Bools, Floats, World
+from ml.simulate.surroundings import WAKING_DAY_HOURS, Bools, FleetEnvironment, Floats
 
 # What a half-hour's worth of each appliance does in the half-hours after it was switched on.
 COOKING_LOAD_SHAPE: Final = (1.0, 0.4, 0.05)
@@ -19,20 +19,22 @@ PRICE_RESPONSE: Final = np.array([1.09, 1.0, 0.92], dtype=np.float32)
 
 
 def simulate_readings(
-    behaviour: HouseholdBehaviour, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour, environment: FleetEnvironment, random: np.random.Generator
 ) -> Floats:
     """Draw the readings of n homes, [n, D, 48], exact to 0.001 kWh as the meters are."""
-    n, days = len(behaviour.baseload_kwh), environment.days
+    n, days = len(behaviour.baseload_kwh), environment.n_days
     present = _simulate_presence(behaviour, environment, random)
     level = _draw_daily_level(behaviour, environment, random)
     lived = _simulate_occupied_load(behaviour, environment, random) * present
     lived += _simulate_appliances(behaviour, present, environment, random)
     lived *= (
-        np.exp(behaviour.winter_log_change[:, None] * environment.winter)[:, :, None]
+        np.exp(behaviour.winter_log_change[:, None] * environment.winter_phase)[:, :, None]
         * level[:, :, None]
     )
     present, lived = (_map_to_utc(cube, environment) for cube in (present, lived))
-    lived *= np.where(behaviour.is_tou[:, None], PRICE_RESPONSE[environment.price], np.float32(1))
+    lived *= np.where(
+        behaviour.is_tou[:, None], PRICE_RESPONSE[environment.price_index], np.float32(1)
+    )
     total = lived + _simulate_baseload(behaviour, environment, random)
     _add_heating(total, behaviour, present, environment, random)
     _add_night_timers(total, behaviour, environment, random)
@@ -42,9 +44,9 @@ def simulate_readings(
     return total.reshape(n, days, HALF_HOURS)
 
 
-def _map_to_utc(waking_days: Floats, environment: World) -> Floats:
+def _map_to_utc(waking_days: Floats, environment: FleetEnvironment) -> Floats:
     """The UTC half-hours of a cube of waking days, [n, D * 48]."""
-    return np.take(waking_days.reshape(len(waking_days), -1), environment.local, axis=1)
+    return np.take(waking_days.reshape(len(waking_days), -1), environment.waking_day_index, axis=1)
 
 
 def _draw_schedule_scatter(
@@ -56,14 +58,14 @@ def _draw_schedule_scatter(
 
 def _share_after_hour(hours: Floats) -> Floats:
     """Share of each half-hour of the waking day after the hour given, [n, D, 48]."""
-    return np.clip(2 * (WAKING_HOURS + np.float32(0.5) - hours[:, :, None]), 0, 1)
+    return np.clip(2 * (WAKING_DAY_HOURS + np.float32(0.5) - hours[:, :, None]), 0, 1)
 
 
 def _simulate_presence(
-    behaviour: HouseholdBehaviour, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour, environment: FleetEnvironment, random: np.random.Generator
 ) -> Floats:
     """Share of each half-hour in which somebody is up and in, [n, D + 2, 48]."""
-    days, free = len(environment.is_weekend), environment.is_weekend
+    days, free = len(environment.is_free_day), environment.is_free_day
     later = behaviour.lie_in_hours[:, None] * free
     wake = behaviour.wake_hour[:, None] + later + _draw_schedule_scatter(behaviour, days, random)
     sleep = (
@@ -104,25 +106,25 @@ def _draw_absences(
 
 
 def _draw_daily_level(
-    behaviour: HouseholdBehaviour, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour, environment: FleetEnvironment, random: np.random.Generator
 ) -> Floats:
     """How much a home does on each day, about 1: slow drift, sudden changes, the day itself."""
-    shape = (len(behaviour.daily_level_scatter), len(environment.is_weekend))
+    shape = (len(behaviour.daily_level_scatter), len(environment.is_free_day))
     noise = random.standard_normal(shape)
     noise[:, 0] /= 0.22  # the drift's own spread, so that it is stationary from the first day
     drift = lfilter([0.22], [1, -0.975], noise)
     moved = random.random(shape) < 1.2 / 365
     drift = 0.22 * drift + np.cumsum(np.where(moved, random.normal(0, 0.3, shape), 0), axis=1)
     daily = behaviour.daily_level_scatter[:, None] * random.standard_normal(shape)
-    free = np.where(environment.is_weekend, 0.04, 0.0)
+    free = np.where(environment.is_free_day, 0.04, 0.0)
     return np.exp(drift + daily + free).astype(np.float32)
 
 
 def _simulate_occupied_load(
-    behaviour: HouseholdBehaviour, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour, environment: FleetEnvironment, random: np.random.Generator
 ) -> Floats:
     """What lights, screens and standing heat take while somebody is in, [n, D + 2, 48]."""
-    n, days = len(behaviour.occupied_load_kwh), len(environment.is_weekend)
+    n, days = len(behaviour.occupied_load_kwh), len(environment.is_free_day)
     noise = random.standard_normal((n, days * HALF_HOURS), dtype=np.float32)
     smooth = lfilter([np.float32(0.19)], np.array([1, -0.9], dtype=np.float32), noise)
     smooth += np.float32(0.2) * random.standard_normal(smooth.shape, dtype=np.float32)
@@ -134,11 +136,14 @@ def _simulate_occupied_load(
 
 
 def _simulate_appliances(
-    behaviour: HouseholdBehaviour, present: Floats, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour,
+    present: Floats,
+    environment: FleetEnvironment,
+    random: np.random.Generator,
 ) -> Floats:
     """Appliances that are switched on at the home's usual times, [n, D + 2, 48]."""
     load = np.zeros_like(present)
-    more = np.where(environment.is_weekend, np.float32(1.5), np.float32(0.85))[:, None]
+    more = np.where(environment.is_free_day, np.float32(1.5), np.float32(0.85))[:, None]
     size = behaviour.appliance_kwh
     _add_appliance(load, behaviour.meal_rate[:, None] * present, size, COOKING_LOAD_SHAPE, random)
     _add_appliance(
@@ -172,10 +177,10 @@ def _add_appliance(
 
 
 def _simulate_baseload(
-    behaviour: HouseholdBehaviour, environment: World, random: np.random.Generator
+    behaviour: HouseholdBehaviour, environment: FleetEnvironment, random: np.random.Generator
 ) -> Floats:
     """Standing load and fridge, on a clock of their own, [n, D * 48]."""
-    n, days = len(behaviour.baseload_kwh), environment.days
+    n, days = len(behaviour.baseload_kwh), environment.n_days
     slot = np.arange(HALF_HOURS, dtype=np.float32)
     speed = 1 / behaviour.fridge_period_half_hours[:, None]
     drift = random.normal(0, 0.12, (n, days)) + HALF_HOURS * speed
@@ -194,7 +199,7 @@ def _add_heating(
     total_kwh: Floats,
     behaviour: HouseholdBehaviour,
     present: Floats,
-    environment: World,
+    environment: FleetEnvironment,
     random: np.random.Generator,
 ) -> None:
     """Add direct electric heating, by cold and presence, in thermostat bursts."""
@@ -208,7 +213,7 @@ def _add_heating(
 def _add_night_timers(
     total_kwh: Floats,
     behaviour: HouseholdBehaviour,
-    environment: World,
+    environment: FleetEnvironment,
     random: np.random.Generator,
 ) -> None:
     """Add storage heaters and night water, on timers that know no summer time."""
@@ -221,7 +226,7 @@ def _add_night_timers(
         * np.clip(charge, 0, 1)
         * np.exp(-0.05 * since)
     )
-    draw = random.gamma(4.0, 0.75, (len(homes), environment.days, 1))
+    draw = random.gamma(4.0, 0.75, (len(homes), environment.n_days, 1))
     water = behaviour.water_heater_kwh[homes, None, None] * np.clip(draw - since, 0, 1)
     timed = np.where(since >= 0, storage + water, 0).astype(np.float32)
     timed *= 1 + np.float32(0.03) * random.standard_normal(timed.shape, dtype=np.float32)

@@ -14,7 +14,7 @@ import polars as pl
 
 from ml.simulate.fleet import simulate_fleet_kwh
 from ml.simulate.plots import correlate_consecutive_days, draw_fleet_comparison
-from ml.simulate.surroundings import FleetConfig, Floats, world
+from ml.simulate.surroundings import FleetConfig, Floats, build_environment
 
 YEAR = 2013
 CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)
@@ -106,7 +106,7 @@ def main() -> None:
     for name, value in theirs.items():
         print(f"{name:36}{value:10.3f}{ours[name]:11.3f}")
     if len(sys.argv) > 2:
-        is_free = world(CONFIG).is_weekend[1:-1]
+        is_free = build_environment(CONFIG).is_free_day[1:-1]
         draw_fleet_comparison(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
 
 
