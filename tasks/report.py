@@ -46,12 +46,12 @@ def draw(first: date, last: date) -> Path | None:
 
     order = ("p_value", "night", "household_id")
     found = lake.collect(lake.scan_nights("anomalies", first, last)).sort(order)
-    urgent = found.unique("household_id", keep="first", maintain_order=True).head(plots.EXAMPLES)
+    urgent = found.unique("household_id", keep="first", maintain_order=True).head(plots.N_EXAMPLES)
     if urgent.is_empty():
         return None
     title = f"Most urgent homes, {first} to {last}" if first < last else f"Most urgent of {last}"
     path, image = paths.picture(last), io.BytesIO()
-    plots.profiles(plots.flagged(urgent), title).savefig(image, dpi=90)
+    plots.draw_profiles(plots.build_flagged_examples(urgent), title).savefig(image, dpi=90)
     lake.replace_bytes(path, image.getvalue())
     return path
 

@@ -376,15 +376,15 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
     recent = since(fleet.of(slice(PICTURED)), result.calibration.start - WARMUP_NIGHTS)
     nights = slice(len(recent.nights) - _length(result.calibration), None)
     detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
-    days = plots.examples(detector, recent, nights, least, budget)
+    days = plots.select_examples(detector, recent, nights, least, budget)
     for name, figure in {
-        "loss": plots.loss_curve(result.history, result.best_epoch),
-        "profiles": plots.profiles(
+        "loss": plots.draw_loss_curve(result.history, result.best_epoch),
+        "profiles": plots.draw_profiles(
             days, "Nights of homes held out, least urgent first; shaded: the hours that are flagged"
         ),
-        "scores": plots.score_distribution(detector, budget),
-        "latent": plots.latent_plane(plane(detector.network, fleet, least)),
-        "pace": plots.pace(table, result.resources.device),
+        "scores": plots.draw_score_distribution(detector, budget),
+        "latent": plots.draw_latent_plane(plane(detector.network, fleet, least)),
+        "pace": plots.draw_training_speed(table, result.resources.device),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
     table.write_csv(directory / "pace.csv")

@@ -32,13 +32,13 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
     known: Fleet, detector: Detector
 ) -> None:
     last = slice(NIGHTS - 28, NIGHTS)
-    days = plots.examples(detector, known, last, MIN_READINGS, BUDGET)
+    days = plots.select_examples(detector, known, last, MIN_READINGS, BUDGET)
     judged = score_fleet(detector, known, MIN_READINGS)
     curve = detector.alert_curve.numpy()
     urgent = compute_alert_p_values(curve, judged.p_value, judged.evidence)[:, last]
     limit = alert_threshold(curve, detector.config.calibration_size, BUDGET)
     homes = np.flatnonzero((urgent <= limit).any(axis=1))
-    shaded = [day for day in days if day.flagged]
+    shaded = [day for day in days if day.deviating_hours]
     assert len(days) == 12
     assert len(shaded) == min(4, len(homes)) > 0
     assert days[-len(shaded) :] == shaded
@@ -47,15 +47,15 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
 
 
 def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) -> None:
-    days = plots.examples(detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET)
-    (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.flagged)
-    start, end = spiky.flagged
+    days = plots.select_examples(detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET)
+    (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.deviating_hours)
+    start, end = spiky.deviating_hours
     assert start <= 10.0  # half-hour 20
     assert end >= 12.0
 
 
 def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) -> None:
-    figure = plots.score_distribution(detector, BUDGET)
+    figure = plots.draw_score_distribution(detector, BUDGET)
     (line,) = figure.axes[0].lines
     limit = alert_threshold(detector.alert_curve.numpy(), detector.config.calibration_size, BUDGET)
     threshold = float(line.get_xdata()[0])
@@ -66,7 +66,7 @@ def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) ->
 
 
 def test_no_line_is_drawn_that_the_calibration_cannot_tell(detector: Detector) -> None:
-    figure = plots.score_distribution(detector, alert_budget=0.1)
+    figure = plots.draw_score_distribution(detector, alert_budget=0.1)
     assert not figure.axes[0].lines
 
 
@@ -74,6 +74,6 @@ def test_a_fleet_that_has_fallen_silent_is_drawn_too(detector: Detector) -> None
     kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
     kwh[:, -28:] = np.nan
     last = slice(NIGHTS - 28, NIGHTS)
-    days = plots.examples(detector, fleets.fleet(kwh), last, MIN_READINGS, BUDGET)
+    days = plots.select_examples(detector, fleets.fleet(kwh), last, MIN_READINGS, BUDGET)
     assert days == []
-    plots.profiles(days, "nobody").savefig(io.BytesIO())
+    plots.draw_profiles(days, "nobody").savefig(io.BytesIO())
