@@ -20,6 +20,6 @@ def evaluate(
     """Set every detector beside the others on planted nights."""
     with recorded("evaluate") as record:
         receipt = run_benchmark(parameters)
-        record.first_night, record.last_night = receipt.first, receipt.last
+        record.first_night, record.last_night = receipt.first_night, receipt.last_night
         record.message = f"written to {receipt.directory}"
     return receipt

@@ -41,31 +41,34 @@ from tasks.settings import settings
 
 FUSION: Final = "fusion"
 SEED_MODEL: Final = "conditional_autoencoder"
-GROUPS: Final[dict[str, tuple[str, ...]]] = {
+DETECTOR_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "rules": (*rules.RULES, FUSION),
     "peers": BASELINES,
     "networks": models.NAMES,
 }
-CHOICES: Final = (*GROUPS, *(name for names in GROUPS.values() for name in names))
-ORDINARY_NIGHTS: Final = 56
-MIN_NIGHTS: Final = 28
+DETECTOR_CHOICES: Final = (
+    *DETECTOR_GROUPS,
+    *(name for names in DETECTOR_GROUPS.values() for name in names),
+)
+PRETEST_NIGHTS: Final = 56
+MIN_TRAINING_NIGHTS: Final = 28
 MIN_TEST_NIGHTS: Final = 2 * LASTING_NIGHTS
 # Enough copies of the held-out households for about as many rows, and no more than kinds.
-ROWS: Final = 500
-BEST: Final = 6
+TARGET_ROWS: Final = 500
+N_HIGHLIGHTED: Final = 6
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DetectorOutput:
     """What a detector makes of a fleet."""
 
-    scores: dict[str, Floats]
+    scores_by_name: dict[str, Floats]
     """`[H, D]` by name."""
     expected_kwh: Floats | None = None
     """`[H, D, 48]`, of a detector that expects something."""
 
 
-Scorer = Callable[[Fleet], Verdict]
+FleetScorer = Callable[[Fleet], DetectorOutput]
 
 
 class EvaluateParameters(BaseModel):
@@ -88,51 +91,57 @@ class EvaluateReceipt(BaseModel):
 
     directory: Path
     run_id: str
-    first: date
-    last: date
-    skipped: list[str]
-    table: str
+    first_night: date
+    last_night: date
+    skipped_detectors: list[str]
+    summary_table: str
 
     def lines(self) -> list[str]:
         """What there is to say."""
-        return [*self.skipped, self.table, f"figures and pictures: {self.directory}"]
+        return [
+            *self.skipped_detectors,
+            self.summary_table,
+            f"figures and pictures: {self.directory}",
+        ]
 
 
 @dataclass(frozen=True)
-class Arena:
+class BenchmarkData:
     """What detectors learn from and what they are judged on; nights are places in `planted`."""
 
-    learn: Fleet
-    planted: Fleet
+    training_fleet: Fleet
+    injected_fleet: Fleet
     truth: GroundTruth
-    unseen: Ints
-    seen: Ints
-    controls: list[ControlFleet]
-    ordinary: slice
-    about: list[str]
+    held_out_households: Ints
+    training_households: Ints
+    control_fleets: list[ControlFleet]
+    pretest_nights: slice
+    description_lines: list[str]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchmarkResult:
     """The figures of every detector, their scores, and the reasons of what they found."""
 
-    table: pl.DataFrame
-    scored: dict[str, DetectorScores]
-    reasons: dict[str, pl.DataFrame]
-    skipped: list[str]
+    metrics: pl.DataFrame
+    detector_scores: dict[str, DetectorScores]
+    reason_counts: dict[str, pl.DataFrame]
+    skipped_detectors: list[str]
 
 
-def chosen(names: Sequence[str]) -> list[str]:
+def resolve_detectors(names: Sequence[str]) -> list[str]:
     """The detectors that these names of detectors and groups mean; all where there are none.
 
     Raises:
         UserError: there is no such detector.
     """
-    unknown = sorted(set(names) - set(CHOICES))
+    unknown = sorted(set(names) - set(DETECTOR_CHOICES))
     if unknown:
-        raise UserError(f"no detector {unknown[0]!r}; there are {', '.join(CHOICES)}")
-    wanted = {one for name in names or GROUPS for one in GROUPS.get(name, (name,))}
-    return [name for group in GROUPS.values() for name in group if name in wanted]
+        raise UserError(f"no detector {unknown[0]!r}; there are {', '.join(DETECTOR_CHOICES)}")
+    wanted = {
+        one for name in names or DETECTOR_GROUPS for one in DETECTOR_GROUPS.get(name, (name,))
+    }
+    return [name for group in DETECTOR_GROUPS.values() for name in group if name in wanted]
 
 
 @task(name="benchmark")
@@ -142,202 +151,225 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
     Raises:
         UserError: there is no such detector, too few nights, or MLflow is down.
     """
-    names = chosen(parameters.detectors)
+    names = resolve_detectors(parameters.detectors)
     if threads := settings().threads:
         torch.set_num_threads(threads)
-    arena = prepare(parameters)
+    arena = prepare_benchmark(parameters)
     registry.prepare()
-    outcome = measure(arena, names, parameters)
+    outcome = evaluate_detectors(arena, names, parameters)
     directory = paths.benchmark(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
-    _write(directory, arena, outcome)
+    _write_benchmark(directory, arena, outcome)
     run_id = registry.record_benchmark(
         directory,
-        parameters=_parameters(arena, parameters),
-        figures=_metrics(outcome.table),
-        tags={"data": fingerprint(arena.learn)} | code_version(),
+        parameters=_build_logged_parameters(arena, parameters),
+        figures=_build_logged_metrics(outcome.metrics),
+        tags={"data": fingerprint(arena.training_fleet)} | code_version(),
     )
     leave("benchmark", (directory / "table.md").read_text())
     return EvaluateReceipt(
         directory=directory,
         run_id=run_id,
-        first=arena.planted.nights[arena.ordinary.stop],
-        last=arena.planted.nights[-1],
-        skipped=outcome.skipped,
-        table=render_summary(outcome.table),
+        first_night=arena.injected_fleet.nights[arena.pretest_nights.stop],
+        last_night=arena.injected_fleet.nights[-1],
+        skipped_detectors=outcome.skipped_detectors,
+        summary_table=render_summary(outcome.metrics),
     )
 
 
-def prepare(parameters: EvaluateParameters) -> Arena:
+def prepare_benchmark(parameters: EvaluateParameters) -> BenchmarkData:
     """Split the lake by household and by time, and plant the later nights.
 
     Raises:
         UserError: too few nights on either side, or no household to learn from.
     """
     fleet = load_fleet(*common_nights(), reporting=True)
-    stop = _first_test_night(fleet, parameters.until)
+    stop = _find_first_test_night(fleet, parameters.until)
     apart = held_out(fleet.household_ids)
     unseen = np.flatnonzero(apart)
     if not len(unseen) or apart.all():
         raise UserError(f"the benchmark needs more than {len(apart)} households")
-    copies = parameters.copies or int(np.clip(ROWS // len(unseen), 1, len(KIND_NAMES)))
+    copies = parameters.copies or int(np.clip(TARGET_ROWS // len(unseen), 1, len(KIND_NAMES)))
     rows = repeat_households(unseen, copies)
-    seen = _some(np.flatnonzero(~apart), len(rows))
-    test = fleet.between(max(0, stop - ORDINARY_NIGHTS - WARMUP_NIGHTS))
+    seen = _select_evenly(np.flatnonzero(~apart), len(rows))
+    test = fleet.between(max(0, stop - PRETEST_NIGHTS - WARMUP_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
     span, least = slice(start, len(test.nights)), settings().min_readings
     planted, truth = inject_anomalies(
         test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
     )
-    return Arena(
-        learn=fleet.between(0, stop),
-        planted=planted,
+    return BenchmarkData(
+        training_fleet=fleet.between(0, stop),
+        injected_fleet=planted,
         truth=truth,
-        unseen=unseen,
-        seen=seen,
-        controls=build_control_fleets(test, unseen, span, least),
-        ordinary=slice(max(0, start - ORDINARY_NIGHTS), start),
-        about=_about(fleet, stop, truth, unseen, copies),
+        held_out_households=unseen,
+        training_households=seen,
+        control_fleets=build_control_fleets(test, unseen, span, least),
+        pretest_nights=slice(max(0, start - PRETEST_NIGHTS), start),
+        description_lines=_describe_benchmark(fleet, stop, truth, unseen, copies),
     )
 
 
-def measure(arena: Arena, names: Sequence[str], parameters: EvaluateParameters) -> Outcome:
+def evaluate_detectors(
+    data: BenchmarkData, names: Sequence[str], parameters: EvaluateParameters
+) -> BenchmarkResult:
     """Fit and judge each detector; one whose library is missing is left out, unless named."""
     tables, scored, reasons, skipped = [], {}, {}, []
-    for name in _with_progress(names):
+    for name in _iter_with_progress(names):
         try:
-            scorer = _fitted(name, arena, parameters.seed)
+            scorer = _fit_scorer(name, data, parameters.seed)
         except MissingLibraryError as missing:
             if name in parameters.detectors:
                 raise
             skipped.append(f"{name} was left out: {missing}")
             continue
-        verdict = scorer(arena.planted)
-        quiet = [(control, scorer(control.fleet).scores) for control in arena.controls]
-        for label, score in verdict.scores.items():
-            one = DetectorScores(score, arena.truth.restrict_to_households(arena.unseen))
+        verdict = scorer(data.injected_fleet)
+        quiet = [(control, scorer(control.fleet).scores_by_name) for control in data.control_fleets]
+        for label, score in verdict.scores_by_name.items():
+            one = DetectorScores(score, data.truth.restrict_to_households(data.held_out_households))
             scored[label] = one
             found = [(control, made[label]) for control, made in quiet]
-            tables.append(_figures(label, arena, score, one, found, parameters.seed))
+            tables.append(_collect_metrics(label, data, score, one, found, parameters.seed))
         if verdict.expected_kwh is not None:
-            reasons[name] = _reasons(
-                arena, scored[name], verdict.scores[name], verdict.expected_kwh
+            reasons[name] = _count_reasons(
+                data, scored[name], verdict.scores_by_name[name], verdict.expected_kwh
             )
-    return Outcome(pl.concat(tables), scored, reasons, skipped)
+    return BenchmarkResult(pl.concat(tables), scored, reasons, skipped)
 
 
-def _reasons(
-    arena: Arena, one: DetectorScores, score: Floats, expected_kwh: Floats
+def _count_reasons(
+    data: BenchmarkData, held_out_scores: DetectorScores, score: Floats, expected_kwh: Floats
 ) -> pl.DataFrame:
     """What is found at the budget, by kind and reason."""
-    found = score >= one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
-    truth = arena.truth.restrict_to_households(arena.unseen)
-    return count_reasons_by_kind(np.asarray(found), truth, arena.planted, expected_kwh)
+    found = score >= held_out_scores.find_budget_threshold(
+        HEADLINE_BUDGET, np.ones(held_out_scores.n_households)
+    )
+    truth = data.truth.restrict_to_households(data.held_out_households)
+    return count_reasons_by_kind(np.asarray(found), truth, data.injected_fleet, expected_kwh)
 
 
-def _figures(
-    label: str,
-    arena: Arena,
+def _collect_metrics(
+    detector: str,
+    data: BenchmarkData,
     score: Floats,
-    one: DetectorScores,
-    quiet: list[tuple[ControlFleet, Floats]],
+    held_out_scores: DetectorScores,
+    scored_controls: list[tuple[ControlFleet, Floats]],
     seed: int,
 ) -> pl.DataFrame:
     """All rows of one detector: `detector`, `homes`, and those of `figures`."""
-    limit = one.find_budget_threshold(HEADLINE_BUDGET, np.ones(one.n_households))
+    limit = held_out_scores.find_budget_threshold(
+        HEADLINE_BUDGET, np.ones(held_out_scores.n_households)
+    )
     unseen = [
-        bootstrap_metrics(one, seed=seed),
-        measure_control_alarms(quiet, limit),
-        measure_monthly_alarm_ratio(one.score, one.truth, arena.planted.nights, arena.ordinary),
+        bootstrap_metrics(held_out_scores, seed=seed),
+        measure_control_alarms(scored_controls, limit),
+        measure_monthly_alarm_ratio(
+            held_out_scores.score,
+            held_out_scores.truth,
+            data.injected_fleet.nights,
+            data.pretest_nights,
+        ),
     ]
-    seen = compute_metrics(score, arena.truth.restrict_to_households(arena.seen), seed=seed)
+    seen = compute_metrics(
+        score, data.truth.restrict_to_households(data.training_households), seed=seed
+    )
     return pl.concat(
         [
             pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),
             seen.select(pl.lit("seen").alias("homes"), pl.all()),
         ]
-    ).select(pl.lit(label).alias("detector"), pl.all())
+    ).select(pl.lit(detector).alias("detector"), pl.all())
 
 
-def _fitted(name: str, arena: Arena, seed: int) -> Scorer:
+def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
     least = settings().min_readings
     if name == FUSION:
-        return lambda fleet: Verdict({name: rules.fused(fleet, least, arena.ordinary)})
+        return lambda fleet: DetectorOutput({name: rules.fused(fleet, least, data.pretest_nights)})
     if name in rules.RULES:
-        return lambda fleet: Verdict({name: rules.RULES[name](fleet, least)})
+        return lambda fleet: DetectorOutput({name: rules.RULES[name](fleet, least)})
     if name in BASELINES:
-        learned = ~held_out(arena.learn.household_ids)
-        peer = fit_baseline(name, arena.learn.of(learned), seed=seed, min_readings=least)
-        early = max(0, arena.ordinary.start - LEVEL_NIGHTS)
-        return lambda fleet: Verdict({name: later(peer(fleet.between(early)), early)})
-    return _network(name, arena.learn, seed)
+        learned = ~held_out(data.training_fleet.household_ids)
+        peer = fit_baseline(name, data.training_fleet.of(learned), seed=seed, min_readings=least)
+        early = max(0, data.pretest_nights.start - LEVEL_NIGHTS)
+        return lambda fleet: DetectorOutput({name: later(peer(fleet.between(early)), early)})
+    return _fit_network_scorer(name, data.training_fleet, seed)
 
 
-def _network(name: str, learn: Fleet, seed: int) -> Scorer:
+def _fit_network_scorer(name: str, training_fleet: Fleet, seed: int) -> FleetScorer:
     least = settings().min_readings
     with tempfile.TemporaryDirectory() as directory:
-        detector = fit(learn, FitParameters(model=name, seed=seed), least, directory).detector
+        detector = fit(
+            training_fleet, FitParameters(model=name, seed=seed), least, directory
+        ).detector
 
-    def scores(fleet: Fleet) -> Verdict:
+    def evaluate_fleet(fleet: Fleet) -> DetectorOutput:
         judged = score_fleet(detector, fleet, least)
         found = {name: judged.score, f"{name} evidence": judged.evidence}
         if name == SEED_MODEL:
             raw = run_network(detector, fleet, slice(None), least).log_odds
             found[f"{name} one-sided"] = raw
-        return Verdict(found, judged.expected_kwh)
+        return DetectorOutput(found, judged.expected_kwh)
 
-    return scores
+    return evaluate_fleet
 
 
-def _first_test_night(fleet: Fleet, until: date | None) -> int:
+def _find_first_test_night(fleet: Fleet, until: date | None) -> int:
     nights = fleet.nights
     last = until or nights[2 * len(nights) // 3 - 1]
     stop = sum(night <= last for night in nights)
-    if stop < MIN_NIGHTS or len(nights) - stop < MIN_TEST_NIGHTS:
+    if stop < MIN_TRAINING_NIGHTS or len(nights) - stop < MIN_TEST_NIGHTS:
         raise UserError(
-            f"the benchmark needs {MIN_NIGHTS} nights to learn from and {MIN_TEST_NIGHTS} "
+            f"the benchmark needs {MIN_TRAINING_NIGHTS} nights to learn from and {MIN_TEST_NIGHTS} "
             f"after them; of {nights[0]} to {nights[-1]} there are {stop} and {len(nights) - stop}"
         )
     return stop
 
 
-def _some(places: Ints, most: int) -> Ints:
+def _select_evenly(household_indices: Ints, max_count: int) -> Ints:
     """At most so many of these, evenly spread."""
-    count = min(most, len(places))
-    return places[np.linspace(0, len(places) - 1, count).round().astype(int)]
+    count = min(max_count, len(household_indices))
+    return household_indices[np.linspace(0, len(household_indices) - 1, count).round().astype(int)]
 
 
-def _about(fleet: Fleet, stop: int, truth: GroundTruth, unseen: Ints, copies: int) -> list[str]:
-    apart = truth.restrict_to_households(unseen)
+def _describe_benchmark(
+    fleet: Fleet,
+    first_test_night: int,
+    truth: GroundTruth,
+    held_out_households: Ints,
+    n_copies: int,
+) -> list[str]:
+    apart = truth.restrict_to_households(held_out_households)
     share = apart.is_injected.sum() / apart.is_tested.sum()
     return [
-        f"learned from {len(fleet.household_ids) - len(unseen):,} households until "
-        f"{fleet.nights[stop - 1]}; judged from {fleet.nights[stop]} to {fleet.nights[-1]}",
-        f"{len(unseen):,} households held out, planted {copies} times each: "
+        f"learned from {len(fleet.household_ids) - len(held_out_households):,} households until "
+        f"{fleet.nights[first_test_night - 1]}; judged from {fleet.nights[first_test_night]} to {fleet.nights[-1]}",
+        f"{len(held_out_households):,} households held out, planted {n_copies} times each: "
         f"{apart.is_tested.sum():,} household-nights, {share:.1%} planted, "
         f"{len(apart.episodes):,} anomalies of {LASTING_NIGHTS} nights",
         "intervals of 95 % by a bootstrap over households",
     ]
 
 
-def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
-    table = outcome.table
+def _write_benchmark(directory: Path, data: BenchmarkData, result: BenchmarkResult) -> None:
+    table = result.metrics
     order = rank_detectors(table)
-    best = order[:BEST]
+    best = order[:N_HIGHLIGHTED]
     months = table.filter(figure="alarms_over_target")
     pictures = {
-        "precision_recall": plots.draw_precision_recall(outcome.scored, best),
+        "precision_recall": plots.draw_precision_recall(result.detector_scores, best),
         "recall_per_kind": plots.draw_recall_per_kind(table.filter(homes="unseen"), order),
-        "calibration": plots.draw_calibration(outcome.scored, best, arena.ordinary, months),
-        "time_to_detection": plots.draw_time_to_detection(outcome.scored, best),
-        "alarms_per_home": plots.draw_alarms_per_household(outcome.scored, best),
+        "calibration": plots.draw_calibration(
+            result.detector_scores, best, data.pretest_nights, months
+        ),
+        "time_to_detection": plots.draw_time_to_detection(result.detector_scores, best),
+        "alarms_per_home": plots.draw_alarms_per_household(result.detector_scores, best),
     }
-    text = render_benchmark(table, [*arena.about, *outcome.skipped])
-    if outcome.reasons:
-        name = min(outcome.reasons, key=order.index)
-        nights = tabulate_reasons(outcome.reasons[name])
+    text = render_benchmark(table, [*data.description_lines, *result.skipped_detectors])
+    if result.reason_counts:
+        name = min(result.reason_counts, key=order.index)
+        nights = tabulate_reasons(result.reason_counts[name])
         pictures["reasons"] = plots.draw_reasons(nights, name)
         text += render_reasons(
-            nights, f"{name}: {describe_reason_accuracy(outcome.reasons[name])}."
+            nights, f"{name}: {describe_reason_accuracy(result.reason_counts[name])}."
         )
     for name, figure in pictures.items():
         image = io.BytesIO()
@@ -349,20 +381,22 @@ def _write(directory: Path, arena: Arena, outcome: Outcome) -> None:
     lake.replace_bytes(directory / "table.md", text.encode())
 
 
-def _parameters(arena: Arena, parameters: EvaluateParameters) -> dict[str, object]:
+def _build_logged_parameters(
+    data: BenchmarkData, parameters: EvaluateParameters
+) -> dict[str, object]:
     return {
         "seed": parameters.seed,
-        "until": str(arena.learn.nights[-1]),
-        "last": str(arena.planted.nights[-1]),
-        "held_out": len(arena.unseen),
-        "rows": len(arena.truth.household_index),
+        "until": str(data.training_fleet.nights[-1]),
+        "last": str(data.injected_fleet.nights[-1]),
+        "held_out": len(data.held_out_households),
+        "rows": len(data.truth.household_index),
     }
 
 
-def _metrics(table: pl.DataFrame) -> Mapping[str, Mapping[str, float]]:
+def _build_logged_metrics(metrics: pl.DataFrame) -> Mapping[str, Mapping[str, float]]:
     """What MLflow keeps of each detector, under `homes/figure` or `homes/figure/of`."""
     path = pl.concat_str("homes", "figure", "of", separator="/", ignore_nulls=True)
-    known = table.select("detector", path.alias("path"), "value").filter(
+    known = metrics.select("detector", path.alias("path"), "value").filter(
         pl.col("value").is_finite()
     )
     return {
@@ -371,7 +405,7 @@ def _metrics(table: pl.DataFrame) -> Mapping[str, Mapping[str, float]]:
     }
 
 
-def _with_progress(names: Sequence[str]) -> Iterator[str]:
+def _iter_with_progress(names: Sequence[str]) -> Iterator[str]:
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("evaluate", total=len(names))

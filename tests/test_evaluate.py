@@ -9,7 +9,7 @@ import pytest
 from flows.__main__ import main
 from ml.errors import UserError
 from tasks import evaluate, lake, registry
-from tasks.evaluate import EvaluateParameters, chosen, run_benchmark
+from tasks.evaluate import EvaluateParameters, resolve_detectors, run_benchmark
 from tests import fleets
 from tests.homes import build_lake, give_store
 
@@ -40,7 +40,7 @@ def directory(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_detector_has_every_figure_on_seen_and_unseen_households(directory: Path) -> None:
     table = pl.read_parquet(directory / "figures.parquet")
-    names = {*chosen(["rules"]), "conditional_autoencoder"}
+    names = {*resolve_detectors(["rules"]), "conditional_autoencoder"}
     names |= {f"conditional_autoencoder {kind}" for kind in ("evidence", "one-sided")}
     assert set(table["detector"]) == names
     keys = ("homes", "figure", "of")
@@ -97,10 +97,15 @@ def test_each_detector_is_a_run_below_the_benchmark(directory: Path) -> None:
 
 
 def test_names_and_groups_are_detectors_in_one_order() -> None:
-    assert chosen(["pca", "daily_kwh", "rules"]) == [*chosen(["rules"]), "pca"]
-    assert set(chosen([])) == {name for names in evaluate.GROUPS.values() for name in names}
+    assert resolve_detectors(["pca", "daily_kwh", "rules"]) == [
+        *resolve_detectors(["rules"]),
+        "pca",
+    ]
+    assert set(resolve_detectors([])) == {
+        name for names in evaluate.DETECTOR_GROUPS.values() for name in names
+    }
     with pytest.raises(UserError, match="no detector 'oracle'; there are rules, peers"):
-        chosen(["oracle"])
+        resolve_detectors(["oracle"])
 
 
 @pytest.mark.usefixtures("home")
