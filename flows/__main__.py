@@ -96,8 +96,8 @@ def simulate(
     config = FleetConfig(households=households, days=days, start=start, seed=seed)
     receipt = run_flow(flow, out=out.resolve(), config=config)
     print(
-        f"{receipt.out}: {receipt.households:,} households, {receipt.nights:,} nights, "
-        f"{receipt.rows:,} readings, {receipt.planted_nights:,} household-nights planted"
+        f"{receipt.out}: {receipt.n_households:,} households, {receipt.n_nights:,} nights, "
+        f"{receipt.n_rows:,} readings, {receipt.n_injected_nights:,} household-nights planted"
     )
 
 

@@ -104,7 +104,7 @@ def _simulated_fleet() -> None:
             outcome.append(f"{_simulated()} is there already")
             return
         receipt = run_flow(simulate, out=_simulated(), config=FLEET)
-        outcome += [f"{receipt.households:,} households", f"{receipt.rows:,} readings"]
+        outcome += [f"{receipt.n_households:,} households", f"{receipt.n_rows:,} readings"]
 
 
 def _ingested(source: Path) -> None:

@@ -17,5 +17,5 @@ def simulate(out: Path, config: FleetConfig) -> SimulateReceipt:
     """Write a simulated fleet to `out` as it would be delivered, with what was planted in it."""
     with recorded("simulate", config.nights[0], config.nights[-1]) as record:
         receipt = write_deliveries(out, config)
-        record.message = f"{receipt.rows:,} readings written to {out}"
+        record.message = f"{receipt.n_rows:,} readings written to {out}"
     return receipt

@@ -33,10 +33,10 @@ from ml.simulate.surroundings import (
     list_half_hours_utc,
 )
 
-READINGS: Final = {"household_id": "LCLid", "ts_utc": "tstp", "kwh": "energy(kWh/hh)"}
-DATASTORE: Final = ("LCLid", "stdorToU", "DateTime", "KWH/hh (per half hour) ")
-RAW_HOUSEHOLDS: Final = 8
-WRITTEN: Final = {
+KAGGLE_COLUMNS: Final = {"household_id": "LCLid", "ts_utc": "tstp", "kwh": "energy(kWh/hh)"}
+DATASTORE_COLUMNS: Final = ("LCLid", "stdorToU", "DateTime", "KWH/hh (per half hour) ")
+N_DATASTORE_HOUSEHOLDS: Final = 8
+WRITTEN_NAMES: Final = {
     *("halfhourly", "informations_households.csv", "weather_hourly_darksky.csv"),
     *("uk_bank_holidays.csv", "tariffs.csv", "truth.parquet", "simulation.json"),
 }
@@ -46,12 +46,12 @@ class SimulateReceipt(BaseModel):
     """What was written."""
 
     out: Path
-    households: int
-    nights: int
-    rows: int
-    planted_households: int
-    planted_nights: int
-    dirt: dict[str, int]
+    n_households: int
+    n_nights: int
+    n_rows: int
+    n_injected_households: int
+    n_injected_nights: int
+    defect_counts: dict[str, int]
 
 
 def simulate(out: Path, config: FleetConfig) -> SimulateReceipt:
@@ -61,36 +61,36 @@ def simulate(out: Path, config: FleetConfig) -> SimulateReceipt:
         UserError: `out` holds something else.
     """
     out = out.resolve()
-    _refuse_foreign(out)
+    _refuse_foreign_directory(out)
     partial = out.with_name(f".{out.name}.partial")
     try:
-        _clear(partial)
+        _remove_directory(partial)
         (partial / "halfhourly").mkdir(parents=True)
-        receipt = _write(partial, config)
-        _clear(out)
+        receipt = _write_fleet(partial, config)
+        _remove_directory(out)
         partial.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return receipt.model_copy(update={"out": out})
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_foreign_directory(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, not a directory")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    foreign = sorted(found - WRITTEN)
+    foreign = sorted(found - WRITTEN_NAMES)
     if foreign or (found and "simulation.json" not in found):
         raise UserError(
             f"{out}: holds {(foreign or sorted(found))[0]}, which simulate did not write"
         )
 
 
-def _clear(directory: Path) -> None:
+def _remove_directory(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
 
 
-def _write(out: Path, config: FleetConfig) -> SimulateReceipt:
+def _write_fleet(out: Path, config: FleetConfig) -> SimulateReceipt:
     surroundings, households = build_environment(config), fleet.draw_register(config)
     (out / "simulation.json").write_text(config.model_dump_json(indent=2) + "\n")
     _write_households(out, households)
@@ -101,28 +101,28 @@ def _write(out: Path, config: FleetConfig) -> SimulateReceipt:
     truth.sort("household_id", "night").write_parquet(out / "truth.parquet")
     return SimulateReceipt(
         out=out,
-        households=config.households,
-        nights=config.days,
-        rows=rows,
-        planted_households=truth["household_id"].n_unique(),
-        planted_nights=truth.height,
-        dirt=dict(dirt),
+        n_households=config.households,
+        n_nights=config.days,
+        n_rows=rows,
+        n_injected_households=truth["household_id"].n_unique(),
+        n_injected_nights=truth.height,
+        defect_counts=dict(dirt),
     )
 
 
 def _write_readings(
-    out: Path, config: FleetConfig, surroundings: FleetEnvironment, households: pl.DataFrame
+    out: Path, config: FleetConfig, environment: FleetEnvironment, households: pl.DataFrame
 ) -> tuple[pl.DataFrame, Counter[str], int]:
     """Write every block; truth, rows by kind of dirt, rows delivered."""
     truths, corrections, dirt, rows = [], [], Counter[str](), 0
     spilled = pl.DataFrame()
-    for number in _with_progress(fleet.count_blocks(config)):
+    for number in _iter_with_progress(fleet.count_blocks(config)):
         members = fleet.select_block_households(households, number)
-        block = fleet.simulate_block(config, surroundings, members, number)
+        block = fleet.simulate_block(config, environment, members, number)
         delivered = block.delivered
         if number == 0:
-            delivered = _write_raw(out, delivered, members)
-        now, later = _spill(delivered, members, config)
+            delivered = _write_datastore_csv(out, delivered, members)
+        now, later = _split_last_household(delivered, members, config)
         last = number == fleet.count_blocks(config) - 1
         _write_block(out, number, [spilled, now, later] if last else [spilled, now])
         spilled = later
@@ -134,43 +134,49 @@ def _write_readings(
     return pl.concat(truths), dirt, rows
 
 
-def _with_progress(blocks: int) -> Iterator[int]:
+def _iter_with_progress(n_blocks: int) -> Iterator[int]:
     console = Console(stderr=True)
     yield from track(
-        range(blocks), description="simulate", console=console, disable=not console.is_terminal
+        range(n_blocks), description="simulate", console=console, disable=not console.is_terminal
     )
 
 
-def _spill(
-    delivered: pl.DataFrame, members: pl.DataFrame, config: FleetConfig
+def _split_last_household(
+    delivered: pl.DataFrame, block_households: pl.DataFrame, config: FleetConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The block's file, and the later half of its last household, which the next file begins."""
     middle = datetime.combine(config.nights[config.days // 2], datetime.min.time())
-    later = (pl.col("household_id") == members["household_id"][-1]) & (pl.col("ts_utc") >= middle)
+    later = (pl.col("household_id") == block_households["household_id"][-1]) & (
+        pl.col("ts_utc") >= middle
+    )
     return delivered.filter(~later), delivered.filter(later)
 
 
-def _write_block(out: Path, number: int, parts: list[pl.DataFrame]) -> None:
-    block = pl.concat([part for part in parts if part.height], rechunk=True).rename(READINGS)
-    block.write_parquet(out / f"halfhourly/block_{number}.parquet", compression="zstd")
+def _write_block(out: Path, block_number: int, parts: list[pl.DataFrame]) -> None:
+    block = pl.concat([part for part in parts if part.height], rechunk=True).rename(KAGGLE_COLUMNS)
+    block.write_parquet(out / f"halfhourly/block_{block_number}.parquet", compression="zstd")
 
 
-def _write_raw(out: Path, delivered: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
+def _write_datastore_csv(
+    out: Path, delivered: pl.DataFrame, block_households: pl.DataFrame
+) -> pl.DataFrame:
     """Write a few households as the Datastore does; the rows of the others."""
-    raw = members.head(min(RAW_HOUSEHOLDS, members.height // 2))
+    raw = block_households.head(min(N_DATASTORE_HOUSEHOLDS, block_households.height // 2))
     chosen = delivered.join(raw, on="household_id", maintain_order="left")
     if chosen.height:
         cells = chosen.select(
             "household_id",
             "tariff",
             pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S.0000000"),
-            _padded(pl.col("kwh")),
-        ).rename(dict(zip(("household_id", "tariff", "ts_utc", "kwh"), DATASTORE, strict=True)))
+            _pad_cells(pl.col("kwh")),
+        ).rename(
+            dict(zip(("household_id", "tariff", "ts_utc", "kwh"), DATASTORE_COLUMNS, strict=True))
+        )
         cells.write_csv(out / "halfhourly/block_0.csv", line_terminator="\r\n")
     return delivered.join(raw, on="household_id", how="anti", maintain_order="left")
 
 
-def _padded(kwh: pl.Expr) -> pl.Expr:
+def _pad_cells(kwh: pl.Expr) -> pl.Expr:
     digits = pl.concat_str(pl.lit(" "), kwh.cast(pl.String).str.strip_suffix(".0"), pl.lit(" "))
     return digits.fill_null("Null").alias("kwh")
 
@@ -178,9 +184,9 @@ def _padded(kwh: pl.Expr) -> pl.Expr:
 def _write_correction(out: Path, correction: pl.DataFrame) -> None:
     if correction.height:
         cells = correction.with_columns(
-            pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S"), _padded(pl.col("kwh"))
+            pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S"), _pad_cells(pl.col("kwh"))
         )
-        cells.rename(READINGS).write_csv(out / "halfhourly/correction.csv")
+        cells.rename(KAGGLE_COLUMNS).write_csv(out / "halfhourly/correction.csv")
 
 
 def _write_households(out: Path, households: pl.DataFrame) -> None:
@@ -197,12 +203,12 @@ def _write_households(out: Path, households: pl.DataFrame) -> None:
     table.write_csv(out / "informations_households.csv")
 
 
-def _write_weather(out: Path, config: FleetConfig, surroundings: FleetEnvironment) -> None:
+def _write_weather(out: Path, config: FleetConfig, environment: FleetEnvironment) -> None:
     hourly = pl.DataFrame(
         {
-            "temperature": surroundings.temperature_c[::2],
+            "temperature": environment.temperature_c[::2],
             "time": list_half_hours_utc(config)[::2].dt.strftime("%Y-%m-%d %H:%M:%S"),
-            "humidity": surroundings.humidity[::2],
+            "humidity": environment.humidity[::2],
         }
     )
     # As delivered in the trial: not sorted by time, now and then two hours missing.
@@ -218,13 +224,13 @@ def _write_holidays(out: Path, config: FleetConfig) -> None:
     table.write_csv(out / "uk_bank_holidays.csv")
 
 
-def _write_tariffs(out: Path, config: FleetConfig, surroundings: FleetEnvironment) -> None:
+def _write_tariffs(out: Path, config: FleetConfig, environment: FleetEnvironment) -> None:
     # Each price ends in a stray carriage return, as the published signal does.
     prices = pl.Series([f"{price}\r" for price in PRICE_NAMES])
     cells = pl.DataFrame(
         {
             "TariffDateTime": list_half_hours_utc(config).dt.strftime("%Y-%m-%d %H:%M:%S"),
-            "Tariff": prices.gather(surroundings.price_index),
+            "Tariff": prices.gather(environment.price_index),
         }
     )
     cells.write_csv(out / "tariffs.csv", quote_style="non_numeric")

@@ -82,7 +82,7 @@ def test_same_seed_writes_the_same_bytes(
 ) -> None:
     again = simulate(tmp_path / "again", SMALL)
     assert contents(tmp_path / "again") == contents(out)
-    assert again.dirt == receipt.dirt
+    assert again.defect_counts == receipt.defect_counts
 
 
 def test_another_seed_is_another_fleet() -> None:
@@ -128,7 +128,7 @@ def test_truth_is_where_the_readings_were_changed_and_nowhere_else(
     usual = np.median(before.sum(axis=2), axis=1, keepdims=True)
     assert (change >= 0.7 * VISIBLE * usual)[planted].all()
     assert change[~planted].max() < 1e-4
-    assert receipt.planted_nights == truth.height == planted.sum()
+    assert receipt.n_injected_nights == truth.height == planted.sum()
 
 
 def test_truth_keeps_its_schema_and_covers_the_last_nights(
@@ -137,7 +137,7 @@ def test_truth_keeps_its_schema_and_covers_the_last_nights(
     truth = Truth.validate(pl.read_parquet(out / "truth.parquet"))
     assert set(truth["kind"]) <= set(SIMULATED_KINDS)
     # 3 % of 300 households are 9; one whose change would not show may be left out.
-    assert 8 <= receipt.planted_households <= 9
+    assert 8 <= receipt.n_injected_households <= 9
     assert truth["night"].min() >= SMALL.nights[-SMALL.days // 3]  # type: ignore[operator]
     recent = truth.filter(pl.col("night") >= SMALL.nights[-RECENT_NIGHTS])
     assert recent["household_id"].n_unique() >= 5  # every other episode begins there
@@ -188,7 +188,7 @@ def test_companions_have_the_shapes_of_the_real_ones(
 
 def test_dirt_is_delivered_as_counted(out: Path, receipt: SimulateReceipt) -> None:
     rows = delivered(out)
-    assert receipt.rows == rows.height
+    assert receipt.n_rows == rows.height
     off_grid = rows["ts_utc"] != rows["ts_utc"].dt.truncate("30m")
     key = ["household_id", "ts_utc"]
     late = rows.filter(pl.col("file") == "correction.csv")
@@ -200,7 +200,7 @@ def test_dirt_is_delivered_as_counted(out: Path, receipt: SimulateReceipt) -> No
         "duplicate": first.height - first.unique(key).height,
         "superseded": late.height,
     }
-    assert found == receipt.dirt
+    assert found == receipt.defect_counts
     assert (rows["kwh"].is_null() == off_grid).all()
     # Within the first delivery a half-hour that comes twice is the same twice.
     assert first.unique([*key, "kwh"]).height == first.unique(key).height

@@ -115,13 +115,13 @@ def _ingest(bench: Bench, share: float) -> None:
     rows = source / "halfhourly"
     for path in rows.glob("*.csv"):
         path.unlink()
-    bench.time("ingest", "ours", share, receipt.rows, jobs.ingest_ours, rows, _home(bench, share))
-    bench.time("ingest", "DuckDB", share, receipt.rows, jobs.ingest_duckdb, rows)
+    bench.time("ingest", "ours", share, receipt.n_rows, jobs.ingest_ours, rows, _home(bench, share))
+    bench.time("ingest", "DuckDB", share, receipt.n_rows, jobs.ingest_duckdb, rows)
     if share <= PANDAS_SHARE:
-        bench.time("ingest", "pandas", share, receipt.rows, jobs.ingest_pandas, rows)
+        bench.time("ingest", "pandas", share, receipt.n_rows, jobs.ingest_pandas, rows)
     as_csv = _as_csv(rows)
-    bench.time("ingest CSV", "ours", share, receipt.rows, jobs.ingest_ours, as_csv)
-    bench.time("ingest CSV", "Polars, as it is", share, receipt.rows, jobs.csv_polars, as_csv)
+    bench.time("ingest CSV", "ours", share, receipt.n_rows, jobs.ingest_ours, as_csv)
+    bench.time("ingest CSV", "Polars, as it is", share, receipt.n_rows, jobs.csv_polars, as_csv)
     shutil.rmtree(as_csv)
 
 
