@@ -30,29 +30,29 @@ from tests.benchmarks.measure import (
     memory_gb_s,
 )
 
-TRIAL: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
-HOUSEHOLDS: Final = 5567
-PANDAS_SHARE: Final = 0.1
+TRIAL_CONFIG: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
+TRIAL_HOUSEHOLDS: Final = 5567
+MAX_PANDAS_SHARE: Final = 0.1
 """pandas takes 4.8 GB for it, and ten times as much for all."""
-CSV_ROWS: Final = 1_000_000
+ROWS_PER_CSV_FILE: Final = 1_000_000
 
 app = App(help="Time everything beside its peers.")
 
 
-class Bench:
+class BenchmarkRun:
     """Runs jobs and keeps their figures."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.rows: list[dict[str, object]] = []
+    def __init__(self, work_directory: Path) -> None:
+        self.work_directory = work_directory
+        self.results: list[dict[str, object]] = []
 
-    def time(
+    def run_job(
         self,
-        job: str,
-        who: str,
+        job_name: str,
+        tool: str,
         share: float,
-        size: int,
-        work: Job,
+        n_items: int,
+        job_function: Job,
         *paths: Path,
         gflop: float = 0.0,
     ) -> None:
@@ -60,26 +60,32 @@ class Bench:
 
         `gflop` are the operations that one of `size` takes at the least.
         """
-        source, home = (*paths, self.work / f"{job} {who} {share}")[:2]
-        figures = measure(work, source, home)
-        row = {"job": job, "who": who, "share": share, "size": size, "gflop": gflop * size}
-        self.rows.append(row | figures._asdict())
+        source, home = (*paths, self.work_directory / f"{job_name} {tool} {share}")[:2]
+        figures = measure(job_function, source, home)
+        row = {
+            "job": job_name,
+            "who": tool,
+            "share": share,
+            "size": n_items,
+            "gflop": gflop * n_items,
+        }
+        self.results.append(row | figures._asdict())
         told = "" if figures.told is None else f", told {figures.told:,.3f}"
         print(
-            f"{job}, {who}, {size:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
+            f"{job_name}, {tool}, {n_items:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
             f"{figures.peak_gb:.2f} GB at most, {figures.read_gb:.2f} GB read{told}",
             flush=True,
         )
 
-    def table(self) -> pl.DataFrame:
+    def build_table(self) -> pl.DataFrame:
         """All figures, with the ratio to ours of the same size and the share of the limit reached.
 
         The limit: to read what is read from memory, and to multiply what is multiplied.
         """
-        table = pl.DataFrame(self.rows)
+        table = pl.DataFrame(self.results)
         ours = table.filter(who="ours").select("job", "share", ours_s="wall_s")
         joined = table.join(ours, on=("job", "share"), how="left", maintain_order="left")
-        read_s = pl.col("read_gb") / file_gb_s(self.work)
+        read_s = pl.col("read_gb") / file_gb_s(self.work_directory)
         multiply_s = pl.col("gflop") / matrix_gflop_s()
         return joined.with_columns(
             ratio=pl.col("ours_s") / pl.col("wall_s"),
@@ -94,58 +100,64 @@ def main(*shares: float, out: Path = Path("data/speed")) -> None:
     os.environ["METERWATCH_ALERT_BUDGET"] = "100"
     sizes = sorted(shares or (0.01, 0.1, 1.0))
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch))
+        bench = BenchmarkRun(Path(scratch))
         for share in sizes:
-            _ingest(bench, share)
-        _score(bench, sizes)
-        _peers(bench, sizes[-1])
+            _benchmark_ingest(bench, share)
+        _benchmark_scoring(bench, sizes)
+        _benchmark_other_tools(bench, sizes[-1])
     out.mkdir(parents=True, exist_ok=True)
-    table = bench.table()
+    table = bench.build_table()
     with as_markdown():
-        said = f"{table}\n\n{_limits(table)}\n"
+        said = f"{table}\n\n{_describe_limits(table)}\n"
     (out / "speed.md").write_text(said)
-    _draw(table, out / "growth.png")
+    _draw_growth(table, out / "growth.png")
     print(f"\n{said}\nwritten to {out}")
 
 
-def _ingest(bench: Bench, share: float) -> None:
+def _benchmark_ingest(run: BenchmarkRun, share: float) -> None:
     """Rows into the lake, from Parquet and from CSV."""
-    source = bench.work / f"fleet {share}"
-    receipt = simulate(source, FleetConfig(households=round(HOUSEHOLDS * share), **TRIAL))
+    source = run.work_directory / f"fleet {share}"
+    receipt = simulate(
+        source, FleetConfig(households=round(TRIAL_HOUSEHOLDS * share), **TRIAL_CONFIG)
+    )
     rows = source / "halfhourly"
     for path in rows.glob("*.csv"):
         path.unlink()
-    bench.time("ingest", "ours", share, receipt.n_rows, jobs.ingest_ours, rows, _home(bench, share))
-    bench.time("ingest", "DuckDB", share, receipt.n_rows, jobs.ingest_duckdb, rows)
-    if share <= PANDAS_SHARE:
-        bench.time("ingest", "pandas", share, receipt.n_rows, jobs.ingest_pandas, rows)
-    as_csv = _as_csv(rows)
-    bench.time("ingest CSV", "ours", share, receipt.n_rows, jobs.ingest_ours, as_csv)
-    bench.time("ingest CSV", "Polars, as it is", share, receipt.n_rows, jobs.csv_polars, as_csv)
+    run.run_job(
+        "ingest", "ours", share, receipt.n_rows, jobs.ingest_ours, rows, _home_directory(run, share)
+    )
+    run.run_job("ingest", "DuckDB", share, receipt.n_rows, jobs.ingest_duckdb, rows)
+    if share <= MAX_PANDAS_SHARE:
+        run.run_job("ingest", "pandas", share, receipt.n_rows, jobs.ingest_pandas, rows)
+    as_csv = _convert_to_csv(rows)
+    run.run_job("ingest CSV", "ours", share, receipt.n_rows, jobs.ingest_ours, as_csv)
+    run.run_job("ingest CSV", "Polars, as it is", share, receipt.n_rows, jobs.csv_polars, as_csv)
     shutil.rmtree(as_csv)
 
 
-def _as_csv(rows: Path) -> Path:
+def _convert_to_csv(readings_directory: Path) -> Path:
     """The same rows as CSV files of a million."""
-    out = rows.with_name("csv")
+    out = readings_directory.with_name("csv")
     out.mkdir()
     stamp = "%Y-%m-%d %H:%M:%S.0000000"
-    every = pl.scan_parquet(rows / "*.parquet").collect_batches(chunk_size=CSV_ROWS, lazy=True)
+    every = pl.scan_parquet(readings_directory / "*.parquet").collect_batches(
+        chunk_size=ROWS_PER_CSV_FILE, lazy=True
+    )
     for number, part in enumerate(every):
         part.write_csv(out / f"{number:03d}.csv", datetime_format=stamp)
     return out
 
 
-def _score(bench: Bench, shares: list[float]) -> None:
+def _benchmark_scoring(run: BenchmarkRun, shares: list[float]) -> None:
     """Nights with a champion that was trained on the least share of the trial."""
-    trained = bench.work / "champion"
-    bench.time(
+    trained = run.work_directory / "champion"
+    run.run_job(
         "train the champion, 2 epochs", "ours", shares[0], 2 << 17, jobs.train_champion,
-        bench.work / f"fleet {shares[0]}/halfhourly", trained,
+        run.work_directory / f"fleet {shares[0]}/halfhourly", trained,
     )  # fmt: skip
     each = jobs.gflop_judged()
     for share in shares:
-        home, homes = _home(bench, share), round(HOUSEHOLDS * share)
+        home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
         for store in ("mlflow", "models"):
             shutil.copytree(trained / store, home / store)
         for title, nights, job, gflop in (
@@ -154,12 +166,12 @@ def _score(bench: Bench, shares: list[float]) -> None:
             ("next night", 1, jobs.score_next, each),
             ("14 nights", 14, jobs.score_range, each),
         ):
-            bench.time(title, "ours", share, nights * homes, job, home, home, gflop=gflop)
+            run.run_job(title, "ours", share, nights * homes, job, home, home, gflop=gflop)
 
 
-def _peers(bench: Bench, share: float) -> None:
+def _benchmark_other_tools(run: BenchmarkRun, share: float) -> None:
     """Peers of the largest share: scoring, training, and questions over 850 nights."""
-    home, homes = _home(bench, share), round(HOUSEHOLDS * share)
+    home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
     learned = jobs.EPOCHS * jobs.gflop_learned()
     for title, who, size, job, gflop in (
         ("next night", "a home at a time", homes, jobs.score_seed, 0.0),
@@ -171,24 +183,24 @@ def _peers(bench: Bench, share: float) -> None:
         ("fill 850 nights", "ours", 850 * homes, jobs.fill_tables, 0.0),
         ("every query", "ours", 850 * homes, jobs.ask, 0.0),
     ):
-        bench.time(title, who, share, size, job, home, home, gflop=gflop)
+        run.run_job(title, who, share, size, job, home, home, gflop=gflop)
 
 
-def _home(bench: Bench, share: float) -> Path:
-    return bench.work / f"home {share}"
+def _home_directory(run: BenchmarkRun, share: float) -> Path:
+    return run.work_directory / f"home {share}"
 
 
-def _limits(table: pl.DataFrame) -> str:
+def _describe_limits(table: pl.DataFrame) -> str:
     """What the machine could do at most, and how an ingest grows."""
     said = f"A core copies {memory_gb_s():.1f} GB/s; matrices: {matrix_gflop_s():.0f} GFLOP/s. "
-    large = table.filter(pl.col("share") >= PANDAS_SHARE, job="ingest", who="ours").sort("size")
+    large = table.filter(pl.col("share") >= MAX_PANDAS_SHARE, job="ingest", who="ours").sort("size")
     if large.height > 1:
         (rows, seconds) = (np.log(large[name].to_numpy()) for name in ("size", "wall_s"))
         said += f"Ingest grows as rows to the power {np.polyfit(rows, seconds, 1)[0]:.2f}."
     return said
 
 
-def _draw(table: pl.DataFrame, path: Path) -> None:
+def _draw_growth(table: pl.DataFrame, path: Path) -> None:
     """Wall time and peak memory over the number of rows, ours and the peers'."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for panel, column, label in zip(

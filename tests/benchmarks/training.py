@@ -28,7 +28,7 @@ from ml.models import DEFAULT
 from ml.models.network import Network, Windows, in_level_units
 from ml.train import nights_data
 from tests import fleets
-from tests.benchmarks.__main__ import HOUSEHOLDS, TRIAL
+from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
 from tests.benchmarks.measure import as_markdown
 
 SEEDS: Final = "conditional_autoencoder"
@@ -56,8 +56,8 @@ def main(
     """Measure; a batch is as many windows, each of four nights of the champion's."""
     on_gpu = DEVICE.type == "cuda"
     size = (
-        households or (HOUSEHOLDS if on_gpu else 60),
-        nights or (TRIAL["days"] if on_gpu else 90),
+        households or (TRIAL_HOUSEHOLDS if on_gpu else 60),
+        nights or (TRIAL_CONFIG["days"] if on_gpu else 90),
     )
     known = fleets.fleet(fleets.kwh(*size))
     loops = pl.DataFrame(
