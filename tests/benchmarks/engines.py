@@ -32,8 +32,8 @@ from tasks.fleet import last_common_night, load_fleet
 from tasks.settings import settings
 from tests.benchmarks.measure import as_markdown
 
-COMPARED: Final = 3000
-ROUNDS: Final = 3
+N_COMPARED_NIGHTS: Final = 3000
+N_ROUNDS: Final = 3
 
 app = App(help="What scoring on each engine takes.")
 
@@ -50,25 +50,27 @@ def main(nights: int = 28, rows: int = 136) -> None:
         np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids))
     )
     planted, truth = inject_anomalies(recent, copies, last, seed=0, min_readings=least)
-    figures = pl.DataFrame(list(_figures(planted, truth, last, _spread_out(known))))
+    figures = pl.DataFrame(list(_measure_engines(planted, truth, last, _sample_windows(known))))
     with as_markdown():
         print(figures.with_columns(ratio=pl.col("a CPU second") / pl.first("a CPU second")))
 
 
-def _spread_out(known: Fleet) -> Windows:
+def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = settings().min_readings, registry.champion()[0]
-    windows = FleetWindows(known, champion.network.lead_nights, least, lend=True)
-    return windows.take(spread(everywhere(known, least), COMPARED))
+    windows = FleetWindows(fleet, champion.network.lead_nights, least, lend=True)
+    return windows.take(spread(everywhere(fleet, least), N_COMPARED_NIGHTS))
 
 
-def _figures(
-    fleet: Fleet, truth: GroundTruth, nights: slice, compared: Windows
+def _measure_engines(
+    fleet: Fleet, truth: GroundTruth, nights: slice, comparison_windows: Windows
 ) -> Iterator[dict[str, Any]]:
     least, exact = settings().min_readings, None
-    for name, detector in _engines():
+    for name, detector in _load_engines():
         exact = exact or detector.scoring_function()
-        score, seconds = _best(lambda by=detector: run_network(by, fleet, nights, least).log_odds)
+        score, seconds = _time_best_round(
+            lambda by=detector: run_network(by, fleet, nights, least).log_odds
+        )
         counts = truth.is_tested[:, nights] & np.isfinite(score)
         is_planted = truth.is_injected[:, nights][counts]
         yield {
@@ -77,11 +79,11 @@ def _figures(
             "planted": int(is_planted.sum()),
             "AP": float(average_precision_score(is_planted, score[counts])),
             "a CPU second": counts.sum() / seconds,
-            "largest difference": f"{difference(exact, detector.scoring_function(), compared):.1e}",
+            "largest difference": f"{difference(exact, detector.scoring_function(), comparison_windows):.1e}",
         }
 
 
-def _engines() -> Iterator[tuple[str, Detector]]:
+def _load_engines() -> Iterator[tuple[str, Detector]]:
     directory = lake.model(registry.champion()[1])
     yield "torch", load(directory)
     mlflow.set_tracking_uri(registry.store_uri())
@@ -93,12 +95,12 @@ def _engines() -> Iterator[tuple[str, Detector]]:
     yield "int8", load(directory, "int8")
 
 
-def _best(work: Callable[[], Any]) -> tuple[Any, float]:
+def _time_best_round(function: Callable[[], Any]) -> tuple[Any, float]:
     """What it gives, and the CPU seconds of the fastest of some rounds."""
     took = []
-    for _ in range(ROUNDS):
+    for _ in range(N_ROUNDS):
         started = time.process_time()
-        given = work()
+        given = function()
         took.append(time.process_time() - started)
     return given, min(took)
 
