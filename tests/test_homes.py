@@ -8,7 +8,7 @@ import pytest
 
 from ml.simulate import fleet
 from ml.simulate.surroundings import FleetConfig, build_environment, list_bank_holidays
-from tests.benchmarks.fleet_comparison import CONFIG, real_kwh, statistics
+from tests.benchmarks.fleet_comparison import COMPARISON_CONFIG, compute_statistics, load_real_kwh
 
 # Allowed relative distance. Half of the households' scatter is that between one sample of 225
 # homes and another, so the tails and the rare (zeros, absences) are held less tightly.
@@ -25,7 +25,10 @@ LOOSE = {
 
 @pytest.mark.london
 def test_statistics_agree_with_the_real_sample(london: Path) -> None:
-    real, simulated = statistics(real_kwh(london)), statistics(fleet.simulate_fleet_kwh(CONFIG))
+    real, simulated = (
+        compute_statistics(load_real_kwh(london)),
+        compute_statistics(fleet.simulate_fleet_kwh(COMPARISON_CONFIG)),
+    )
     wrong = {
         name: (value, simulated[name])
         for name, value in real.items()

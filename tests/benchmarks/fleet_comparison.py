@@ -17,10 +17,10 @@ from ml.simulate.plots import correlate_consecutive_days, draw_fleet_comparison
 from ml.simulate.surroundings import FleetConfig, Floats, build_environment
 
 YEAR = 2013
-CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)
+COMPARISON_CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)
 
 
-def real_kwh(source: Path) -> Floats:
+def load_real_kwh(source: Path) -> Floats:
     """The readings of the year, [H, 365, 48], NaN where missing."""
     slot = (pl.col("tstp") - datetime(YEAR, 1, 1)).dt.total_minutes() // 30
     rows = (
@@ -39,7 +39,7 @@ def real_kwh(source: Path) -> Floats:
     return cube.reshape(-1, 365, 48)
 
 
-def statistics(kwh: Floats) -> dict[str, float]:
+def compute_statistics(kwh: Floats) -> dict[str, float]:
     """What the two fleets should share; of households the median unless said otherwise."""
     homes = kwh[(~np.isnan(kwh)).all(axis=2).sum(axis=1) > 300]
     readings, flat = kwh[~np.isnan(kwh)], homes.reshape(len(homes), -1)
@@ -63,31 +63,52 @@ def statistics(kwh: Floats) -> dict[str, float]:
         "mean at 18:00-21:00": profile[36:42].mean(),
         "winter / summer": winter.mean() / summer.mean(),
     }
-    return {name: float(value) for name, value in (fleet | _of_homes(homes, flat, total)).items()}
-
-
-def _of_homes(homes: Floats, flat: Floats, total: Floats) -> dict[str, float]:
-    level = np.nanmean(flat, axis=1)
-    usual = np.nanmedian(total, axis=1, keepdims=True)
     return {
-        "baseload (10 % of readings) / mean": _median(np.nanquantile(flat, 0.1, axis=1) / level),
-        "99 % of readings / mean": _median(np.nanquantile(flat, 0.99, axis=1) / level),
-        "std / mean of readings": _median(np.nanstd(flat, axis=1) / level),
-        "std / mean of days": _median(np.nanstd(total, axis=1) / np.nanmean(total, axis=1)),
-        "autocorrelation, 1 half-hour": _median(autocorrelation(flat, lag=1)),
-        "autocorrelation, 4 half-hours": _median(autocorrelation(flat, lag=4)),
-        "autocorrelation of days, 1 day": _median(autocorrelation(total, lag=1)),
-        "autocorrelation of days, 7 days": _median(autocorrelation(total, lag=7)),
-        "correlation of consecutive days": _median(correlate_consecutive_days(homes)),
-        "share of days below 0.4 of usual": float((total < 0.4 * usual)[~np.isnan(total)].mean()),
+        name: float(value)
+        for name, value in (fleet | _compute_household_statistics(homes, flat, total)).items()
     }
 
 
-def _median(values: Floats) -> float:
+def _compute_household_statistics(
+    households_kwh: Floats, half_hourly_kwh: Floats, daily_kwh: Floats
+) -> dict[str, float]:
+    level = np.nanmean(half_hourly_kwh, axis=1)
+    usual = np.nanmedian(daily_kwh, axis=1, keepdims=True)
+    return {
+        "baseload (10 % of readings) / mean": _finite_median(
+            np.nanquantile(half_hourly_kwh, 0.1, axis=1) / level
+        ),
+        "99 % of readings / mean": _finite_median(
+            np.nanquantile(half_hourly_kwh, 0.99, axis=1) / level
+        ),
+        "std / mean of readings": _finite_median(np.nanstd(half_hourly_kwh, axis=1) / level),
+        "std / mean of days": _finite_median(
+            np.nanstd(daily_kwh, axis=1) / np.nanmean(daily_kwh, axis=1)
+        ),
+        "autocorrelation, 1 half-hour": _finite_median(
+            compute_autocorrelation(half_hourly_kwh, lag=1)
+        ),
+        "autocorrelation, 4 half-hours": _finite_median(
+            compute_autocorrelation(half_hourly_kwh, lag=4)
+        ),
+        "autocorrelation of days, 1 day": _finite_median(compute_autocorrelation(daily_kwh, lag=1)),
+        "autocorrelation of days, 7 days": _finite_median(
+            compute_autocorrelation(daily_kwh, lag=7)
+        ),
+        "correlation of consecutive days": _finite_median(
+            correlate_consecutive_days(households_kwh)
+        ),
+        "share of days below 0.4 of usual": float(
+            (daily_kwh < 0.4 * usual)[~np.isnan(daily_kwh)].mean()
+        ),
+    }
+
+
+def _finite_median(values: Floats) -> float:
     return float(np.nanmedian(values))
 
 
-def autocorrelation(series: Floats, lag: int) -> Floats:
+def compute_autocorrelation(series: Floats, lag: int) -> Floats:
     """Correlation of each row [H, T] with itself `lag` steps later, over pairs that are there."""
     before, after = series[:, :-lag], series[:, lag:]
     there = ~np.isnan(before) & ~np.isnan(after)
@@ -100,13 +121,13 @@ def autocorrelation(series: Floats, lag: int) -> Floats:
 
 def main() -> None:
     """Print the table; draw the picture where a name is given."""
-    real, simulated = real_kwh(Path(sys.argv[1])), simulate_fleet_kwh(CONFIG)
-    theirs, ours = statistics(real), statistics(simulated)
+    real, simulated = load_real_kwh(Path(sys.argv[1])), simulate_fleet_kwh(COMPARISON_CONFIG)
+    theirs, ours = compute_statistics(real), compute_statistics(simulated)
     print(f"{'':36}{'real':>10}{'simulated':>11}")
     for name, value in theirs.items():
         print(f"{name:36}{value:10.3f}{ours[name]:11.3f}")
     if len(sys.argv) > 2:
-        is_free = build_environment(CONFIG).is_free_day[1:-1]
+        is_free = build_environment(COMPARISON_CONFIG).is_free_day[1:-1]
         draw_fleet_comparison(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
 
 
