@@ -131,7 +131,9 @@ def _benchmark_ingest(run: BenchmarkRun, share: float) -> None:
         run.run_job("ingest", "pandas", share, receipt.n_rows, jobs.ingest_pandas, rows)
     as_csv = _convert_to_csv(rows)
     run.run_job("ingest CSV", "ours", share, receipt.n_rows, jobs.ingest_ours, as_csv)
-    run.run_job("ingest CSV", "Polars, as it is", share, receipt.n_rows, jobs.csv_polars, as_csv)
+    run.run_job(
+        "ingest CSV", "Polars, as it is", share, receipt.n_rows, jobs.convert_csv_polars, as_csv
+    )
     shutil.rmtree(as_csv)
 
 
@@ -155,16 +157,16 @@ def _benchmark_scoring(run: BenchmarkRun, shares: list[float]) -> None:
         "train the champion, 2 epochs", "ours", shares[0], 2 << 17, jobs.train_champion,
         run.work_directory / f"fleet {shares[0]}/halfhourly", trained,
     )  # fmt: skip
-    each = jobs.gflop_judged()
+    each = jobs.count_inference_gflop()
     for share in shares:
         home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
         for store in ("mlflow", "models"):
             shutil.copytree(trained / store, home / store)
         for title, nights, job, gflop in (
-            ("features of 112 nights", 112, jobs.load, 0.0),
-            ("first night", 57, jobs.score_first, each),
-            ("next night", 1, jobs.score_next, each),
-            ("14 nights", 14, jobs.score_range, each),
+            ("features of 112 nights", 112, jobs.load_features, 0.0),
+            ("first night", 57, jobs.score_first_night, each),
+            ("next night", 1, jobs.score_next_night, each),
+            ("14 nights", 14, jobs.score_fortnight, each),
         ):
             run.run_job(title, "ours", share, nights * homes, job, home, home, gflop=gflop)
 
@@ -172,16 +174,16 @@ def _benchmark_scoring(run: BenchmarkRun, shares: list[float]) -> None:
 def _benchmark_other_tools(run: BenchmarkRun, share: float) -> None:
     """Peers of the largest share: scoring, training, and questions over 850 nights."""
     home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
-    learned = jobs.EPOCHS * jobs.gflop_learned()
+    learned = jobs.N_EPOCHS * jobs.count_training_gflop()
     for title, who, size, job, gflop in (
-        ("next night", "a home at a time", homes, jobs.score_seed, 0.0),
+        ("next night", "a home at a time", homes, jobs.score_seed_model, 0.0),
         ("next night", "PyOD ECOD", homes, jobs.score_ecod, 0.0),
         ("next night", "PyOD kNN", homes, jobs.score_knn, 0.0),
         ("train the seed's", "ours", 60 * homes, jobs.train_ours, learned),
-        ("train the seed's", "data loader", 60 * homes, jobs.train_seed, learned),
-        ("train the seed's", "plain loop", 60 * homes, jobs.train_plain, learned),
+        ("train the seed's", "data loader", 60 * homes, jobs.train_seed_loop, learned),
+        ("train the seed's", "plain loop", 60 * homes, jobs.train_plain_loop, learned),
         ("fill 850 nights", "ours", 850 * homes, jobs.fill_tables, 0.0),
-        ("every query", "ours", 850 * homes, jobs.ask, 0.0),
+        ("every query", "ours", 850 * homes, jobs.run_every_query, 0.0),
     ):
         run.run_job(title, who, share, size, job, home, home, gflop=gflop)
 

@@ -34,10 +34,10 @@ from tasks.fleet import load_fleet
 from tasks.score import score_span
 from tasks.train import TrainParameters
 
-CELLS = ", ".join(f"max(CASE WHEN slot = {slot} THEN kwh END)" for slot in range(48))
-DUCKDB_JOB = f"""
+PIVOT_CELLS_SQL = ", ".join(f"max(CASE WHEN slot = {slot} THEN kwh END)" for slot in range(48))
+DUCKDB_INGEST_SQL = f"""
     COPY (
-        SELECT household_id, night, [{CELLS}] AS kwh FROM (
+        SELECT household_id, night, [{PIVOT_CELLS_SQL}] AS kwh FROM (
             SELECT LCLid AS household_id, tstp::DATE AS night, "energy(kWh/hh)"::FLOAT AS kwh,
                 epoch(tstp)::BIGINT % 86400 // 1800 AS slot
             FROM '{{source}}/*.parquet'
@@ -45,7 +45,7 @@ DUCKDB_JOB = f"""
         ) GROUP BY ALL ORDER BY night, household_id
     ) TO '{{out}}' (FORMAT parquet, COMPRESSION zstd)
 """
-EPOCHS = 4
+N_EPOCHS = 4
 MIN_READINGS = 36
 
 
@@ -57,7 +57,7 @@ def ingest_ours(source: Path, scratch: Path) -> None:
 def ingest_duckdb(source: Path, scratch: Path) -> None:
     """One row a household-day, the largest reading of a half-hour; no quarantine, no order."""
     duckdb.execute(f"SET enable_progress_bar = false; SET temp_directory = '{scratch}'")
-    duckdb.execute(DUCKDB_JOB.format(source=source, out=scratch / "days.parquet"))
+    duckdb.execute(DUCKDB_INGEST_SQL.format(source=source, out=scratch / "days.parquet"))
 
 
 def ingest_pandas(source: Path, scratch: Path) -> None:
@@ -73,7 +73,7 @@ def ingest_pandas(source: Path, scratch: Path) -> None:
     days.to_parquet(scratch / "days.parquet", compression="zstd")
 
 
-def csv_polars(source: Path, scratch: Path) -> None:
+def convert_csv_polars(source: Path, scratch: Path) -> None:
     """CSV to Parquet as it is, nothing looked at."""
     pl.scan_csv(source / "*.csv").sink_parquet(scratch / "rows.parquet")
 
@@ -85,30 +85,30 @@ def train_champion(source: Path, scratch: Path) -> None:
     shutil.rmtree(scratch / "lake")
 
 
-def score_first(source: Path, scratch: Path) -> None:
+def score_first_night(source: Path, scratch: Path) -> None:
     """A night of which nothing is known: the 56 nights before are shown too."""
-    _score(1)
+    _score_night(1)
 
 
-def score_next(source: Path, scratch: Path) -> float:
+def score_next_night(source: Path, scratch: Path) -> float:
     """What happens every night: read, features, network, calibration, evidence, tables."""
-    return _score(0)
+    return _score_night(0)
 
 
-def score_range(source: Path, scratch: Path) -> float:
+def score_fortnight(source: Path, scratch: Path) -> float:
     """A fortnight in bulk."""
     last = lake.extent()[1]
     return backfill.fn(last - timedelta(days=13), last).rows
 
 
-def _score(nights_ago: int) -> float:
+def _score_night(nights_ago: int) -> float:
     night = lake.extent()[1] - timedelta(days=nights_ago)
     return score_span((night, night)).rows
 
 
-def score_seed(source: Path, scratch: Path) -> float:
+def score_seed_model(source: Path, scratch: Path) -> float:
     """The seed's way: its autoencoder called for a household at a time."""
-    fleet = _recent(60)
+    fleet = _load_recent_fleet(60)
     network = ConditionalAutoencoder(ConditionalAutoencoderConfig()).eval()
     windows = FleetWindows(fleet, 0, MIN_READINGS)
     last = torch.arange(len(fleet.nights) - 1, fleet.kwh[..., 0].size, len(fleet.nights))
@@ -128,35 +128,35 @@ def score_knn(source: Path, scratch: Path) -> float:
 
 def _score_pyod(detector: ECOD | KNN) -> float:
     """Seconds that the decision function took, of a fit on days of the month before."""
-    days = in_level_units(_windows(_recent(30))).nan_to_num()[:, -1].numpy()
+    days = in_level_units(_build_usable_windows(_load_recent_fleet(30))).nan_to_num()[:, -1].numpy()
     detector.fit(days[:20_000])
     started = time.perf_counter()
     detector.decision_function(days[-5567:])
     return time.perf_counter() - started
 
 
-def _recent(nights: int, *, reporting: bool = False) -> Fleet:
+def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
     last = lake.extent()[1]
-    return load_fleet(last - timedelta(days=nights - 1), last, reporting=reporting)
+    return load_fleet(last - timedelta(days=n_nights - 1), last, reporting=reporting)
 
 
-def _windows(fleet: Fleet) -> Windows:
+def _build_usable_windows(fleet: Fleet) -> Windows:
     windows = FleetWindows(fleet, 0, MIN_READINGS)
     return windows.take(everywhere(fleet, MIN_READINGS))
 
 
-def load(source: Path, scratch: Path) -> None:
+def load_features(source: Path, scratch: Path) -> None:
     """The features of 112 nights."""
-    _recent(112)
+    _load_recent_fleet(112)
 
 
 def train_ours(source: Path, scratch: Path) -> float:
     """Nights a second that our loop learns the seed's autoencoder from."""
     parameters = FitParameters(
-        model="conditional_autoencoder", max_epochs=EPOCHS, epoch_size=1 << 30
+        model="conditional_autoencoder", max_epochs=N_EPOCHS, epoch_size=1 << 30
     )
-    network = _seeded()
-    data = nights_data(network, _recent(60, reporting=True), parameters, MIN_READINGS)
+    network = _build_seed_network()
+    data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
     loop = make_loop(parameters, str(scratch / "checkpoints"))
     module = NetworkModule(network, parameters)
     with expected_warnings():
@@ -164,54 +164,54 @@ def train_ours(source: Path, scratch: Path) -> float:
         loop.trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - started
     print(f"    validation loss {module.history[-1]['val_loss']:.4f}")
-    return EPOCHS * len(data.train) / seconds
+    return N_EPOCHS * len(data.train) / seconds
 
 
-def train_seed(source: Path, scratch: Path) -> float:
+def train_seed_loop(source: Path, scratch: Path) -> float:
     """The seed's loop: a data loader over a data set, 1,024 at a time, the loss asked each step."""
-    x, known, rest = _tensors()
+    x, known, rest = _load_tensors()
     batches = DataLoader(TensorDataset(x, known), batch_size=1024, shuffle=True)
-    return _learn(lambda: batches, len(x), 1e-3, rest, asks=True)
+    return _time_training(lambda: batches, len(x), 1e-3, rest, reads_loss=True)
 
 
-def train_plain(source: Path, scratch: Path) -> float:
+def train_plain_loop(source: Path, scratch: Path) -> float:
     """A plain loop over batches by index, 1,024 at a time."""
-    x, known, rest = _tensors()
+    x, known, rest = _load_tensors()
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         for places in torch.randperm(len(x)).split(1024):
             yield x[places], known[places]
 
-    return _learn(batches, len(x), 1e-3, rest, asks=False)
+    return _time_training(batches, len(x), 1e-3, rest, reads_loss=False)
 
 
-def _learn(
+def _time_training(
     batches: Callable[[], object],
-    count: int,
-    rate: float,
-    rest: tuple[torch.Tensor, torch.Tensor],
+    n_household_nights: int,
+    learning_rate: float,
+    validation: tuple[torch.Tensor, torch.Tensor],
     *,
-    asks: bool,
+    reads_loss: bool,
 ) -> float:
-    network = _seeded()
-    optimizer = torch.optim.Adam(network.parameters(), rate)
+    network = _build_seed_network()
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     started, total = time.perf_counter(), 0.0
-    for _ in range(EPOCHS):
+    for _ in range(N_EPOCHS):
         for x, known in batches():
             loss = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() if asks else 0.0
+            total += loss.item() if reads_loss else 0.0
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        x, known = rest
+        x, known = validation
         error = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
     print(f"    validation loss {error:.4f}")
-    return EPOCHS * count / seconds
+    return N_EPOCHS * n_household_nights / seconds
 
 
-def gflop_judged() -> float:
+def count_inference_gflop() -> float:
     """Operations in products and convolutions when the default network judges a household-night."""
     network = network_class(DEFAULT)(network_class(DEFAULT).config_class()).eval()
     window = torch.ones(1, network.lead_nights + 1, HALF_HOURS)
@@ -220,34 +220,34 @@ def gflop_judged() -> float:
     return float(counted.get_total_flops()) / 1e9
 
 
-def gflop_learned() -> float:
+def count_training_gflop() -> float:
     """The same when the seed's autoencoder learns from one, there and back."""
-    network = _seeded()
+    network = _build_seed_network()
     day = Windows(torch.ones(2, 1, HALF_HOURS), torch.ones(2), torch.zeros(2, len(CONDITIONS)))
     with FlopCounterMode(display=False) as counted:
         network.loss(day).backward()
     return float(counted.get_total_flops()) / 2 / 1e9
 
 
-def _seeded() -> ConditionalAutoencoder:
+def _build_seed_network() -> ConditionalAutoencoder:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     return ConditionalAutoencoder(ConditionalAutoencoderConfig())
 
 
-def _tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Standardised readings and conditions to learn from, and those held out."""
-    network = _seeded()
+    network = _build_seed_network()
     parameters = FitParameters(model="conditional_autoencoder")
-    data = nights_data(network, _recent(60, reporting=True), parameters, MIN_READINGS)
+    data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
 
-    def standard(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def standardize(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         windows = data.windows.take(places)
         x = network.readings(in_level_units(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 
-    x, known = standard(data.train)
-    return x, known, standard(data.validation)
+    x, known = standardize(data.train)
+    return x, known, standardize(data.validation)
 
 
 def fill_tables(source: Path, scratch: Path) -> None:
@@ -261,14 +261,14 @@ def fill_tables(source: Path, scratch: Path) -> None:
             lake.replace_night(table, earlier, moved)
 
 
-def ask(source: Path, scratch: Path) -> float:
+def run_every_query(source: Path, scratch: Path) -> float:
     """Every named query; the slowest of them in seconds."""
     last = lake.extent()[1]
-    return max(_asked(name, last) for name in warehouse.queries())
+    return max(_time_query(name, last) for name in warehouse.queries())
 
 
-def _asked(name: str, last: date) -> float:
-    given = {"household_id": "MAC000010", "night": str(last)}
+def _time_query(name: str, last_night: date) -> float:
+    given = {"household_id": "MAC000010", "night": str(last_night)}
     takes = {parameter.name for parameter in warehouse.queries()[name].parameters}
     started = time.perf_counter()
     warehouse.query(name, {key: value for key, value in given.items() if key in takes})
