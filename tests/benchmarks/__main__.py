@@ -22,12 +22,12 @@ from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests.benchmarks import jobs
 from tests.benchmarks.measure import (
-    Job,
+    BenchmarkJob,
     as_markdown,
-    file_gb_s,
-    matrix_gflop_s,
-    measure,
-    memory_gb_s,
+    measure_file_gb_s,
+    measure_job,
+    measure_matrix_gflop_s,
+    measure_memory_gb_s,
 )
 
 TRIAL_CONFIG: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
@@ -52,7 +52,7 @@ class BenchmarkRun:
         tool: str,
         share: float,
         n_items: int,
-        job_function: Job,
+        job_function: BenchmarkJob,
         *paths: Path,
         gflop: float = 0.0,
     ) -> None:
@@ -61,7 +61,7 @@ class BenchmarkRun:
         `gflop` are the operations that one of `size` takes at the least.
         """
         source, home = (*paths, self.work_directory / f"{job_name} {tool} {share}")[:2]
-        figures = measure(job_function, source, home)
+        figures = measure_job(job_function, source, home)
         row = {
             "job": job_name,
             "who": tool,
@@ -70,7 +70,7 @@ class BenchmarkRun:
             "gflop": gflop * n_items,
         }
         self.results.append(row | figures._asdict())
-        told = "" if figures.told is None else f", told {figures.told:,.3f}"
+        told = "" if figures.job_result is None else f", told {figures.job_result:,.3f}"
         print(
             f"{job_name}, {tool}, {n_items:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
             f"{figures.peak_gb:.2f} GB at most, {figures.read_gb:.2f} GB read{told}",
@@ -85,8 +85,8 @@ class BenchmarkRun:
         table = pl.DataFrame(self.results)
         ours = table.filter(who="ours").select("job", "share", ours_s="wall_s")
         joined = table.join(ours, on=("job", "share"), how="left", maintain_order="left")
-        read_s = pl.col("read_gb") / file_gb_s(self.work_directory)
-        multiply_s = pl.col("gflop") / matrix_gflop_s()
+        read_s = pl.col("read_gb") / measure_file_gb_s(self.work_directory)
+        multiply_s = pl.col("gflop") / measure_matrix_gflop_s()
         return joined.with_columns(
             ratio=pl.col("ours_s") / pl.col("wall_s"),
             limit_s=(limit_s := pl.max_horizontal(read_s, multiply_s)),
@@ -194,7 +194,7 @@ def _home_directory(run: BenchmarkRun, share: float) -> Path:
 
 def _describe_limits(table: pl.DataFrame) -> str:
     """What the machine could do at most, and how an ingest grows."""
-    said = f"A core copies {memory_gb_s():.1f} GB/s; matrices: {matrix_gflop_s():.0f} GFLOP/s. "
+    said = f"A core copies {measure_memory_gb_s():.1f} GB/s; matrices: {measure_matrix_gflop_s():.0f} GFLOP/s. "
     large = table.filter(pl.col("share") >= MAX_PANDAS_SHARE, job="ingest", who="ours").sort("size")
     if large.height > 1:
         (rows, seconds) = (np.log(large[name].to_numpy()) for name in ("size", "wall_s"))

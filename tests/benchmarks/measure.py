@@ -10,29 +10,29 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-Job = Callable[[Path, Path], float | None]
+BenchmarkJob = Callable[[Path, Path], float | None]
 """Works on a source in a scratch directory; what it returns is told beside its time."""
 
 
-class Figures(NamedTuple):
+class JobMeasurements(NamedTuple):
     """What a job took, imports apart."""
 
     wall_s: float
     cpu_s: float
     peak_gb: float
     read_gb: float
-    told: float | None
+    job_result: float | None
 
 
-def measure(job: Job, source: Path, scratch: Path) -> Figures:
+def measure_job(job: BenchmarkJob, source: Path, scratch: Path) -> JobMeasurements:
     """Run a job in a fresh process, as many threads as it likes.
 
     Raises:
         RuntimeError: the job failed; it has said why.
     """
     spawn = mp.get_context("spawn")
-    results: mp.SimpleQueue[Figures] = spawn.SimpleQueue()
-    process = spawn.Process(target=_measured, args=(job, source, scratch, results))
+    results: mp.SimpleQueue[JobMeasurements] = spawn.SimpleQueue()
+    process = spawn.Process(target=_run_measured, args=(job, source, scratch, results))
     process.start()
     process.join()
     if process.exitcode:
@@ -40,13 +40,15 @@ def measure(job: Job, source: Path, scratch: Path) -> Figures:
     return results.get()
 
 
-def _measured(job: Job, source: Path, scratch: Path, results: "mp.SimpleQueue[Figures]") -> None:
+def _run_measured(
+    job: BenchmarkJob, source: Path, scratch: Path, results: "mp.SimpleQueue[JobMeasurements]"
+) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["METERWATCH_HOME"] = str(scratch)
     wall, cpu, read = time.perf_counter(), time.process_time(), _read_gb()
     told = job(source, scratch)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    results.put(Figures(wall, cpu, _peak_gb(), _read_gb() - read, told))
+    results.put(JobMeasurements(wall, cpu, _peak_memory_gb(), _read_gb() - read, told))
 
 
 def _read_gb() -> float:
@@ -55,33 +57,35 @@ def _read_gb() -> float:
     return int(counted["rchar"]) / 1e9
 
 
-def _peak_gb() -> float:
+def _peak_memory_gb() -> float:
     """Most memory of this process; what `getrusage` says may be its parent's."""
     said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(said["VmHWM"].split()[0]) / 1e6
 
 
-def memory_gb_s(gigabytes: float = 0.5) -> float:
+def measure_memory_gb_s(size_gb: float = 0.5) -> float:
     """How much a core reads and writes when it copies, the best of three."""
-    source = np.ones(int(gigabytes * 1e9 / 8))
+    source = np.ones(int(size_gb * 1e9 / 8))
     target = np.empty_like(source)
     target[:] = 0  # so that no page is new
-    return max(2 * source.nbytes / 1e9 / _seconds(lambda: np.copyto(target, source)) for _ in "123")
+    return max(
+        2 * source.nbytes / 1e9 / _time_call(lambda: np.copyto(target, source)) for _ in "123"
+    )
 
 
-def file_gb_s(directory: Path, gigabytes: float = 0.5) -> float:
+def measure_file_gb_s(directory: Path, size_gb: float = 0.5) -> float:
     """How much of a file that was just written a core reads, the best of three."""
     path = directory / "rate"
-    path.write_bytes(bytes(int(gigabytes * 1e9)))
-    seconds = min(_seconds(path.read_bytes) for _ in "123")
+    path.write_bytes(bytes(int(size_gb * 1e9)))
+    seconds = min(_time_call(path.read_bytes) for _ in "123")
     path.unlink()
-    return gigabytes / seconds
+    return size_gb / seconds
 
 
-def matrix_gflop_s(size: int = 2048) -> float:
+def measure_matrix_gflop_s(size: int = 2048) -> float:
     """Operations of a square matrix product in single precision on all cores."""
     matrix = np.ones((size, size), dtype=np.float32)
-    return max(2 * size**3 / 1e9 / _seconds(lambda: matrix @ matrix) for _ in "123")
+    return max(2 * size**3 / 1e9 / _time_call(lambda: matrix @ matrix) for _ in "123")
 
 
 def as_markdown() -> pl.Config:
@@ -99,7 +103,7 @@ def as_markdown() -> pl.Config:
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _time_call(function: Callable[[], object]) -> float:
     started = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - started
