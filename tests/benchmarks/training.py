@@ -31,19 +31,19 @@ from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
 from tests.benchmarks.measure import as_markdown
 
-SEEDS: Final = "conditional_autoencoder"
+SEED_MODEL: Final = "conditional_autoencoder"
 MIN_READINGS: Final = 36
-SEED_BATCH: Final = 1024
+SEED_BATCH_SIZE: Final = 1024
 SEED_EPOCHS: Final = 4
-LEAST_STEPS: Final = 90
+MIN_STEPS_PER_EPOCH: Final = 90
 """Of an epoch of the seed's network; with fewer its loss after all epochs is the worse one."""
 TRIAL_NIGHTS: Final = 3_500_000
-STEPS: Final = 3
+N_TIMED_STEPS: Final = 3
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 app = App(help="How fast training is on this machine's device.")
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 
 
 @app.default
@@ -61,13 +61,26 @@ def main(
     )
     known = fleets.fleet(fleets.kwh(*size))
     loops = pl.DataFrame(
-        [_told(_seed_loop(known)), *(_told(_our_loop(known, model)) for model in (SEEDS, DEFAULT))]
+        [
+            _print_row(_time_seed_loop(known)),
+            *(_print_row(_time_our_loop(known, model)) for model in (SEED_MODEL, DEFAULT)),
+        ]
     )
-    memory, products = _copied_gb_s(), {name: _tflop_s(dtype) for name, dtype in DTYPES.items()}
+    memory, products = (
+        _measure_copy_gb_s(),
+        {name: _measure_product_tflop_s(dtype) for name, dtype in DTYPES.items()},
+    )
     steps = pl.DataFrame(
         [
-            _told(
-                _step(known, name, batch, compiled=compiled, memory=memory, product=products[name])
+            _print_row(
+                _time_step(
+                    known,
+                    name,
+                    batch,
+                    is_compiled=compiled,
+                    copy_gb_s=memory,
+                    product_tflop_s=products[name],
+                )
             )
             for name in DTYPES
             for batch in batches
@@ -85,102 +98,117 @@ def main(
     print(f"{said}\nwritten to {out}")
 
 
-def _told(row: Row) -> Row:
+def _print_row(row: ResultRow) -> ResultRow:
     print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
     return row
 
 
-def _data(known: fleets.Fleet, parameters: FitParameters) -> tuple[Network, NightsData]:
+def _build_training_data(
+    fleet: fleets.Fleet, parameters: FitParameters
+) -> tuple[Network, NightsData]:
     torch.manual_seed(0)
     network = Detector(DetectorConfig(model=parameters.model)).network
-    return network, nights_data(network, known, parameters, MIN_READINGS)
+    return network, nights_data(network, fleet, parameters, MIN_READINGS)
 
 
-def _our_loop(known: fleets.Fleet, model: str) -> Row:
+def _time_our_loop(fleet: fleets.Fleet, model: str) -> ResultRow:
     """An epoch over all nights of the seed's network, or one of the champion's recipe."""
-    parameters = _seeds_on(known) if model == SEEDS else FitParameters(model=model, max_epochs=1)
-    network, data = _data(known, parameters)
+    parameters = (
+        _seed_parameters(fleet) if model == SEED_MODEL else FitParameters(model=model, max_epochs=1)
+    )
+    network, data = _build_training_data(fleet, parameters)
     module = NetworkModule(network, parameters)
     with tempfile.TemporaryDirectory() as directory, expected_warnings():
         loop = make_loop(parameters, directory)
-        seconds = _seconds(lambda: loop.trainer.fit(module, datamodule=data))
+        seconds = _time_call(lambda: loop.trainer.fit(module, datamodule=data))
     rows = data.train_dataloader().size * parameters.max_epochs
-    return _loop_row(f"ours, {model}", rows, seconds, module.history[-1]["val_loss"])
+    return _build_loop_row(f"ours, {model}", rows, seconds, module.history[-1]["val_loss"])
 
 
-def _seeds_on(known: fleets.Fleet) -> FitParameters:
+def _seed_parameters(fleet: fleets.Fleet) -> FitParameters:
     """All nights an epoch, in batches as large as they allow: a step costs a GPU as much."""
-    nights = int((known.n_readings >= MIN_READINGS).sum())
+    nights = int((fleet.n_readings >= MIN_READINGS).sum())
     return FitParameters(
-        model=SEEDS,
+        model=SEED_MODEL,
         max_epochs=SEED_EPOCHS,
         epoch_size=nights,
-        batch_size=max(1024, min(1 << 15, nights // LEAST_STEPS)),
+        batch_size=max(1024, min(1 << 15, nights // MIN_STEPS_PER_EPOCH)),
         learning_rate=3e-2,
     )
 
 
-def _seed_loop(known: fleets.Fleet) -> Row:
+def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
     """A data loader over a data set, 1,024 at a time, the loss asked each step."""
-    network, data = _data(known, FitParameters(model=SEEDS))
+    network, data = _build_training_data(fleet, FitParameters(model=SEED_MODEL))
 
-    def standard(places: Tensor) -> tuple[Tensor, Tensor]:
+    def standardize(places: Tensor) -> tuple[Tensor, Tensor]:
         windows = data.windows.take(places)
         x = network.readings(in_level_units(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 
-    x, known_of = standard(data.train)
-    rest = [part.to(DEVICE) for part in standard(data.validation)]
+    x, known_of = standardize(data.train)
+    rest = [part.to(DEVICE) for part in standardize(data.validation)]
     network.to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
-    def error(x: Tensor, known: Tensor) -> Tensor:
+    def reconstruction_error(x: Tensor, known: Tensor) -> Tensor:
         return ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
 
-    def learn() -> None:
-        loader = DataLoader(TensorDataset(x, known_of), batch_size=SEED_BATCH, shuffle=True)
+    def train() -> None:
+        loader = DataLoader(TensorDataset(x, known_of), batch_size=SEED_BATCH_SIZE, shuffle=True)
         for _ in range(SEED_EPOCHS):
             for batch in loader:
-                loss = error(*(part.to(DEVICE) for part in batch))
+                loss = reconstruction_error(*(part.to(DEVICE) for part in batch))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 loss.item()
 
-    seconds = _seconds(learn)
+    seconds = _time_call(train)
     with torch.no_grad():
-        return _loop_row(
-            f"seed's loop, {SEEDS}", SEED_EPOCHS * len(x), seconds, error(*rest).item()
+        return _build_loop_row(
+            f"seed's loop, {SEED_MODEL}",
+            SEED_EPOCHS * len(x),
+            seconds,
+            reconstruction_error(*rest).item(),
         )
 
 
-def _loop_row(who: str, rows: int, seconds: float, loss: float) -> Row:
+def _build_loop_row(
+    loop_name: str, n_household_nights: int, seconds: float, validation_loss: float
+) -> ResultRow:
     return {
-        "loop": who,
-        "household-nights": rows,
+        "loop": loop_name,
+        "household-nights": n_household_nights,
         "seconds": seconds,
-        "a second": rows / seconds,
-        "validation loss": loss,
-        "3.5 million, s": TRIAL_NIGHTS * seconds / rows,
+        "a second": n_household_nights / seconds,
+        "validation loss": validation_loss,
+        "3.5 million, s": TRIAL_NIGHTS * seconds / n_household_nights,
     }
 
 
-def _step(
-    known: fleets.Fleet, dtype: str, batch: int, *, compiled: bool, memory: float, product: float
-) -> Row:
+def _time_step(
+    fleet: fleets.Fleet,
+    precision: str,
+    batch_size: int,
+    *,
+    is_compiled: bool,
+    copy_gb_s: float,
+    product_tflop_s: float,
+) -> ResultRow:
     """The champion's step alone: gather, corrupt, forward, backward, optimizer."""
-    parameters = FitParameters(model=DEFAULT, batch_size=batch)
-    network, data = _data(known, parameters)
+    parameters = FitParameters(model=DEFAULT, batch_size=batch_size)
+    network, data = _build_training_data(fleet, parameters)
     data.windows.settle(DEVICE)
     network.to(DEVICE)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=dtype != "fp16")
-    scaler = torch.amp.GradScaler(DEVICE.type, enabled=dtype == "fp16")
-    if compiled:  # what comes before draws other operations each step
+    optimizer = torch.optim.AdamW(network.parameters(), fused=precision != "fp16")
+    scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
+    if is_compiled:  # what comes before draws other operations each step
         network._heads = torch.compile(network._heads)
-    mixed = torch.autocast(DEVICE.type, DTYPES[dtype]) if dtype != "fp32" else nullcontext()
-    batches = _endless(data, batch)
+    mixed = torch.autocast(DEVICE.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
+    batches = _iter_random_batches(data, batch_size)
 
-    def step() -> None:
+    def train_step() -> None:
         with mixed:
             loss = network.loss(next(batches))
         optimizer.zero_grad()
@@ -188,68 +216,68 @@ def _step(
         scaler.step(optimizer)
         scaler.update()
 
-    row = {"precision": dtype, "batch": batch, "compiled": compiled}
+    row = {"precision": precision, "batch": batch_size, "compiled": is_compiled}
     try:
-        first = _seconds(step)
-        seconds = min(_seconds(step) for _ in range(STEPS))
+        first = _time_call(train_step)
+        seconds = min(_time_call(train_step) for _ in range(N_TIMED_STEPS))
     except Exception as error:  # a backend that cannot compile is a result
         return row | {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:60]}
-    if compiled:
-        return row | {"first step, s": first, "step, s": seconds, "windows/s": batch / seconds}
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
-        step()
+    if is_compiled:
+        return row | {"first step, s": first, "step, s": seconds, "windows/s": batch_size / seconds}
+    with FlopCounterMode(display=False) as flops, _MemoryTraffic() as traffic:
+        train_step()
     return row | {
         "first step, s": first,
         "step, s": seconds,
-        "windows/s": batch / seconds,
-        "of copying": traffic.gigabytes / seconds / memory,
-        "of products": flops.get_total_flops() / 1e12 / seconds / product,
+        "windows/s": batch_size / seconds,
+        "of copying": traffic.moved_gb / seconds / copy_gb_s,
+        "of products": flops.get_total_flops() / 1e12 / seconds / product_tflop_s,
         "failed": None,
     }
 
 
-def _endless(data: NightsData, batch: int) -> Iterator[Windows]:
+def _iter_random_batches(data: NightsData, batch_size: int) -> Iterator[Windows]:
     generator = torch.Generator().manual_seed(0)
     while True:
-        drawn = torch.randint(len(data.train), (batch,), generator=generator)
+        drawn = torch.randint(len(data.train), (batch_size,), generator=generator)
         yield data.windows.take(data.train[drawn])
 
 
-class _Traffic(TorchDispatchMode):
+class _MemoryTraffic(TorchDispatchMode):
     """What all operations read and write, each by itself."""
 
-    gigabytes = 0.0
+    moved_gb = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             leaves = tree_leaves((args, kwargs, out))
             moved = sum(each.nbytes for each in leaves if isinstance(each, Tensor))
-            self.gigabytes += moved / 1e9
+            self.moved_gb += moved / 1e9
         return out
 
 
-def _copied_gb_s(gigabytes: float = 0.25) -> float:
-    source = torch.ones(int(gigabytes * 1e9 / 4), device=DEVICE)
+def _measure_copy_gb_s(size_gb: float = 0.25) -> float:
+    source = torch.ones(int(size_gb * 1e9 / 4), device=DEVICE)
     target = torch.empty_like(source)
-    return max(2 * source.nbytes / 1e9 / _seconds(lambda: target.copy_(source)) for _ in range(4))
+    return max(2 * source.nbytes / 1e9 / _time_call(lambda: target.copy_(source)) for _ in range(4))
 
 
-def _tflop_s(dtype: torch.dtype) -> float:
+def _measure_product_tflop_s(dtype: torch.dtype) -> float:
     size = 8192 if DEVICE.type == "cuda" else 512
     matrix = torch.ones(size, size, dtype=dtype, device=DEVICE)
-    return max(2 * size**3 / 1e12 / _seconds(lambda: matrix @ matrix) for _ in range(4))
+    return max(2 * size**3 / 1e12 / _time_call(lambda: matrix @ matrix) for _ in range(4))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    _wait()
+def _time_call(function: Callable[[], object]) -> float:
+    _synchronize_device()
     started = time.perf_counter()
-    work()
-    _wait()
+    function()
+    _synchronize_device()
     return time.perf_counter() - started
 
 
-def _wait() -> None:
+def _synchronize_device() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
