@@ -43,10 +43,10 @@ from ml.schemas import REASONS
 from tests import fleets
 
 NIGHTS = slice(40, 96)
-LEAST = 36
+MIN_READINGS = 36
 
 
-def a_fleet(households: int = 8) -> Fleet:
+def build_gappy_fleet(households: int = 8) -> Fleet:
     """Readings with gaps, of which a household's eleventh half-hours are never there."""
     kwh = fleets.kwh(households, NIGHTS.stop)
     kwh[0, :, 10] = np.nan
@@ -57,12 +57,12 @@ def a_fleet(households: int = 8) -> Fleet:
 @pytest.fixture(scope="module")
 def planted() -> tuple[Fleet, Fleet, GroundTruth]:
     """A fleet, the same with every kind planted in every household, and the truth."""
-    fleet = a_fleet()
+    fleet = build_gappy_fleet()
     rows = repeat_households(np.arange(8), len(KIND_NAMES))
-    return fleet, *inject_anomalies(fleet, rows, NIGHTS, seed=3, min_readings=LEAST)
+    return fleet, *inject_anomalies(fleet, rows, NIGHTS, seed=3, min_readings=MIN_READINGS)
 
 
-def test_readings_change_where_the_truth_says_and_nowhere_else(
+def test_injection_changes_readings_only_where_the_truth_says(
     planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     fleet, after, truth = planted
@@ -74,7 +74,7 @@ def test_readings_change_where_the_truth_says_and_nowhere_else(
     assert not truth.is_tested[truth.household_index == 1, 50].any()
 
 
-def test_every_copy_of_a_household_carries_another_kind(
+def test_copies_of_a_household_are_injected_with_different_kinds(
     planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     _, _, truth = planted
@@ -89,7 +89,7 @@ def test_every_copy_of_a_household_carries_another_kind(
         assert len(set.union(*carried)) == sum(map(len, carried))
 
 
-def test_about_a_twelfth_is_planted_half_of_it_lasting(
+def test_injected_share_is_near_target_with_half_in_episodes(
     planted: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
     _, _, truth = planted
@@ -104,22 +104,24 @@ def test_about_a_twelfth_is_planted_half_of_it_lasting(
     assert (lasting | ~truth.find_nights_of_kind(SLOW[0])).all()
 
 
-def test_the_same_seed_plants_the_same() -> None:
-    fleet, rows = a_fleet(), np.arange(8)
-    one, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
-    two, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=LEAST)
-    other, _ = inject_anomalies(fleet, rows, NIGHTS, seed=2, min_readings=LEAST)
+def test_injection_is_reproducible_by_seed() -> None:
+    fleet, rows = build_gappy_fleet(), np.arange(8)
+    one, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=MIN_READINGS)
+    two, _ = inject_anomalies(fleet, rows, NIGHTS, seed=1, min_readings=MIN_READINGS)
+    other, _ = inject_anomalies(fleet, rows, NIGHTS, seed=2, min_readings=MIN_READINGS)
     np.testing.assert_array_equal(one.kwh, two.kwh)
     assert not np.array_equal(one.kwh, other.kwh, equal_nan=True)
 
 
-def by_hand(kind: list[list[int]], lasting: tuple[InjectedEpisode, ...] = ()) -> GroundTruth:
+def build_truth(
+    kind_code: list[list[int]], episodes: tuple[InjectedEpisode, ...] = ()
+) -> GroundTruth:
     """One row a household, every night counts."""
-    kinds = np.array(kind, dtype=np.int8)
-    return GroundTruth(np.arange(len(kinds)), np.ones(kinds.shape, dtype=bool), kinds, lasting)
+    kinds = np.array(kind_code, dtype=np.int8)
+    return GroundTruth(np.arange(len(kinds)), np.ones(kinds.shape, dtype=bool), kinds, episodes)
 
 
-def value(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
+def read_metric(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
     return float(
         table.filter(pl.col("figure") == figure, pl.col("of").eq_missing(of))["value"].item()
     )
@@ -127,83 +129,86 @@ def value(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
 
 @hypothesis_settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 50]))
-def test_figures_are_those_of_scikit_learn(seed: int, steps: int) -> None:
+def test_metrics_equal_scikit_learn(seed: int, steps: int) -> None:
     """Also where many scores are equal."""
     random = np.random.default_rng(seed)
     kind = random.integers(0, 3, (6, 40)) * (random.random((6, 40)) < 0.3)
     kind[0, :3] = (0, 1, 2)
-    truth = by_hand(kind.tolist())
+    truth = build_truth(kind.tolist())
     score = np.round((random.random(kind.shape) + 0.3 * (kind > 0)) * steps)
     flat, is_planted = score.ravel(), kind.ravel() > 0
     table, scored = compute_metrics(score, truth, n_resamples=0), DetectorScores(score, truth)
     curve = scored.compute_roc_curve(np.ones(6))
     natural = curve.average_precision(float(is_planted.mean()))
     assert natural == pytest.approx(average_precision_score(is_planted, flat))
-    assert value(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
+    assert read_metric(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
     kept = (kind.ravel() == 1) | ~is_planted
     of_kind = roc_auc_score(is_planted[kept], flat[kept])
-    assert value(table, "auc", KIND_NAMES[0]) == pytest.approx(of_kind)
+    assert read_metric(table, "auc", KIND_NAMES[0]) == pytest.approx(of_kind)
 
 
-def test_recall_counts_what_reaches_a_threshold_that_few_clean_nights_reach() -> None:
+def test_recall_uses_threshold_of_normal_nights() -> None:
     # 200 clean nights of scores 0 to 199, of which one in a hundred allows two: 198 and 199.
     score = np.append(np.arange(200.0), (196.5, 198.0, 250.0, 3.0))[None]
-    table = compute_metrics(score, by_hand([[0] * 200 + [1, 1, 2, 2]]), n_resamples=0)
-    assert value(table, "recall_1pct") == 2 / 4
-    assert value(table, "recall_1pct", KIND_NAMES[0]) == 1 / 2
+    table = compute_metrics(score, build_truth([[0] * 200 + [1, 1, 2, 2]]), n_resamples=0)
+    assert read_metric(table, "recall_1pct") == 2 / 4
+    assert read_metric(table, "recall_1pct", KIND_NAMES[0]) == 1 / 2
     # No clean night may pass at 1 in 1,000.
-    assert value(table, "recall_0.1pct") == 1 / 4
+    assert read_metric(table, "recall_0.1pct") == 1 / 4
 
 
-def test_an_open_case_silences_a_fortnight() -> None:
+def test_open_case_suppresses_false_episodes_for_14_nights() -> None:
     score = np.zeros((2, 40))
     score[0, [0, 5, 13]] = 1  # one case, which is still open on the fourteenth night
     score[1, [0, 14, 30]] = 1  # three cases
-    clean = by_hand([[0] * 40] * 2)
+    clean = build_truth([[0] * 40] * 2)
     assert count_false_episodes(score, clean, np.array([1.0]))[:, 0].tolist() == [1, 3]
     # What a planted night opened is no false episode, and silences what follows it.
-    told = by_hand([[1] + [0] * 39] * 2)
+    told = build_truth([[1] + [0] * 39] * 2)
     assert count_false_episodes(score, told, np.array([1.0]))[:, 0].tolist() == [0, 2]
 
 
-def test_a_lasting_anomaly_is_found_on_the_night_it_reaches_the_threshold() -> None:
+def test_episode_is_found_on_first_night_at_threshold() -> None:
     lasting = InjectedEpisode(row=0, first_night=20, n_nights=14, kind=KIND_NAMES[0])
-    truth = by_hand([[0] * 20 + [1] * 14 + [0] * 66, [0] * 100], (lasting,))
+    truth = build_truth([[0] * 20 + [1] * 14 + [0] * 66, [0] * 100], (lasting,))
     score = np.zeros((2, 100))
     score[0, 24] = 1  # the fifth night
     table = compute_metrics(score, truth, n_resamples=0)
-    found = [value(table, f"found_within_{n}_nights_3_episodes") for n in (1, 3, 7, 14)]
+    found = [read_metric(table, f"found_within_{n}_nights_3_episodes") for n in (1, 3, 7, 14)]
     assert found == [0, 0, 1, 1]
 
 
-def test_precision_at_the_top_of_a_night() -> None:
+def test_precision_at_top_of_each_night() -> None:
     # Twenty homes, one night: four of the ten highest scores are planted ones.
     kind = [[1] if home in (0, 1, 2, 3, 15) else [0] for home in range(20)]
-    table = compute_metrics(-np.arange(20.0)[:, None], by_hand(kind), n_resamples=0)
-    assert value(table, "precision_top_10") == 4 / 10
-    assert value(table, "precision_top_50") == 5 / 20
+    table = compute_metrics(-np.arange(20.0)[:, None], build_truth(kind), n_resamples=0)
+    assert read_metric(table, "precision_top_10") == 4 / 10
+    assert read_metric(table, "precision_top_50") == 5 / 20
 
 
-def test_a_night_without_a_score_ranks_last() -> None:
+def test_night_without_score_ranks_last() -> None:
     score = np.array([[1.0, 2.0, np.nan, 5.0]])
-    assert value(compute_metrics(score, by_hand([[0, 0, 1, 1]]), n_resamples=0), "auc") == 0.5
+    assert (
+        read_metric(compute_metrics(score, build_truth([[0, 0, 1, 1]]), n_resamples=0), "auc")
+        == 0.5
+    )
 
 
-def test_households_that_do_not_count_change_nothing() -> None:
+def test_untested_households_do_not_change_metrics() -> None:
     random = np.random.default_rng(0)
     score = random.random((6, 30))
-    truth = by_hand((random.random((6, 30)) < 0.2).astype(int).tolist())
-    apart = compute_metrics(score[:3], by_hand(truth.kind_code[:3].tolist()), n_resamples=20)
+    truth = build_truth((random.random((6, 30)) < 0.2).astype(int).tolist())
+    apart = compute_metrics(score[:3], build_truth(truth.kind_code[:3].tolist()), n_resamples=20)
     among = compute_metrics(score, truth.restrict_to_households(np.arange(3)), n_resamples=20)
     assert among.equals(apart, null_equal=True)
 
 
-def test_the_interval_is_of_households_and_holds_the_value() -> None:
+def test_bootstrap_interval_resamples_households() -> None:
     """Copies of a household are one draw: more copies make no narrower interval."""
     random = np.random.default_rng(1)
     kind = (random.random((12, 60)) < 0.1).astype(np.int8)
     score = random.normal(size=kind.shape) + kind * random.random((12, 1)) * 4
-    once = compute_metrics(score, by_hand(kind.tolist()), seed=5)
+    once = compute_metrics(score, build_truth(kind.tolist()), seed=5)
     counts = np.ones((48, 60), dtype=bool)
     copied = GroundTruth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
     four = compute_metrics(np.tile(score, (4, 1)), copied, seed=5)
@@ -214,10 +219,10 @@ def test_the_interval_is_of_households_and_holds_the_value() -> None:
     assert width[0] == pytest.approx(width[1])
 
 
-def test_better_is_sure_of_a_real_difference_and_unsure_of_none() -> None:
+def test_superiority_is_one_zero_or_half_by_difference() -> None:
     random = np.random.default_rng(2)
     kind = (random.random((30, 60)) < 0.1).astype(np.int8)
-    truth = by_hand(kind.tolist())
+    truth = build_truth(kind.tolist())
     good = random.normal(size=kind.shape) + 3 * kind
     poor = random.normal(size=kind.shape) + kind
     assert estimate_superiority(good, poor, truth) == 1
@@ -225,7 +230,7 @@ def test_better_is_sure_of_a_real_difference_and_unsure_of_none() -> None:
     assert estimate_superiority(good, good, truth) == 0.5
 
 
-def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() -> None:
+def test_alarm_rates_use_pretest_threshold() -> None:
     nights = [date(2013, 9, 1 + day) for day in range(30)] + [
         date(2013, 10, 1 + d) for d in range(20)
     ]
@@ -239,18 +244,18 @@ def test_realised_alarms_are_counted_against_a_threshold_from_before_the_test() 
     assert table["of"].to_list() == ["2013-09", "2013-10"]
     assert table["value"].to_list() == pytest.approx([1.0, (3 + 33) / 2 / 3], rel=0.01)
     assert measure_alarm_rates(
-        score[:, :40], truth_until(truth, 40), slice(0, 20), np.array([0.01])
+        score[:, :40], truncate_truth(truth, 40), slice(0, 20), np.array([0.01])
     ) == (pytest.approx([0.01], rel=0.01))
 
 
-def truth_until(truth: GroundTruth, night: int) -> GroundTruth:
+def truncate_truth(truth: GroundTruth, night: int) -> GroundTruth:
     return GroundTruth(
         truth.household_index, truth.is_tested[:, :night], truth.kind_code[:, :night], ()
     )
 
 
-def test_controls_are_the_nights_they_are_named_for() -> None:
-    fleet = a_fleet()
+def test_control_fleets_mark_the_nights_of_each_control() -> None:
+    fleet = build_gappy_fleet()
     known = fleet.conditions
     known[...] = 0
     known[:, 60:, CONDITIONS.index("is_summer_time")] = 1
@@ -259,7 +264,7 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
     known[:, [71, 72], CONDITIONS.index("is_saturday")] = 1
     known[2, 80, CONDITIONS.index("price_signal")] = 0.5
     fleet.kwh[3, 85:90] = 0.001
-    real, snap, new, gappy = build_control_fleets(fleet, np.arange(8), NIGHTS, LEAST)
+    real, snap, new, gappy = build_control_fleets(fleet, np.arange(8), NIGHTS, MIN_READINGS)
     places = {name: set(np.nonzero(nights)[1]) for name, nights in real.nights_by_control.items()}
     assert places["clock_change"] == {60}
     assert places["bank_holiday"] == {70}
@@ -281,14 +286,14 @@ def test_controls_are_the_nights_they_are_named_for() -> None:
     loud = measure_control_alarms(
         [(real, np.where(real.nights_by_control["absence"], 1.0, 0.0))], threshold=1
     )
-    assert value(loud, "alarms_per_1000", "absence") == 1000
-    assert value(loud, "alarms_per_1000", "bank_holiday") == 0
+    assert read_metric(loud, "alarms_per_1000", "absence") == 1000
+    assert read_metric(loud, "alarms_per_1000", "bank_holiday") == 0
 
 
 @pytest.mark.parametrize("name", ["isolation_forest", "pca", "ecod"])
-def test_peers_see_a_day_unlike_any_other(name: str) -> None:
-    fleet = a_fleet()
-    peer = peers.fit_baseline(name, fleet, seed=0, min_readings=LEAST)
+def test_baselines_score_unique_profile_highest(name: str) -> None:
+    fleet = build_gappy_fleet()
+    peer = peers.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
     other = fleets.fleet(fleet.kwh.copy())
     other.kwh[4, 60, ::2] *= 20
     score = peer(other)
@@ -296,13 +301,15 @@ def test_peers_see_a_day_unlike_any_other(name: str) -> None:
     assert np.isnan(score[1, 50])
 
 
-def test_a_peer_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_baseline_library_raises_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyod.models.iforest", None)
     with pytest.raises(UserError, match="iforest is not installed"):
-        peers.fit_baseline("isolation_forest", a_fleet(), seed=0, min_readings=LEAST)
+        peers.fit_baseline(
+            "isolation_forest", build_gappy_fleet(), seed=0, min_readings=MIN_READINGS
+        )
 
 
-def test_the_benchmark_is_imported_without_its_peers() -> None:
+def test_benchmark_imports_without_baseline_libraries() -> None:
     code = (
         "import sys\n"
         "sys.modules['pyod'] = sys.modules['stumpy'] = None\n"
@@ -311,19 +318,19 @@ def test_the_benchmark_is_imported_without_its_peers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_rules_do_not_look_ahead_or_at_other_homes() -> None:
+def test_rules_use_no_later_nights_or_other_households() -> None:
     """A night in a longer history, and beside others, has the same figures."""
-    fleet = a_fleet()
+    fleet = build_gappy_fleet()
     early = fleets.fleet(fleet.kwh[2:4, :80])
     for name, rule in rules.RULES.items():
-        whole, part = rule(fleet, LEAST), rule(early, LEAST)
+        whole, part = rule(fleet, MIN_READINGS), rule(early, MIN_READINGS)
         np.testing.assert_allclose(part, whole[2:4, :80], rtol=1e-5, err_msg=name)
 
 
-def planted_days(day: np.ndarray) -> np.ndarray:
+def score_profile_with_rules(profile_kwh: np.ndarray) -> np.ndarray:
     fleet = fleets.fleet(fleets.kwh(1, 60))
-    fleet.kwh[0, 59] = day
-    return np.array([rule(fleet, LEAST)[0] for rule in rules.RULES.values()])
+    fleet.kwh[0, 59] = profile_kwh
+    return np.array([rule(fleet, MIN_READINGS)[0] for rule in rules.RULES.values()])
 
 
 @pytest.mark.parametrize(
@@ -336,44 +343,44 @@ def planted_days(day: np.ndarray) -> np.ndarray:
         ("identical_run", np.where(np.arange(48) < 20, 0.3, fleets.kwh(1, 60)[0, 59])),
     ],
 )
-def test_each_rule_finds_what_it_is_for(rule: str, day: np.ndarray) -> None:
-    score = planted_days(day)[list(rules.RULES).index(rule)]
+def test_each_rule_scores_its_anomaly_highest(rule: str, day: np.ndarray) -> None:
+    score = score_profile_with_rules(day)[list(rules.RULES).index(rule)]
     assert score.shape == (60,)
     assert np.nanargmax(score) == 59
 
 
-def test_rules_are_silent_without_a_week_of_past_and_with_too_few_readings() -> None:
-    fleet = a_fleet()
+def test_rules_give_no_score_without_enough_history_or_readings() -> None:
+    fleet = build_gappy_fleet()
     for rule in rules.RULES.values():
-        score = rule(fleet, LEAST)
+        score = rule(fleet, MIN_READINGS)
         assert np.isnan(score[:, :7]).all()
         assert np.isnan(score[1, 50])
         assert np.isfinite(score[0, 60])
 
 
-def test_fusion_takes_the_rarest_of_ranks() -> None:
+def test_fusion_is_maximum_surprisal_of_rules() -> None:
     # Of 9 ordinary nights 4 reach 5: (1 + 4) / (1 + 9).
     ordinary = np.array([1.0, 2, 3, 4, 4.5, 5, 6, 7, 8])
     rank = rules.calibrated(np.array([[5.0, 9.0, np.nan]]), ordinary)
     np.testing.assert_allclose(rank, [[-np.log10(0.5), 1.0, np.nan]])
-    fleet = a_fleet()
-    together = rules.fused(fleet, LEAST, slice(40, 60))
+    fleet = build_gappy_fleet()
+    together = rules.fused(fleet, MIN_READINGS, slice(40, 60))
     for rule in rules.RULES.values():
-        score = rule(fleet, LEAST)
+        score = rule(fleet, MIN_READINGS)
         alone = rules.calibrated(score, score[:, 40:60])
         assert (together >= alone)[np.isfinite(alone)].all()
 
 
-def test_every_kind_has_reasons_that_explain_it() -> None:
+def test_every_kind_has_correct_reasons() -> None:
     assert tuple(CORRECT_REASONS) == KIND_NAMES
     assert all(reasons and set(reasons) <= set(REASONS) for reasons in CORRECT_REASONS.values())
 
 
-def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
+def test_reasons_are_counted_by_kind_for_found_nights() -> None:
     """Fleet of one home that uses 1 kWh, 3 kWh on a tripled night, nothing on a zero one."""
     kwh = np.ones((1, 20, 48), dtype=np.float32)
     kwh[0, 10], kwh[0, 12, 10:40], kwh[0, 14] = 3, 0, 3
-    truth = by_hand([[0] * 20])
+    truth = build_truth([[0] * 20])
     truth.kind_code[0, [10, 12, 16]] = [
         1 + KIND_NAMES.index(kind) for kind in ("doubled", "zero_window", "spike")
     ]
@@ -388,7 +395,7 @@ def test_reasons_are_counted_by_kind_among_what_is_found() -> None:
     }
 
 
-def test_a_reason_may_be_right_without_being_the_best() -> None:
+def test_correct_reason_need_not_be_the_best_one() -> None:
     counts = pl.DataFrame(
         {
             "kind": ["clock_shift", "clock_shift", "clock_shift", NO_INJECTION],
