@@ -38,7 +38,9 @@ def directory(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def test_every_detector_has_every_figure_on_seen_and_unseen_households(directory: Path) -> None:
+def test_every_detector_has_all_metrics_for_training_and_held_out_households(
+    directory: Path,
+) -> None:
     table = pl.read_parquet(directory / "figures.parquet")
     names = {*resolve_detectors(["rules"]), "conditional_autoencoder"}
     names |= {f"conditional_autoencoder {kind}" for kind in ("evidence", "one-sided")}
@@ -52,7 +54,7 @@ def test_every_detector_has_every_figure_on_seen_and_unseen_households(directory
     assert bounded.select((pl.col("low") <= pl.col("high")).all()).item()
 
 
-def test_rules_beat_a_network_that_saw_nothing_but_noise(directory: Path) -> None:
+def test_fusion_finds_stuck_readings_in_simulated_noise(directory: Path) -> None:
     """An identical run is never natural in simulated noise: the benchmark can see what is good."""
     table = pl.read_parquet(directory / "figures.parquet").filter(
         homes="unseen", figure="auc", detector="fusion"
@@ -62,7 +64,7 @@ def test_rules_beat_a_network_that_saw_nothing_but_noise(directory: Path) -> Non
     assert table.filter(pl.col("of").is_null())["value"].item() > 0.8
 
 
-def test_the_table_is_written_for_people(directory: Path) -> None:
+def test_benchmark_writes_markdown_table_and_plots(directory: Path) -> None:
     text = (directory / "table.md").read_text()
     assert text.count("| fusion |") == 7
     assert "households held out, planted" in text
@@ -78,7 +80,7 @@ def test_the_table_is_written_for_people(directory: Path) -> None:
     }
 
 
-def test_each_detector_is_a_run_below_the_benchmark(directory: Path) -> None:
+def test_each_detector_is_a_child_run_of_the_benchmark(directory: Path) -> None:
     client = mlflow.MlflowClient(registry.store_uri())
     experiment = client.get_experiment_by_name("meterwatch benchmark")
     assert experiment is not None
@@ -96,7 +98,7 @@ def test_each_detector_is_a_run_below_the_benchmark(directory: Path) -> None:
     assert {"table.md", "figures.parquet", "recall_per_kind.png"} <= kept
 
 
-def test_names_and_groups_are_detectors_in_one_order() -> None:
+def test_detector_names_and_groups_resolve_in_fixed_order() -> None:
     assert resolve_detectors(["pca", "daily_kwh", "rules"]) == [
         *resolve_detectors(["rules"]),
         "pca",
@@ -109,7 +111,9 @@ def test_names_and_groups_are_detectors_in_one_order() -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_too_few_nights_is_one_line(capfd: pytest.CaptureFixture[str], empty_store: Path) -> None:
+def test_too_few_nights_fails_with_one_line(
+    capfd: pytest.CaptureFixture[str], empty_store: Path
+) -> None:
     give_store(empty_store)
     build_lake(fleets.kwh(6, 40))
     assert main(["evaluate", "--detectors", "rules"]) == 1
