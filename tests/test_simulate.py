@@ -36,29 +36,29 @@ def receipt(out: Path) -> SimulateReceipt:
     return simulate(out, SMALL)
 
 
-def contents(directory: Path) -> dict[str, bytes]:
+def read_directory_bytes(directory: Path) -> dict[str, bytes]:
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def delivered(directory: Path) -> pl.DataFrame:
+def read_delivered_rows(directory: Path) -> pl.DataFrame:
     """Every delivered row, in the order of the files' names: household_id, ts_utc, kwh, file."""
     parts = []
     for path in sorted((directory / "halfhourly").iterdir()):
-        rows = pl.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
+        rows = pl.read_parquet(path) if path.suffix == ".parquet" else read_delivered_csv(path)
         rows.columns = ["household_id", "ts_utc", "kwh"]
         parts.append(rows.with_columns(file=pl.lit(path.name)))
     return pl.concat(parts)
 
 
-def read_csv(path: Path) -> pl.DataFrame:
+def read_delivered_csv(path: Path) -> pl.DataFrame:
     rows = pl.read_csv(path, infer_schema=False)
     stamp = pl.col(rows.columns[-2]).str.head(19).str.to_datetime(time_unit="us")
     kwh = pl.col(rows.columns[-1]).replace("Null", None).str.strip_chars().cast(pl.Float64)
     return rows.select("LCLid", stamp, kwh)
 
 
-def cube(rows: pl.DataFrame, config: FleetConfig) -> Floats:
+def build_valid_kwh(rows: pl.DataFrame, config: FleetConfig) -> Floats:
     """Valid readings [H, D, 48], the last delivered of each half-hour, NaN where there is none."""
     start = datetime.combine(config.start, datetime.min.time())
     minutes = (pl.col("ts_utc") - start).dt.total_minutes()
@@ -77,22 +77,22 @@ def cube(rows: pl.DataFrame, config: FleetConfig) -> Floats:
 # --- the same fleet ------------------------------------------------------------------------------
 
 
-def test_same_seed_writes_the_same_bytes(
+def test_same_seed_writes_identical_bytes(
     out: Path, receipt: SimulateReceipt, tmp_path: Path
 ) -> None:
     again = simulate(tmp_path / "again", SMALL)
-    assert contents(tmp_path / "again") == contents(out)
+    assert read_directory_bytes(tmp_path / "again") == read_directory_bytes(out)
     assert again.defect_counts == receipt.defect_counts
 
 
-def test_another_seed_is_another_fleet() -> None:
+def test_different_seeds_give_different_readings() -> None:
     one, two = (
         fleet.simulate_fleet_kwh(FleetConfig(households=3, days=3, seed=seed)) for seed in (1, 2)
     )
     assert (one != two).mean() > 0.5
 
 
-def test_blocks_are_alike_whatever_is_drawn_before_them() -> None:
+def test_blocks_do_not_depend_on_simulation_order() -> None:
     surroundings, households = build_environment(SMALL), fleet.draw_register(SMALL)
     members = [fleet.select_block_households(households, number) for number in range(2)]
     in_order = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (0, 1)]
@@ -101,7 +101,7 @@ def test_blocks_are_alike_whatever_is_drawn_before_them() -> None:
     assert in_order[1].equals(backwards[0])
 
 
-def test_blocks_differ() -> None:
+def test_blocks_have_different_readings() -> None:
     surroundings, members = (
         build_environment(SMALL),
         fleet.select_block_households(fleet.draw_register(SMALL), 0),
@@ -113,10 +113,11 @@ def test_blocks_differ() -> None:
 # --- the truth -----------------------------------------------------------------------------------
 
 
-def test_truth_is_where_the_readings_were_changed_and_nowhere_else(
-    out: Path, receipt: SimulateReceipt
-) -> None:
-    before, after = fleet.simulate_fleet_kwh(SMALL), cube(delivered(out), SMALL)
+def test_truth_marks_exactly_the_injected_nights(out: Path, receipt: SimulateReceipt) -> None:
+    before, after = (
+        fleet.simulate_fleet_kwh(SMALL),
+        build_valid_kwh(read_delivered_rows(out), SMALL),
+    )
     truth = pl.read_parquet(out / "truth.parquet")
     change = np.nansum(np.abs(after - before), axis=2)
     planted = np.zeros(change.shape, dtype=bool)
@@ -131,9 +132,7 @@ def test_truth_is_where_the_readings_were_changed_and_nowhere_else(
     assert receipt.n_injected_nights == truth.height == planted.sum()
 
 
-def test_truth_keeps_its_schema_and_covers_the_last_nights(
-    out: Path, receipt: SimulateReceipt
-) -> None:
+def test_truth_is_valid_and_covers_recent_nights(out: Path, receipt: SimulateReceipt) -> None:
     truth = Truth.validate(pl.read_parquet(out / "truth.parquet"))
     assert set(truth["kind"]) <= set(SIMULATED_KINDS)
     # 3 % of 300 households are 9; one whose change would not show may be left out.
@@ -143,7 +142,7 @@ def test_truth_keeps_its_schema_and_covers_the_last_nights(
     assert recent["household_id"].n_unique() >= 5  # every other episode begins there
 
 
-def test_every_kind_is_planted_and_ends_within_the_period() -> None:
+def test_every_kind_is_injected_within_the_period() -> None:
     config = FleetConfig(households=600, days=60, seed=3)
     surroundings, households = build_environment(config), fleet.draw_register(config)
     kinds: Counter[str] = Counter()
@@ -159,7 +158,7 @@ def test_every_kind_is_planted_and_ends_within_the_period() -> None:
 # --- the delivery --------------------------------------------------------------------------------
 
 
-def test_files_have_the_delivered_shapes(out: Path, receipt: SimulateReceipt) -> None:
+def test_readings_files_have_delivered_formats(out: Path, receipt: SimulateReceipt) -> None:
     names = sorted(path.name for path in (out / "halfhourly").iterdir())
     assert names == ["block_0.csv", "block_0.parquet", "block_1.parquet", "correction.csv"]
     kaggle = {"LCLid": pl.String, "tstp": pl.Datetime("us"), "energy(kWh/hh)": pl.Float64}
@@ -175,7 +174,7 @@ def test_files_have_the_delivered_shapes(out: Path, receipt: SimulateReceipt) ->
     assert correction[0] == "LCLid,tstp,energy(kWh/hh)"
 
 
-def test_companions_have_the_shapes_of_the_real_ones(
+def test_reference_tables_match_real_schemas(
     out: Path, receipt: SimulateReceipt, london: Path
 ) -> None:
     for name in ("informations_households.csv", "uk_bank_holidays.csv", "tariffs.csv"):
@@ -186,8 +185,8 @@ def test_companions_have_the_shapes_of_the_real_ones(
     assert b'"Normal\r"\n' in (out / "tariffs.csv").read_bytes()
 
 
-def test_dirt_is_delivered_as_counted(out: Path, receipt: SimulateReceipt) -> None:
-    rows = delivered(out)
+def test_delivery_defects_match_reported_counts(out: Path, receipt: SimulateReceipt) -> None:
+    rows = read_delivered_rows(out)
     assert receipt.n_rows == rows.height
     off_grid = rows["ts_utc"] != rows["ts_utc"].dt.truncate("30m")
     key = ["household_id", "ts_utc"]
@@ -212,19 +211,19 @@ def test_dirt_is_delivered_as_counted(out: Path, receipt: SimulateReceipt) -> No
     assert late.join(first, on=key, how="inner").height == late.height > 0
 
 
-def test_a_household_crosses_two_files_and_some_readings_are_missing(
+def test_household_spans_two_files_and_some_readings_are_missing(
     out: Path, receipt: SimulateReceipt
 ) -> None:
-    rows = delivered(out).filter(pl.col("file") != "correction.csv")
+    rows = read_delivered_rows(out).filter(pl.col("file") != "correction.csv")
     files = rows.group_by("household_id").agg(pl.col("file").n_unique())
     assert files.filter(pl.col("file") > 1)["household_id"].to_list() == ["MAC000256"]
-    missing = np.isnan(cube(delivered(out), SMALL))
+    missing = np.isnan(build_valid_kwh(read_delivered_rows(out), SMALL))
     assert 0.001 < missing.mean() < 0.05
     assert (missing.any(axis=2) & ~missing.all(axis=2)).any()
     assert not missing.all(axis=(1, 2)).any()
 
 
-def test_corrupt_readings_arrive_in_a_larger_fleet() -> None:
+def test_invalid_readings_appear_in_larger_fleet() -> None:
     config = FleetConfig(households=256, days=200, seed=1)
     members = fleet.select_block_households(fleet.draw_register(config), 0)
     block = fleet.simulate_block(config, build_environment(config), members, 0)
@@ -240,13 +239,13 @@ def test_corrupt_readings_arrive_in_a_larger_fleet() -> None:
     start=st.dates(date(2011, 11, 1), date(2014, 2, 28)),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_every_small_fleet_is_whole(
+def test_small_fleet_delivers_every_household_within_period(
     tmp_path_factory: pytest.TempPathFactory, households: int, days: int, start: date, seed: int
 ) -> None:
     config = FleetConfig(households=households, days=days, start=start, seed=seed)
     out = tmp_path_factory.mktemp("small") / "fleet"
     simulate(out, config)
-    rows, truth = delivered(out), pl.read_parquet(out / "truth.parquet")
+    rows, truth = read_delivered_rows(out), pl.read_parquet(out / "truth.parquet")
     assert set(rows["household_id"]) == set(fleet.draw_register(config)["household_id"])
     assert rows["ts_utc"].dt.date().is_between(config.nights[0], config.nights[-1]).all()
     nights = rows.filter(pl.col("kwh").is_not_null()).select(
@@ -258,30 +257,30 @@ def test_every_small_fleet_is_whole(
 # --- what a user may do wrong --------------------------------------------------------------------
 
 
-def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_directory_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match=r"holds mine\.txt, which simulate did not write"):
         simulate(tmp_path, FleetConfig(households=1, days=1))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_file_as_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         simulate(tmp_path / "file", FleetConfig(households=1, days=1))
 
 
-def test_a_fleet_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
+def test_existing_fleet_is_replaced_completely(tmp_path: Path) -> None:
     simulate(tmp_path / "fleet", FleetConfig(households=300, days=2))
     simulate(tmp_path / "fleet", FleetConfig(households=2, days=2))
     simulate(tmp_path / "anew", FleetConfig(households=2, days=2))
-    assert contents(tmp_path / "fleet") == contents(tmp_path / "anew")
+    assert read_directory_bytes(tmp_path / "fleet") == read_directory_bytes(tmp_path / "anew")
 
 
-def test_a_killed_run_leaves_the_old_fleet(tmp_path: Path) -> None:
+def test_killed_run_keeps_previous_fleet(tmp_path: Path) -> None:
     out, config = tmp_path / "fleet", FleetConfig(households=2, days=2)
     simulate(out, config)
-    before = contents(out)
+    before = read_directory_bytes(out)
     program = (
         "import os, sys; from pathlib import Path; from ml.simulate import fleet\n"
         "from ml.simulate.surroundings import FleetConfig; from tasks.simulate import simulate\n"
@@ -290,7 +289,7 @@ def test_a_killed_run_leaves_the_old_fleet(tmp_path: Path) -> None:
     )
     killed = subprocess.run([sys.executable, "-c", program, str(out)], check=False)
     assert killed.returncode == 9
-    assert contents(out) == before
+    assert read_directory_bytes(out) == before
     simulate(out, config)
     assert [path.name for path in tmp_path.iterdir()] == ["fleet"]
 
@@ -298,6 +297,6 @@ def test_a_killed_run_leaves_the_old_fleet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"households": 0}, {"days": 0}, {"seed": -1}, {"start": date(1066, 10, 14)}]
 )
-def test_impossible_fleets_are_refused(wrong: dict[str, int | date]) -> None:
+def test_invalid_fleet_config_is_refused(wrong: dict[str, int | date]) -> None:
     with pytest.raises(ValidationError):
         FleetConfig.model_validate(wrong)
