@@ -31,7 +31,9 @@ def truth() -> pl.DataFrame:
     return pl.DataFrame(TRUTH, ["household_id", "night", "kind"], orient="row")
 
 
-def test_each_kind_counts_homes_and_nights(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
+def test_summary_counts_households_and_nights_by_kind(
+    scores: pl.DataFrame, truth: pl.DataFrame
+) -> None:
     assert summarize_detection(scores, truth).counts_by_kind.rows() == [
         ("drop", 1, 1, 2, 1, 0.5),
         ("spike", 1, 0, 1, 0, 0.0),
@@ -39,9 +41,7 @@ def test_each_kind_counts_homes_and_nights(scores: pl.DataFrame, truth: pl.DataF
     ]
 
 
-def test_a_flag_where_nothing_was_planted_is_a_false_alarm(
-    scores: pl.DataFrame, truth: pl.DataFrame
-) -> None:
+def test_flag_on_normal_night_is_false_alarm(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
     result = summarize_detection(scores, truth)
     # Normal and scored: B on both nights. Flagged: A and B on the first night.
     assert (result.n_flagged, result.n_false_alarms, result.n_normal_nights) == (2, 1, 2)
@@ -49,7 +49,7 @@ def test_a_flag_where_nothing_was_planted_is_a_false_alarm(
     assert result.false_alarms_per_1000 == 500
 
 
-def test_without_flags_precision_is_unknown(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
+def test_precision_is_nan_without_flags(scores: pl.DataFrame, truth: pl.DataFrame) -> None:
     quiet = scores.with_columns(is_anomaly=False)
     assert str(summarize_detection(quiet, truth).precision) == "nan"
     assert summarize_detection(quiet, truth).false_alarms_per_1000 == 0
