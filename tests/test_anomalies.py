@@ -8,7 +8,7 @@ from ml.simulate.anomalies import inject_episodes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_do_what_their_names_say(kind: str) -> None:
+def test_injection_kinds_change_profiles_as_named(kind: str) -> None:
     day = np.linspace(0.1, 0.9, 48, dtype=np.float32)
     days, other = np.tile(day, (3, 1)), np.full((3, 48), 0.33, dtype=np.float32)
     after = KINDS[kind](days.copy(), other, np.random.default_rng(5))
@@ -36,14 +36,14 @@ def test_kinds_do_what_their_names_say(kind: str) -> None:
     assert expected[kind]
 
 
-def test_nothing_is_planted_where_nobody_lives() -> None:
+def test_no_injection_into_unoccupied_households() -> None:
     idle = np.full((40, 30, 48), 0.001, dtype=np.float32)
     kwh = idle.copy()
     assert inject_episodes(kwh, range(10), np.random.default_rng(0)) == []
     assert (kwh == idle).all()
 
 
-def test_a_night_that_does_not_show_stays_clean_and_out_of_the_truth() -> None:
+def test_invisible_injection_leaves_night_and_truth_unchanged() -> None:
     # Homes that live every other night: a scaled-down empty night is like any other empty night.
     kwh = np.full((400, 42, 48), 0.2, dtype=np.float32)
     kwh[:, 1::2] = 0.001
