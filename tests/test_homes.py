@@ -13,7 +13,7 @@ from tests.benchmarks.fleet_comparison import COMPARISON_CONFIG, compute_statist
 # Allowed relative distance. Half of the households' scatter is that between one sample of 225
 # homes and another, so the tails and the rare (zeros, absences) are held less tightly.
 TOLERANCE = 0.15
-LOOSE = {
+TOLERANCE_BY_STATISTIC = {
     "reading, quantile 0.1": 0.25,
     "share of zeros": 0.6,
     "share below 0.02 kWh": 0.3,
@@ -24,7 +24,7 @@ LOOSE = {
 
 
 @pytest.mark.london
-def test_statistics_agree_with_the_real_sample(london: Path) -> None:
+def test_simulated_statistics_match_real_sample(london: Path) -> None:
     real, simulated = (
         compute_statistics(load_real_kwh(london)),
         compute_statistics(fleet.simulate_fleet_kwh(COMPARISON_CONFIG)),
@@ -32,12 +32,12 @@ def test_statistics_agree_with_the_real_sample(london: Path) -> None:
     wrong = {
         name: (value, simulated[name])
         for name, value in real.items()
-        if abs(simulated[name] / value - 1) > LOOSE.get(name, TOLERANCE)
+        if abs(simulated[name] / value - 1) > TOLERANCE_BY_STATISTIC.get(name, TOLERANCE)
     }
     assert wrong == {}
 
 
-def test_people_follow_the_local_clock_and_night_timers_do_not() -> None:
+def test_occupied_load_follows_local_time_but_night_timers_do_not() -> None:
     config = FleetConfig(households=256, days=56, start=date(2013, 3, 3), seed=2)
     kwh = fleet.simulate_fleet_kwh(config)
     # Summer time begins on 31 March, day 28: an hour earlier by UTC from then on.
@@ -54,7 +54,7 @@ def test_people_follow_the_local_clock_and_night_timers_do_not() -> None:
     assert (rises[0].argmax(axis=1) == rises[1].argmax(axis=1)).mean() > 0.5
 
 
-def test_tariff_and_acorn_leave_their_mark() -> None:
+def test_tariff_and_acorn_group_change_readings() -> None:
     config = FleetConfig(households=1024, days=60, seed=4)
     kwh, households, surroundings = (
         fleet.simulate_fleet_kwh(config),
@@ -73,13 +73,13 @@ def test_tariff_and_acorn_leave_their_mark() -> None:
     assert level[group == "Affluent"].mean() > level[group == "Adversity"].mean()
 
 
-def test_readings_are_those_of_a_meter() -> None:
+def test_readings_are_whole_watt_hours_within_supply_limit() -> None:
     kwh = fleet.simulate_fleet_kwh(FleetConfig(households=256, days=30, seed=6)).astype(np.float64)
     assert 0 <= kwh.min() <= kwh.max() <= 12
     assert np.abs(kwh * 1000 - np.rint(kwh * 1000)).max() < 1e-3
 
 
-def test_weather_is_that_of_london() -> None:
+def test_simulated_weather_matches_london_climate() -> None:
     config = FleetConfig(households=1, days=2 * 365, start=date(2012, 1, 1), seed=0)
     surroundings = build_environment(config)
     daily = surroundings.temperature_c.reshape(-1, 48)
