@@ -28,9 +28,7 @@ def detector(known: Fleet) -> Detector:
     return fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1)))
 
 
-def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
-    known: Fleet, detector: Detector
-) -> None:
+def test_examples_end_with_flagged_households(known: Fleet, detector: Detector) -> None:
     last = slice(NIGHTS - 28, NIGHTS)
     days = plots.select_examples(detector, known, last, MIN_READINGS, BUDGET)
     judged = score_fleet(detector, known, MIN_READINGS)
@@ -46,7 +44,7 @@ def test_a_dozen_nights_end_with_the_homes_that_scoring_would_flag(
     assert {f"MAC00000{home}" for home in (2, 5)} <= {day.title.split()[0] for day in shaded}
 
 
-def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) -> None:
+def test_deviating_hours_cover_the_added_load(known: Fleet, detector: Detector) -> None:
     days = plots.select_examples(detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET)
     (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.deviating_hours)
     start, end = spiky.deviating_hours
@@ -54,7 +52,7 @@ def test_the_hours_shaded_hold_what_was_added(known: Fleet, detector: Detector) 
     assert end >= 12.0
 
 
-def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) -> None:
+def test_distribution_marks_the_flagging_threshold(detector: Detector) -> None:
     figure = plots.draw_score_distribution(detector, BUDGET)
     (line,) = figure.axes[0].lines
     limit = alert_threshold(detector.alert_curve.numpy(), detector.config.calibration_size, BUDGET)
@@ -65,12 +63,12 @@ def test_the_line_in_the_scores_is_the_p_value_that_flags(detector: Detector) ->
     assert before > limit >= after
 
 
-def test_no_line_is_drawn_that_the_calibration_cannot_tell(detector: Detector) -> None:
+def test_no_threshold_is_drawn_without_calibrated_budget(detector: Detector) -> None:
     figure = plots.draw_score_distribution(detector, alert_budget=0.1)
     assert not figure.axes[0].lines
 
 
-def test_a_fleet_that_has_fallen_silent_is_drawn_too(detector: Detector) -> None:
+def test_fleet_without_recent_readings_is_drawn(detector: Detector) -> None:
     kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
     kwh[:, -28:] = np.nan
     last = slice(NIGHTS - 28, NIGHTS)
