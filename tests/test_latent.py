@@ -16,7 +16,7 @@ HOUSEHOLDS, NIGHTS, MIN_READINGS = 3, 60, 36
 
 
 @pytest.mark.parametrize("model", NAMES)
-def test_every_network_sums_a_household_night_up_by_itself(model: str) -> None:
+def test_latent_does_not_depend_on_batch(model: str) -> None:
     """The latent of a night is the same whatever shares its batch, gaps or not."""
     kwh = fleets.kwh(1, NIGHTS)
     kwh[0, -2, 4:9] = np.nan
@@ -32,7 +32,7 @@ def test_every_network_sums_a_household_night_up_by_itself(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [fleets.SEED_MODEL, "history_network"])
-def test_points_belong_to_their_nights_and_groups(model: str) -> None:
+def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
     kwh[1, 7] = np.nan
     known = fleets.fleet(kwh)
@@ -49,7 +49,7 @@ def test_points_belong_to_their_nights_and_groups(model: str) -> None:
     assert names == ["affluent", "adversity", "unknown"]
 
 
-def test_the_plane_of_many_dimensions_keeps_the_widest_ones() -> None:
+def test_latent_plane_keeps_directions_of_largest_variance() -> None:
     """Two of the points' own directions explain as much as any two can."""
     known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
     network = fleets.untrained(known, "batchnorm_autoencoder").network.eval()
