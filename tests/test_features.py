@@ -13,23 +13,23 @@ from ml.schemas import Holidays, Tariffs, Weather
 from tests import fleets
 
 
-def calendar(*nights: date) -> pl.DataFrame:
+def build_night_conditions(*nights: date) -> pl.DataFrame:
     return features.night_conditions(list(nights), Weather.create_empty(), Holidays.create_empty())
 
 
-def test_there_are_fifteen_conditions() -> None:
+def test_conditions_are_fifteen_distinct_names() -> None:
     assert len(features.CONDITIONS) == len(set(features.CONDITIONS)) == 15
 
 
 @pytest.mark.seed_fault
-def test_friday_is_no_weekend() -> None:
-    friday = calendar(date(2013, 6, 7), date(2013, 6, 8))
+def test_friday_is_not_a_day_off() -> None:
+    friday = build_night_conditions(date(2013, 6, 7), date(2013, 6, 8))
     assert friday["is_friday"].to_list() == [1.0, 0.0]
     assert friday["is_day_off"].to_list() == [0.0, 1.0]
 
 
-def test_bank_holidays_are_days_off_also_where_none_were_delivered() -> None:
-    assert calendar(date(2013, 8, 26))["is_day_off"].to_list() == [1.0]
+def test_bank_holidays_are_days_off_without_delivered_holidays() -> None:
+    assert build_night_conditions(date(2013, 8, 26))["is_day_off"].to_list() == [1.0]
 
 
 def test_delivered_holidays_are_days_off() -> None:
@@ -38,7 +38,7 @@ def test_delivered_holidays_are_days_off() -> None:
     assert frame["is_day_off"].to_list() == [1.0]
 
 
-def test_a_holiday_with_day_and_month_swapped_is_none() -> None:
+def test_holiday_with_swapped_day_and_month_is_corrected() -> None:
     # The trial's file says 2013-06-05 for the early May bank holiday of 6 May 2013.
     swapped = pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Early May bank holiday"]})
     nights = [date(2013, 5, 6), date(2013, 6, 5)]
@@ -46,14 +46,16 @@ def test_a_holiday_with_day_and_month_swapped_is_none() -> None:
     assert frame["is_day_off"].to_list() == [1.0, 0.0]
 
 
-def test_the_local_clock_is_known() -> None:
+def test_summer_time_follows_clock_changes() -> None:
     # The clocks of 2013 went forward on 31 March at 01:00 UTC and back on 27 October.
-    changes = calendar(date(2013, 3, 30), date(2013, 3, 31), date(2013, 10, 26), date(2013, 10, 27))
+    changes = build_night_conditions(
+        date(2013, 3, 30), date(2013, 3, 31), date(2013, 10, 26), date(2013, 10, 27)
+    )
     assert changes["is_summer_time"].to_list() == [0.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.seed_fault
-def test_temperature_is_the_mean_of_the_hours_not_of_daily_maxima() -> None:
+def test_temperature_is_mean_of_hours() -> None:
     night = date(2013, 6, 5)
     hours = [datetime(2013, 6, 5) + timedelta(hours=h) for h in range(4)]
     weather = pl.DataFrame(
@@ -64,7 +66,7 @@ def test_temperature_is_the_mean_of_the_hours_not_of_daily_maxima() -> None:
     assert frame["temperature_c"].to_list() == [5.0]
 
 
-def test_the_price_signal_reaches_time_of_use_homes_alone() -> None:
+def test_price_signal_is_zero_for_standard_tariff_households() -> None:
     stamps = [datetime(2013, 6, 3) + timedelta(minutes=30 * i) for i in range(48)]
     prices = ["High"] * 12 + ["Normal"] * 36
     tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
@@ -75,7 +77,7 @@ def test_the_price_signal_reaches_time_of_use_homes_alone() -> None:
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
 
 
-def test_homes_know_the_affluence_of_their_acorn_group() -> None:
+def test_affluence_follows_acorn_group() -> None:
     named = ["Affluent", None, "Adversity", "ACORN-U", "Comfortable"]
     homes = fleets.households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
     known = features.conditions([fleets.START], *fleets.references())[features.groups(homes)]
@@ -84,7 +86,7 @@ def test_homes_know_the_affluence_of_their_acorn_group() -> None:
 
 
 @pytest.mark.seed_fault
-def test_a_missing_half_hour_leaves_the_others_in_their_place() -> None:
+def test_missing_half_hour_does_not_shift_others() -> None:
     readings = fleets.kwh(1, 1)
     readings[0, 0, 7] = np.nan
     laid = features.fleet(
@@ -93,7 +95,7 @@ def test_a_missing_half_hour_leaves_the_others_in_their_place() -> None:
     np.testing.assert_array_equal(laid.kwh, readings)
 
 
-def test_a_day_that_was_not_delivered_is_missing() -> None:
+def test_undelivered_profile_has_no_readings() -> None:
     readings = fleets.kwh(2, 3)
     readings[1, 1] = np.nan
     nights = [fleets.START + timedelta(days=i) for i in range(3)]
@@ -105,7 +107,7 @@ def test_a_day_that_was_not_delivered_is_missing() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(night=st.integers(30, 44), seed=st.integers(0, 99))
-def test_bulk_features_equal_one_night_features_row_for_row(night: int, seed: int) -> None:
+def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None:
     readings = fleets.kwh(4, 45, seed)
     readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
     bulk = features.scaled(fleets.fleet(readings), min_readings=36)
@@ -117,7 +119,7 @@ def test_bulk_features_equal_one_night_features_row_for_row(night: int, seed: in
 
 
 @pytest.mark.seed_fault
-def test_bulk_conditions_equal_one_night_conditions() -> None:
+def test_bulk_conditions_equal_single_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
     bulk = features.conditions(nights, *fleets.references())
     for i, night in enumerate(nights):
@@ -125,7 +127,7 @@ def test_bulk_conditions_equal_one_night_conditions() -> None:
         np.testing.assert_array_equal(one[:, 0], bulk[:, i])
 
 
-def test_the_level_does_not_see_the_night_itself() -> None:
+def test_usual_level_excludes_the_night_itself() -> None:
     readings = fleets.kwh(2, 40)
     loud = readings.copy()
     loud[:, 39] *= 50
@@ -134,7 +136,7 @@ def test_the_level_does_not_see_the_night_itself() -> None:
     np.testing.assert_array_equal(quiet_level, loud_level)
 
 
-def test_scaled_readings_do_not_know_how_large_a_home_is() -> None:
+def test_scaled_readings_do_not_depend_on_household_level() -> None:
     readings = fleets.kwh(2, 40)
     units = features.scaled(fleets.fleet(readings), min_readings=36)
     tenfold = features.scaled(fleets.fleet(readings * 10), min_readings=36)
@@ -147,7 +149,7 @@ def test_scaled_readings_do_not_know_how_large_a_home_is() -> None:
         bool
     )
 )
-def test_the_median_is_numpys(rows: list[list[float]]) -> None:
+def test_median_equals_numpy(rows: list[list[float]]) -> None:
     windows = np.array(rows)
     median, _ = features.median_and_mad(windows)
     for row, found in zip(windows, median, strict=True):
