@@ -97,7 +97,7 @@ def simulate(
     receipt = run_flow(flow, out=out.resolve(), config=config)
     print(
         f"{receipt.out}: {receipt.n_households:,} households, {receipt.n_nights:,} nights, "
-        f"{receipt.n_rows:,} readings, {receipt.n_injected_nights:,} household-nights planted"
+        f"{receipt.n_rows:,} readings, {receipt.n_injected_nights:,} household-nights injected"
     )
 
 
@@ -236,7 +236,7 @@ def evaluate(
     Args:
         until: The last night to learn from (default: two thirds of the lake).
         seed: The same seed on the same data plants the same.
-        detectors: Detectors, or the groups rules, peers and networks (default: all).
+        detectors: Detectors, or the groups rules, baselines and networks (default: all).
         copies: How often each held-out household is planted (default: by their number).
     """
     from flows import run_flow

@@ -137,10 +137,10 @@ def _show_found(first: date, last: date) -> None:
     result = summarize_detection(lake.collect(lake.scan_nights("scores", first, last)), truth)
     show(
         result.counts_by_kind,
-        f"\nPlanted anomalies of {first} to {last}, and how many were flagged",
+        f"\nInjected anomalies of {first} to {last}, and how many were flagged",
     )
     print(
-        f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them planted; "
+        f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them injected; "
         f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
         f"(budget {settings().alert_budget:g} false episodes)"
     )

@@ -134,8 +134,8 @@ def draw_loss_curve(epoch_metrics: Sequence[Mapping[str, float]], best_epoch: in
     epochs = [int(epoch["epoch"]) + 1 for epoch in epoch_metrics]
     style: dict[str, Any] = {"lw": 1.8, "marker": "."}
     for key, name, colour in (
-        ("train_loss", "households learned from", MUTED_COLOUR),
-        ("val_loss", "households held out", ACTUAL_COLOUR),
+        ("train_loss", "training households", MUTED_COLOUR),
+        ("val_loss", "held-out households", ACTUAL_COLOUR),
     ):
         loss.plot(
             epochs, [epoch[key] for epoch in epoch_metrics], label=name, color=colour, **style
@@ -228,11 +228,11 @@ def draw_score_distribution(detector: Detector, alert_budget: float) -> Figure:
     top = panel.secondary_xaxis("top")
     top.set_xticks(np.interp(-np.log10(shown), falling, grid), [f"p = {p:g}" for p in shown])
     top.tick_params(labelsize=8)
-    title = f"Scores of {len(scores):,} household-nights held out, by which p-values are told"
+    title = f"Scores of {len(scores):,} household-nights of the calibration set"
     _label_panel(
         panel,
         title,
-        "score against the home's own nights (the last bar holds all beyond)",
+        "score against the household's own nights (last bar: all above)",
         "household-nights",
     )
     return figure
@@ -255,7 +255,7 @@ def draw_latent_plane(plane: "Plane") -> Figure:
             if (name, colour) in groups:
                 panel.scatter([], [], c=colour, s=30, lw=0, label=name)
         panel.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4, frameon=False, fontsize=8)
-    title = f"{len(x):,} household-nights of homes held out"
+    title = f"{len(x):,} household-nights of held-out households"
     _label_panel(season, f"{title}, by season", *plane.axes)
     _label_panel(acorn, "The same, by Acorn group", plane.axes[0], "")
     for axis, values in ((season.set_xlim, x), (season.set_ylim, y)):

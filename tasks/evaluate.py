@@ -43,7 +43,7 @@ FUSION: Final = "fusion"
 SEED_MODEL: Final = "conditional_autoencoder"
 DETECTOR_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "rules": (*rules.RULES, FUSION),
-    "peers": BASELINES,
+    "baselines": BASELINES,
     "networks": models.NAMES,
 }
 DETECTOR_CHOICES: Final = (
@@ -274,8 +274,8 @@ def _collect_metrics(
     )
     return pl.concat(
         [
-            pl.concat(unseen).select(pl.lit("unseen").alias("homes"), pl.all()),
-            seen.select(pl.lit("seen").alias("homes"), pl.all()),
+            pl.concat(unseen).select(pl.lit("held_out").alias("households"), pl.all()),
+            seen.select(pl.lit("training").alias("households"), pl.all()),
         ]
     ).select(pl.lit(detector).alias("detector"), pl.all())
 
@@ -342,8 +342,8 @@ def _describe_benchmark(
     return [
         f"learned from {len(fleet.household_ids) - len(held_out_households):,} households until "
         f"{fleet.nights[first_test_night - 1]}; judged from {fleet.nights[first_test_night]} to {fleet.nights[-1]}",
-        f"{len(held_out_households):,} households held out, planted {n_copies} times each: "
-        f"{apart.is_tested.sum():,} household-nights, {share:.1%} planted, "
+        f"{len(held_out_households):,} held-out households, injected {n_copies} times each: "
+        f"{apart.is_tested.sum():,} household-nights, {share:.1%} injected, "
         f"{len(apart.episodes):,} anomalies of {LASTING_NIGHTS} nights",
         "intervals of 95 % by a bootstrap over households",
     ]
@@ -353,15 +353,15 @@ def _write_benchmark(directory: Path, data: BenchmarkData, result: BenchmarkResu
     table = result.metrics
     order = rank_detectors(table)
     best = order[:N_HIGHLIGHTED]
-    months = table.filter(figure="alarms_over_target")
+    months = table.filter(metric="alarms_over_target")
     pictures = {
         "precision_recall": plots.draw_precision_recall(result.detector_scores, best),
-        "recall_per_kind": plots.draw_recall_per_kind(table.filter(homes="unseen"), order),
+        "recall_per_kind": plots.draw_recall_per_kind(table.filter(households="held_out"), order),
         "calibration": plots.draw_calibration(
             result.detector_scores, best, data.pretest_nights, months
         ),
         "time_to_detection": plots.draw_time_to_detection(result.detector_scores, best),
-        "alarms_per_home": plots.draw_alarms_per_household(result.detector_scores, best),
+        "alarms_per_household": plots.draw_alarms_per_household(result.detector_scores, best),
     }
     text = render_benchmark(table, [*data.description_lines, *result.skipped_detectors])
     if result.reason_counts:
@@ -395,7 +395,7 @@ def _build_logged_parameters(
 
 def _build_logged_metrics(metrics: pl.DataFrame) -> Mapping[str, Mapping[str, float]]:
     """What MLflow keeps of each detector, under `homes/figure` or `homes/figure/of`."""
-    path = pl.concat_str("homes", "figure", "of", separator="/", ignore_nulls=True)
+    path = pl.concat_str("households", "metric", "subset", separator="/", ignore_nulls=True)
     known = metrics.select("detector", path.alias("path"), "value").filter(
         pl.col("value").is_finite()
     )

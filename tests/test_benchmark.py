@@ -123,7 +123,7 @@ def build_truth(
 
 def read_metric(table: pl.DataFrame, figure: str, of: str | None = None) -> float:
     return float(
-        table.filter(pl.col("figure") == figure, pl.col("of").eq_missing(of))["value"].item()
+        table.filter(pl.col("metric") == figure, pl.col("subset").eq_missing(of))["value"].item()
     )
 
 
@@ -213,7 +213,7 @@ def test_bootstrap_interval_resamples_households() -> None:
     copied = GroundTruth(np.tile(np.arange(12), 4), counts, np.tile(kind, (4, 1)), ())
     four = compute_metrics(np.tile(score, (4, 1)), copied, seed=5)
     for table in (once, four):
-        row = table.filter(pl.col("of").is_null(), figure="average_precision_8pct")
+        row = table.filter(pl.col("subset").is_null(), metric="average_precision_8pct")
         assert row["low"].item() < row["value"].item() < row["high"].item()
     width = [(table["high"] - table["low"]).head(1).item() for table in (once, four)]
     assert width[0] == pytest.approx(width[1])
@@ -241,7 +241,7 @@ def test_alarm_rates_use_pretest_threshold() -> None:
     truth = GroundTruth(np.arange(1000), counts, np.zeros((1000, 50), dtype=np.int8), ())
     # 3 in 1,000 of the first twenty nights pass 997; 33 in 1,000 of the last ten.
     table = measure_monthly_alarm_ratio(score, truth, nights, slice(0, 20))
-    assert table["of"].to_list() == ["2013-09", "2013-10"]
+    assert table["subset"].to_list() == ["2013-09", "2013-10"]
     assert table["value"].to_list() == pytest.approx([1.0, (3 + 33) / 2 / 3], rel=0.01)
     assert measure_alarm_rates(
         score[:, :40], truncate_truth(truth, 40), slice(0, 20), np.array([0.01])
@@ -411,4 +411,4 @@ def test_correct_reason_need_not_be_the_best_one() -> None:
     assert row["right"] == 0.8
     nothing = tabulate_reasons(counts).row(-1, named=True)
     assert (nothing["kind"], nothing["rise"], nothing["right"]) == (NO_INJECTION, 90, None)
-    assert describe_reason_accuracy(counts[3:]) == "nothing that was planted was found"
+    assert describe_reason_accuracy(counts[3:]) == "no injected night was found"

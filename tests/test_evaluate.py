@@ -22,7 +22,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
     home = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
-        environment.setattr(evaluate, "ROWS", 40)
+        environment.setattr(evaluate, "TARGET_ROWS", 40)
         give_store(empty_store)
         build_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
         names = ("rules", "conditional_autoencoder")
@@ -45,11 +45,11 @@ def test_every_detector_has_all_metrics_for_training_and_held_out_households(
     names = {*resolve_detectors(["rules"]), "conditional_autoencoder"}
     names |= {f"conditional_autoencoder {kind}" for kind in ("evidence", "one-sided")}
     assert set(table["detector"]) == names
-    keys = ("homes", "figure", "of")
+    keys = ("households", "metric", "subset")
     (per_detector,) = set(table.group_by("detector").len()["len"])
     assert table.select("detector", *keys).is_unique().all()
     assert per_detector == table.select(keys).n_unique()
-    assert set(table["homes"]) == {"unseen", "seen"}
+    assert set(table["households"]) == {"held_out", "training"}
     bounded = table.filter(pl.col("low").is_finite() & pl.col("value").is_finite())
     assert bounded.select((pl.col("low") <= pl.col("high")).all()).item()
 
@@ -57,25 +57,25 @@ def test_every_detector_has_all_metrics_for_training_and_held_out_households(
 def test_fusion_finds_stuck_readings_in_simulated_noise(directory: Path) -> None:
     """An identical run is never natural in simulated noise: the benchmark can see what is good."""
     table = pl.read_parquet(directory / "figures.parquet").filter(
-        homes="unseen", figure="auc", detector="fusion"
+        households="held_out", metric="auc", detector="fusion"
     )
-    stuck = table.filter(of="stuck")["value"].item()
+    stuck = table.filter(subset="stuck")["value"].item()
     assert stuck > 0.95
-    assert table.filter(pl.col("of").is_null())["value"].item() > 0.8
+    assert table.filter(pl.col("subset").is_null())["value"].item() > 0.8
 
 
 def test_benchmark_writes_markdown_table_and_plots(directory: Path) -> None:
     text = (directory / "table.md").read_text()
     assert text.count("| fusion |") == 7
-    assert "households held out, planted" in text
+    assert "held-out households, injected" in text
     assert "conditional_autoencoder: " in text
-    assert text.count("| nothing planted |") == 1
+    assert text.count("| nothing injected |") == 1
     assert {path.stem for path in directory.glob("*.png")} == {
         "precision_recall",
         "recall_per_kind",
         "calibration",
         "time_to_detection",
-        "alarms_per_home",
+        "alarms_per_household",
         "reasons",
     }
 
@@ -90,10 +90,10 @@ def test_each_detector_is_a_child_run_of_the_benchmark(directory: Path) -> None:
     below = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
     table = pl.read_parquet(directory / "figures.parquet")
     assert set(below) == set(table["detector"])
-    value = table.filter(pl.col("of").is_null(), detector="fusion", homes="unseen", figure="auc")[
-        "value"
-    ].item()
-    assert below["fusion"].data.metrics["unseen/auc"] == value
+    value = table.filter(
+        pl.col("subset").is_null(), detector="fusion", households="held_out", metric="auc"
+    )["value"].item()
+    assert below["fusion"].data.metrics["held_out/auc"] == value
     kept = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
     assert {"table.md", "figures.parquet", "recall_per_kind.png"} <= kept
 
@@ -106,7 +106,7 @@ def test_detector_names_and_groups_resolve_in_fixed_order() -> None:
     assert set(resolve_detectors([])) == {
         name for names in evaluate.DETECTOR_GROUPS.values() for name in names
     }
-    with pytest.raises(UserError, match="no detector 'oracle'; there are rules, peers"):
+    with pytest.raises(UserError, match="no detector 'oracle'; there are rules, baselines"):
         resolve_detectors(["oracle"])
 
 

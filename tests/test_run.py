@@ -45,7 +45,7 @@ def test_the_main_job_ends_with_the_anomaly_table(
     scores = lake.read("scores")
     assert lake.nights("scores") == nights
     assert scores.group_by("night").len()["len"].to_list() == [FLEET.households] * len(nights)
-    for part in ("Most urgent homes", "Planted anomalies", "budget", "make serve"):
+    for part in ("Most urgent homes", "Injected anomalies", "budget", "make serve"):
         assert part in told
     for step in ("simulate", "ingest", "train", "score"):
         assert f"{step} ..." in progress

@@ -284,7 +284,7 @@ def test_killed_run_keeps_previous_fleet(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from ml.simulate import fleet\n"
         "from ml.simulate.surroundings import FleetConfig; from tasks.simulate import simulate\n"
-        "fleet.block = lambda *_: os._exit(9)\n"
+        "fleet.simulate_block = lambda *_: os._exit(9)\n"
         "simulate(Path(sys.argv[1]), FleetConfig(households=400, days=2))"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(out)], check=False)

@@ -54,7 +54,7 @@ def measure_control_alarms(
             count = int(nights.sum())
             rate = 1000 * float((score[nights] >= threshold).mean()) if count else float("nan")
             rows += [("alarms_per_1000", name, rate), ("control_nights", name, float(count))]
-    table = pl.DataFrame(rows, schema=["figure", "of", "value"], orient="row")
+    table = pl.DataFrame(rows, schema=["metric", "subset", "value"], orient="row")
     unknown = pl.lit(None, pl.Float64)
     return table.with_columns(low=unknown, high=unknown).cast(METRICS_SCHEMA)  # type: ignore[arg-type]
 

@@ -38,8 +38,8 @@ N_THRESHOLDS: Final = 256
 MAX_FALSE_ALARM_RATE: Final = 0.1
 
 METRICS_SCHEMA: Final = {
-    "figure": pl.String,
-    "of": pl.String,
+    "metric": pl.String,
+    "subset": pl.String,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -209,7 +209,13 @@ def bootstrap_metrics(
     spread = np.array([[sample[key] for key in values] for sample in drawn])
     low, high = _bootstrap_interval(spread, len(values))
     names, of = zip(*values, strict=True)
-    columns = {"figure": names, "of": of, "value": list(values.values()), "low": low, "high": high}
+    columns = {
+        "metric": names,
+        "subset": of,
+        "value": list(values.values()),
+        "low": low,
+        "high": high,
+    }
     return pl.DataFrame(columns, schema=METRICS_SCHEMA, strict=False)
 
 
@@ -273,7 +279,7 @@ def _compute_metric_values(
         found[(f"precision_top_{top}", None)] = _compute_precision_at_top(
             scored, household_weights, top
         )
-    found[("worst_homes_share", None)] = _compute_worst_household_share(
+    found[("worst_households_share", None)] = _compute_worst_household_share(
         scored, household_weights, limits[HEADLINE_BUDGET]
     )
     return found | _compute_kind_metrics(scored, household_weights, curve, limits[HEADLINE_BUDGET])

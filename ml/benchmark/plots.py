@@ -36,7 +36,7 @@ def draw_precision_recall(
         )
         return recall, precision
 
-    figure, panel = _create_panel("Precision and recall of planted household-nights")
+    figure, panel = _create_panel("Precision and recall of injected household-nights")
     _draw_lines(panel, detector_scores, highlighted, compute_line)
     panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     return figure
@@ -55,7 +55,7 @@ def draw_time_to_detection(
         )
 
     figure, panel = _create_panel(
-        f"Lasting anomalies found, at {HEADLINE_BUDGET} false episodes in 1,000 nights"
+        f"Injected episodes found, at {HEADLINE_BUDGET} false episodes in 1,000 nights"
     )
     _draw_lines(panel, detector_scores, highlighted, compute_line)
     panel.set(xlabel="nights since it began", ylabel="share found", ylim=(0, None))
@@ -88,7 +88,12 @@ def draw_calibration(
     for name, rows in monthly_ratios.group_by("detector", maintain_order=True):
         colour, order = _line_style(str(name[0]), highlighted)
         by_month.plot(
-            rows["of"].to_list(), rows["value"].to_numpy(), "o-", color=colour, ms=4, zorder=order
+            rows["subset"].to_list(),
+            rows["value"].to_numpy(),
+            "o-",
+            color=colour,
+            ms=4,
+            zorder=order,
         )
     by_month.axhline(1, color=TEXT_COLOUR, lw=1, ls=":")
     by_month.set(yscale="symlog", ylabel="realised over target", ylim=(0, None))
@@ -111,17 +116,17 @@ def draw_alarms_per_household(
     figure, panel = _create_panel("Who makes the false alarms")
     _draw_lines(panel, detector_scores, highlighted, compute_line)
     panel.plot((0, 1), (0, 1), color=TEXT_COLOUR, lw=1, ls=":")
-    panel.set(xlabel="share of homes, most alarms first", ylabel="share of false alarms")
+    panel.set(xlabel="share of households, most alarms first", ylabel="share of false alarms")
     panel.set(xlim=(0, 1), ylim=(0, 1.02))
     return figure
 
 
 def draw_recall_per_kind(metrics: pl.DataFrame, detectors: Sequence[str]) -> Figure:
     """Recall of each kind at the budget: a row a detector in this order, a column a kind."""
-    kinds = metrics.filter(figure=f"recall_{HEADLINE_BUDGET}_episodes").filter(
-        pl.col("of").is_not_null()
+    kinds = metrics.filter(metric=f"recall_{HEADLINE_BUDGET}_episodes").filter(
+        pl.col("subset").is_not_null()
     )
-    wide = kinds.pivot("of", index="detector", values="value")
+    wide = kinds.pivot("subset", index="detector", values="value")
     recall = np.array(
         [wide.filter(detector=name).select(KIND_NAMES).to_numpy()[0] for name in detectors],
         dtype=float,

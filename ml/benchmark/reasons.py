@@ -10,7 +10,7 @@ from ml.features import Fleet, Floats
 from ml.reasons import past_nights, reasons
 from ml.schemas import REASONS
 
-NO_INJECTION: Final = "nothing planted"
+NO_INJECTION: Final = "nothing injected"
 CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
     "scale_down": ("drop",),
     "half_hour_scale": ("drop", "unusual_shape"),
@@ -66,7 +66,7 @@ def describe_reason_accuracy(reason_counts: pl.DataFrame) -> str:
     planted = _grade_reasons(reason_counts).filter(pl.col("kind") != NO_INJECTION)
     right, best = planted.select(_share_of_nights("is_right"), _share_of_nights("is_best")).row(0)
     if right is None:
-        return "nothing that was planted was found"
+        return "no injected night was found"
     nights = planted["nights"].sum()
     return f"{right:.1%} of {nights:,} nights found are named rightly, {best:.1%} best"
 

@@ -30,7 +30,7 @@ DETAIL_COLUMNS: Final = {
     },
     "precision_top_10": "precision top 10",
     "precision_top_50": "precision top 50",
-    "worst_homes_share": "false alarms of the worst 1 % of homes",
+    "worst_households_share": "false alarms of the worst 1 % of households",
 }
 METRICS_WITH_INTERVAL: Final = (RANKING_METRIC, HEADLINE_METRIC)
 
@@ -41,8 +41,8 @@ def render_benchmark(metrics: pl.DataFrame, description_lines: Sequence[str]) ->
     `homes` is "unseen" for households that no network learned from, "seen" for the others.
     """
     order = rank_detectors(metrics)
-    unseen = metrics.filter(homes="unseen")
-    of_all = pl.col("of").is_null()
+    unseen = metrics.filter(households="held_out")
+    of_all = pl.col("subset").is_null()
     sections = [
         (
             "Households that no network learned from",
@@ -54,7 +54,7 @@ def render_benchmark(metrics: pl.DataFrame, description_lines: Sequence[str]) ->
         ),
         (
             "Households that were learned from",
-            _render_metrics(metrics.filter(of_all, homes="seen"), order, MAIN_COLUMNS),
+            _render_metrics(metrics.filter(of_all, households="training"), order, MAIN_COLUMNS),
         ),
         (
             f"Recall by kind at {HEADLINE_BUDGET} false episodes in 1,000 nights",
@@ -90,13 +90,13 @@ def render_reasons(reason_table: pl.DataFrame, description: str) -> str:
 
 def render_summary(metrics: pl.DataFrame) -> str:
     """The first section alone."""
-    unseen = metrics.filter(pl.col("of").is_null(), homes="unseen")
+    unseen = metrics.filter(pl.col("subset").is_null(), households="held_out")
     return "\n".join(_render_metrics(unseen, rank_detectors(metrics), MAIN_COLUMNS))
 
 
 def rank_detectors(metrics: pl.DataFrame) -> list[str]:
     """The detectors, best average precision on unseen households first."""
-    chosen = metrics.filter(homes="unseen", figure=RANKING_METRIC)
+    chosen = metrics.filter(households="held_out", metric=RANKING_METRIC)
     names: list[str] = chosen.sort("value", descending=True, nulls_last=True)["detector"].to_list()
     return names
 
@@ -107,7 +107,7 @@ def _render_metrics(
     cells = {
         (detector, figure): _format_cell(value, low, high, figure in METRICS_WITH_INTERVAL)
         for detector, figure, value, low, high in metrics.select(
-            "detector", "figure", "value", "low", "high"
+            "detector", "metric", "value", "low", "high"
         ).iter_rows()
     }
     rows = ([name, *(cells.get((name, figure), "") for figure in columns)] for name in detectors)
@@ -120,10 +120,10 @@ def _render_subsets(
     metric: str,
     subsets: Sequence[str] | None = None,
 ) -> list[str]:
-    chosen = metrics.filter(figure=metric)
-    names = subsets or chosen["of"].unique(maintain_order=True).to_list()
-    nights = dict(metrics.filter(figure="control_nights").select("of", "value").iter_rows())
-    cells = dict(zip(chosen.select("detector", "of").iter_rows(), chosen["value"], strict=True))
+    chosen = metrics.filter(metric=metric)
+    names = subsets or chosen["subset"].unique(maintain_order=True).to_list()
+    nights = dict(metrics.filter(metric="control_nights").select("subset", "value").iter_rows())
+    cells = dict(zip(chosen.select("detector", "subset").iter_rows(), chosen["value"], strict=True))
     rows = ([name, *(_format_number(cells.get((name, of))) for of in names)] for name in detectors)
     return _render_markdown_table(
         ["detector", *(_format_heading(name, nights.get(name)) for name in names)], rows

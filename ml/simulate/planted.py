@@ -51,10 +51,10 @@ def _count_by_kind(injected_nights: pl.DataFrame) -> pl.DataFrame:
     return (
         injected_nights.group_by("kind")
         .agg(
-            homes=home.n_unique(),
-            homes_found=home.filter("is_anomaly").n_unique(),
+            households=home.n_unique(),
+            households_found=home.filter("is_anomaly").n_unique(),
             nights=pl.len(),
             nights_found=pl.col("is_anomaly").sum(),
         )
-        .with_columns(found=pl.col("nights_found") / pl.col("nights"))
+        .with_columns(recall=pl.col("nights_found") / pl.col("nights"))
     )

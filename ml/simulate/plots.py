@@ -39,7 +39,9 @@ def draw_fleet_comparison(real_kwh: Floats, simulated_kwh: Floats, is_free_day: 
             if row == N_EXAMPLES - 1:
                 panel.set_xlabel("days", fontsize=8)
             if row == 0:
-                panel.set_title(f"Ten winter days of three homes: {name}", fontsize=9, loc="left")
+                panel.set_title(
+                    f"Ten winter days of three households: {name}", fontsize=9, loc="left"
+                )
     return figure
 
 

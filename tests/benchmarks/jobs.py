@@ -57,7 +57,7 @@ def ingest_ours(source: Path, scratch: Path) -> None:
 def ingest_duckdb(source: Path, scratch: Path) -> None:
     """One row a household-day, the largest reading of a half-hour; no quarantine, no order."""
     duckdb.execute(f"SET enable_progress_bar = false; SET temp_directory = '{scratch}'")
-    duckdb.execute(DUCKDB_INGEST_SQL.format(source=source, out=scratch / "days.parquet"))
+    duckdb.execute(DUCKDB_INGEST_SQL.format(source=source, out=scratch / "profiles.parquet"))
 
 
 def ingest_pandas(source: Path, scratch: Path) -> None:
@@ -70,7 +70,7 @@ def ingest_pandas(source: Path, scratch: Path) -> None:
         index=["LCLid", "night"], columns="slot", values="energy(kWh/hh)", aggfunc="max"
     )
     days.columns = days.columns.astype(str)
-    days.to_parquet(scratch / "days.parquet", compression="zstd")
+    days.to_parquet(scratch / "profiles.parquet", compression="zstd")
 
 
 def convert_csv_polars(source: Path, scratch: Path) -> None:
