@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ml.episodes import SILENCE_NIGHTS
 from ml.errors import UserError
-from ml.features import Floats
+from ml.features import FloatArray
 
 BODY_SHARE: Final = 0.98
 BODY_SIZE: Final = 1025
@@ -38,7 +38,7 @@ class TailDistribution(nn.Module):
         self.register_buffer("body", torch.linspace(0, 1, BODY_SIZE, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
 
-    def fit(self, reference: Floats) -> None:
+    def fit(self, reference: FloatArray) -> None:
         """Take the shape of ordinary figures, NaN left out."""
         known = reference[np.isfinite(reference)].astype(np.float64)
         body = np.quantile(known, np.linspace(0, BODY_SHARE, BODY_SIZE))
@@ -46,7 +46,7 @@ class TailDistribution(nn.Module):
         self.body = torch.from_numpy(body)
         self.scale = torch.tensor(max(float(beyond.mean()), 1e-3) if len(beyond) else 1.0).double()
 
-    def surprisal(self, values: Floats) -> Floats:
+    def surprisal(self, values: FloatArray) -> FloatArray:
         """-log10 of the share at least as high, in the shape of `figures`; NaN stays NaN."""
         values, place = np.unique(self.body.numpy(), return_index=True)
         below = np.interp(values, values, BODY_SHARE * place / (BODY_SIZE - 1))
@@ -55,7 +55,7 @@ class TailDistribution(nn.Module):
         return beyond / np.log(10) - np.log10(share)
 
 
-def compute_p_values(reference: Floats, scores: Floats) -> Floats:
+def compute_p_values(reference: FloatArray, scores: FloatArray) -> FloatArray:
     """Share of a sorted reference of rarities at least as high, itself counted in.
 
     Split conformal (Bates et al. 2023) up to the 98 % quantile. What lies beyond it in a reference
@@ -87,7 +87,7 @@ def find_episode_starts(alerts: Bools) -> Bools:
     return np.asarray(alerts & ~windows[:, :-1].any(axis=-1))
 
 
-def compute_alert_curve(p_value: Floats, evidence: Floats) -> Floats:
+def compute_alert_curve(p_value: FloatArray, evidence: FloatArray) -> FloatArray:
     """What is as rare as what among reference household-nights `[H, D]` in order, `[T, 3]`.
 
     A share of the nights, the evidence that this share exceeds, and how many false episodes in
@@ -105,14 +105,16 @@ def compute_alert_curve(p_value: Floats, evidence: Floats) -> Floats:
     return curve
 
 
-def compute_alert_p_values(curve: Floats, p_value: Floats, evidence: Floats) -> Floats:
+def compute_alert_p_values(
+    curve: FloatArray, p_value: FloatArray, evidence: FloatArray
+) -> FloatArray:
     """The p-value, or how rare the evidence is if that is rarer; NaN stays NaN."""
     shares, limits = np.log(curve[:, 0]), curve[:, 1]
     rare = np.exp(np.interp(-evidence, -limits, shares))
     return np.minimum(p_value, np.where(evidence > limits[-1], rare, 1.0))
 
 
-def alert_threshold(curve: Floats, n_calibration_nights: int, alert_budget: float) -> float:
+def alert_threshold(curve: FloatArray, n_calibration_nights: int, alert_budget: float) -> float:
     """The greatest urgency whose false episodes in 1,000 household-nights stay within a budget.
 
     Raises:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ml.schemas import HALF_HOURS, filled
 
-Floats = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating[Any]]
 
 TIME_ZONE: Final = "Europe/London"
 LEVEL_NIGHTS: Final = 28
 MIN_LEVEL_KWH: Final = 0.01
-HOUSEHOLDS_AT_ONCE: Final = 64
+HOUSEHOLDS_PER_BATCH: Final = 64
 """Sorting the nights before each night takes 28 times the memory of the nights."""
 
 NIGHT_CONDITIONS: Final = (
@@ -45,7 +45,7 @@ HOUSEHOLD_CONDITIONS: Final = (
     "affluence",  # of the Acorn group; unknown of others
 )
 CONDITIONS: Final = NIGHT_CONDITIONS + HOUSEHOLD_CONDITIONS
-AFFLUENCE: Final = {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0}
+AFFLUENCE_BY_ACORN_GROUP: Final = {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Fleet:
     nights: list[date]
     kwh: NDArray[np.float32]
     """`[H, D, 48]` kWh per half-hour, NaN where missing."""
-    group: NDArray[np.int64]
+    condition_group: NDArray[np.int64]
     """`[H]` which of the groups of equal conditions a household is in."""
     conditions: NDArray[np.float32]
     """`[G, D, 15]` of each group in the order of `CONDITIONS`, NaN where unknown."""
@@ -68,39 +68,39 @@ class Fleet:
         counts = [np.isfinite(home).sum(axis=1, dtype=np.int16) for home in self.kwh]
         return np.array(counts, dtype=np.int16).reshape(self.kwh.shape[:2])
 
-    def condition(self, name: str) -> NDArray[np.float32]:
+    def get_condition(self, name: str) -> NDArray[np.float32]:
         """One of the conditions of every household and night, `[H, D]`."""
-        return self.conditions[:, :, CONDITIONS.index(name)][self.group]
+        return self.conditions[:, :, CONDITIONS.index(name)][self.condition_group]
 
-    def of(self, households: NDArray[Any] | slice) -> "Fleet":
+    def select_households(self, households: NDArray[Any] | slice) -> "Fleet":
         """These households, by place or by a mask, over the same nights."""
         places = np.arange(len(self.household_ids))[households]
         ids = [self.household_ids[place] for place in places]
-        kwh, group = self.kwh[households], self.group[households]
+        kwh, group = self.kwh[households], self.condition_group[households]
         return Fleet(ids, self.nights, kwh, group, self.conditions)
 
-    def between(self, start: int, stop: int | None = None) -> "Fleet":
+    def select_nights(self, start: int, stop: int | None = None) -> "Fleet":
         """The same households from the night at place `start` on, up to `stop`."""
         part = slice(start, stop)
         kwh, conditions = self.kwh[:, part], self.conditions[:, part]
-        return Fleet(self.household_ids, self.nights[part], kwh, self.group, conditions)
+        return Fleet(self.household_ids, self.nights[part], kwh, self.condition_group, conditions)
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledFleet:
     """A fleet in units of each household's own level."""
 
-    x: NDArray[np.float32]
+    log_readings: NDArray[np.float32]
     """`[H, D, 48]` log(1 + kWh / level), NaN where missing."""
     level_kwh: NDArray[np.float32]
     """`[H, D]` kWh per half-hour that is usual for the household before this night."""
 
 
-def night_conditions(
+def build_night_conditions(
     nights: list[date], weather: pl.DataFrame, holidays: pl.DataFrame
 ) -> pl.DataFrame:
     """The conditions that all households share: `night` and `NIGHT_CONDITIONS`, a row a night."""
-    days_off = _bank_holidays({night.year for night in nights}, set(holidays["day"]))
+    days_off = _collect_bank_holidays({night.year for night in nights}, set(holidays["day"]))
     night = pl.col("night")
     noon = night.cast(pl.Datetime("us")).dt.offset_by("12h").dt.replace_time_zone("UTC")
     turn = 2 * np.pi * (night.dt.ordinal_day() - 1) / 365.25
@@ -124,7 +124,7 @@ def night_conditions(
     )
 
 
-def price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[np.float32]:
+def compute_price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[np.float32]:
     """Mean price signal of each night, `[D]`: -1 always low, 0 normal, 1 always high."""
     signal = (
         pl.col("price")
@@ -137,30 +137,33 @@ def price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[np.float
     return joined["signal"].fill_null(0.0).to_numpy().astype(np.float32)
 
 
-def groups(households: pl.DataFrame) -> NDArray[np.int64]:
+def assign_condition_groups(households: pl.DataFrame) -> NDArray[np.int64]:
     """Whose `conditions` each household has, `[H]`: by Acorn group and tariff."""
     acorn = households["acorn_group"].replace_strict(
-        list(AFFLUENCE), range(len(AFFLUENCE)), default=len(AFFLUENCE), return_dtype=pl.Int64
+        list(AFFLUENCE_BY_ACORN_GROUP),
+        range(len(AFFLUENCE_BY_ACORN_GROUP)),
+        default=len(AFFLUENCE_BY_ACORN_GROUP),
+        return_dtype=pl.Int64,
     )
     is_time_of_use = (households["tariff"] == "ToU").fill_null(value=False)
     return (2 * acorn + is_time_of_use).to_numpy(writable=True)
 
 
-def conditions(
+def build_conditions(
     nights: list[date], weather: pl.DataFrame, holidays: pl.DataFrame, tariffs: pl.DataFrame
 ) -> NDArray[np.float32]:
     """The conditions of every group and night, `[G, D, 15]` in the order of `CONDITIONS`."""
-    affluence = np.array([*AFFLUENCE.values(), np.nan])
+    affluence = np.array([*AFFLUENCE_BY_ACORN_GROUP.values(), np.nan])
     result = np.zeros((len(affluence), 2, len(nights), len(CONDITIONS)), dtype=np.float32)
-    shared = night_conditions(nights, weather, holidays).select(NIGHT_CONDITIONS).to_numpy()
+    shared = build_night_conditions(nights, weather, holidays).select(NIGHT_CONDITIONS).to_numpy()
     result[..., : len(NIGHT_CONDITIONS)] = shared
-    result[:, 1, :, -2] = price_signals(nights, tariffs)
+    result[:, 1, :, -2] = compute_price_signals(nights, tariffs)
     result[..., -1] = affluence[:, None, None]
     return result.reshape(-1, *result.shape[2:])
 
 
-def fleet(
-    days: Iterable[pl.DataFrame],
+def build_fleet(
+    household_nights: Iterable[pl.DataFrame],
     nights: list[date],
     households: pl.DataFrame,
     weather: pl.DataFrame,
@@ -173,71 +176,74 @@ def fleet(
     """
     ids = households.get_column("household_id")
     kwh = np.full((len(ids), len(nights), HALF_HOURS), np.nan, dtype=np.float32)
-    for part in days:
-        _lay_out(kwh, part, nights, ids)
-    known = conditions(nights, weather, holidays, tariffs)
-    return Fleet(ids.to_list(), nights, kwh, groups(households), known)
+    for part in household_nights:
+        _scatter_readings(kwh, part, nights, ids)
+    known = build_conditions(nights, weather, holidays, tariffs)
+    return Fleet(ids.to_list(), nights, kwh, assign_condition_groups(households), known)
 
 
-def _lay_out(
-    kwh: NDArray[np.float32], days: pl.DataFrame, nights: list[date], ids: pl.Series
+def _scatter_readings(
+    kwh: NDArray[np.float32],
+    household_nights: pl.DataFrame,
+    nights: list[date],
+    household_ids: pl.Series,
 ) -> None:
     """Put days in their places in `kwh` `[H, D, 48]`."""
-    within = days.filter(
+    within = household_nights.filter(
         pl.col("night").is_between(nights[0], nights[-1]),
-        pl.col("household_id").is_in(ids.implode()),
+        pl.col("household_id").is_in(household_ids.implode()),
     )
-    h = within.get_column("household_id").cast(pl.Enum(ids)).to_physical().to_numpy()
+    h = within.get_column("household_id").cast(pl.Enum(household_ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
     kwh[h, d] = filled(within).to_numpy()
 
 
-def scaled(fleet: Fleet, min_readings: int) -> Scaled:
+def scale_fleet(fleet: Fleet, min_readings: int) -> ScaledFleet:
     """Express readings in units of the household's level."""
-    level = levels(fleet, min_readings)
-    return Scaled(np.log1p(fleet.kwh / level[:, :, None]), level)
+    level = usual_levels_kwh(fleet, min_readings)
+    return ScaledFleet(np.log1p(fleet.kwh / level[:, :, None]), level)
 
 
-def levels(fleet: Fleet, min_readings: int) -> NDArray[np.float32]:
+def usual_levels_kwh(fleet: Fleet, min_readings: int) -> NDArray[np.float32]:
     """What is usual for the household before each night, `[H, D]` kWh per half-hour.
 
     The median of the daily means over the `LEVEL_NIGHTS` before the night that hold at least
     `min_readings`; a household without any is measured by the night itself.
     """
     level = np.empty(fleet.kwh.shape[:2], dtype=np.float32)
-    for first in range(0, len(level), HOUSEHOLDS_AT_ONCE):
-        some = slice(first, first + HOUSEHOLDS_AT_ONCE)
-        means = _mean(fleet.kwh[some])
+    for first in range(0, len(level), HOUSEHOLDS_PER_BATCH):
+        some = slice(first, first + HOUSEHOLDS_PER_BATCH)
+        means = _nan_mean(fleet.kwh[some])
         usable = np.where(fleet.n_readings[some] >= min_readings, means, np.nan)
-        own = _median(trailing(usable, LEVEL_NIGHTS))
+        own = _nan_median(rolling_windows(usable, LEVEL_NIGHTS))
         level[some] = np.fmax(np.where(np.isnan(own), means, own), MIN_LEVEL_KWH)
     return level
 
 
-def lived(fleet: Fleet, nights: int, min_readings: int) -> NDArray[np.int_]:
+def count_usable_nights(fleet: Fleet, n_nights: int, min_readings: int) -> NDArray[np.int_]:
     """How many of the `nights` before each night hold at least `min_readings`, `[H, D]`."""
     usable = np.where(fleet.n_readings >= min_readings, 1.0, np.nan)
-    return np.asarray(np.isfinite(trailing(usable, nights)).sum(axis=-1))
+    return np.asarray(np.isfinite(rolling_windows(usable, n_nights)).sum(axis=-1))
 
 
-def trailing(values: Floats, nights: int) -> Floats:
+def rolling_windows(values: FloatArray, n_nights: int) -> FloatArray:
     """The `nights` values before each night, `[H, D]` to `[H, D, nights]`, NaN before the first."""
-    padded = np.pad(values, ((0, 0), (nights, 0)), constant_values=np.nan)
-    return np.lib.stride_tricks.sliding_window_view(padded, nights, axis=1)[:, :-1]
+    padded = np.pad(values, ((0, 0), (n_nights, 0)), constant_values=np.nan)
+    return np.lib.stride_tricks.sliding_window_view(padded, n_nights, axis=1)[:, :-1]
 
 
-def later(values: Floats, start: int) -> Floats:
+def pad_left(values: FloatArray, n_nights: int) -> FloatArray:
     """Figures of the nights from place `start` on, `[H, D - start]` to `[H, D]`, NaN before."""
-    return np.pad(values, ((0, 0), (start, 0)), constant_values=np.nan)
+    return np.pad(values, ((0, 0), (n_nights, 0)), constant_values=np.nan)
 
 
-def median_and_mad(windows: Floats) -> tuple[Floats, Floats]:
+def median_and_mad(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Median and median absolute deviation over the last axis, NaN left out, NaN where empty."""
-    median = _median(windows)
-    return median, _median(np.abs(windows - median[..., None]))
+    median = _nan_median(windows)
+    return median, _nan_median(np.abs(windows - median[..., None]))
 
 
-def _median(windows: Floats) -> Floats:
+def _nan_median(windows: FloatArray) -> FloatArray:
     """As `numpy.nanmedian` over the last axis, by one sort; NaN sorts last."""
     ordered = np.sort(windows, axis=-1)
     count = np.isfinite(windows).sum(axis=-1, keepdims=True)
@@ -246,22 +252,24 @@ def _median(windows: Floats) -> Floats:
     return ((low + high) / 2)[..., 0]
 
 
-def _mean(kwh: Floats) -> Floats:
+def _nan_mean(kwh: FloatArray) -> FloatArray:
     """Mean over the half-hours that are there, NaN where none is."""
     count = np.isfinite(kwh).sum(axis=-1)
     total = np.nansum(kwh, axis=-1, dtype=np.float64)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _bank_holidays(years: Iterable[int], delivered: Iterable[date]) -> set[date]:
+def _collect_bank_holidays(years: Iterable[int], delivered_days: Iterable[date]) -> set[date]:
     """England's calendar and what was delivered beside it.
 
     A delivered day whose day and month, swapped, make a bank holiday was written the other way
     round, as 8 of the 25 that came with the trial's data are: the calendar has it already.
     """
     calendar = calendars.country_holidays("GB", subdiv="ENG", years=sorted(years))
-    return set(calendar) | {day for day in delivered if _swapped(day) not in calendar}
+    return set(calendar) | {
+        day for day in delivered_days if _swap_day_and_month(day) not in calendar
+    }
 
 
-def _swapped(day: date) -> date:
+def _swap_day_and_month(day: date) -> date:
     return day.replace(month=day.day, day=day.month) if day.day <= 12 else day

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from ml.features import Fleet, Floats
+from ml.features import Fleet, FloatArray
 from ml.loop import spread
 from ml.models.network import Network
 from ml.train import everywhere
@@ -23,11 +23,11 @@ NIGHTS: Final = 4000
 class Plane:
     """Household-nights by their place in a network's latent space."""
 
-    points: Floats
+    points: FloatArray
     """`[N, 2]`"""
     axes: tuple[str, str]
     nights: list[date]
-    affluence: Floats
+    affluence: FloatArray
     """`[N]` of the Acorn group, as among the conditions; NaN where unknown."""
 
 
@@ -45,7 +45,7 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
         points=points,
         axes=axes,
         nights=[fleet.nights[night] for night in d],
-        affluence=fleet.condition("affluence")[h, d],
+        affluence=fleet.get_condition("affluence")[h, d],
     )
 
 
@@ -56,7 +56,7 @@ def _latent(network: Network, windows: FleetWindows, places: torch.Tensor) -> ND
     return torch.cat(list(parts)).numpy()
 
 
-def _flat(latent: NDArray[np.float32]) -> tuple[Floats, tuple[str, str]]:
+def _flat(latent: NDArray[np.float32]) -> tuple[FloatArray, tuple[str, str]]:
     if latent.shape[1] == 2:
         return latent, ("first latent", "second latent")
     pca = PCA(n_components=2, random_state=0)

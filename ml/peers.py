@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.features import Fleet, Floats, lived
+from ml.features import Fleet, FloatArray, count_usable_nights
 
 PEERS: Final = 7
 ENOUGH_NIGHTS: Final = 28
@@ -24,15 +24,17 @@ OTHER_GROUP: Final = 2.0
 class Peers:
     """The households of a fleet that lend nights to those that are new; `level` `[H, D]` in kWh."""
 
-    def __init__(self, fleet: Fleet, level: Floats, lead_nights: int, min_readings: int) -> None:
+    def __init__(
+        self, fleet: Fleet, level: FloatArray, lead_nights: int, min_readings: int
+    ) -> None:
         self.kwh, self.lead_nights = fleet.kwh, lead_nights
         self.usable = fleet.n_readings >= min_readings
-        self.lived = lived(fleet, lead_nights, min_readings)
+        self.lived = count_usable_nights(fleet, lead_nights, min_readings)
         self.is_new = self.lived < min(ENOUGH_NIGHTS, lead_nights)
         self.borrows = self.is_new & ~self.is_new.all(axis=0)
         self.level = level
-        self.prices = fleet.condition("price_signal")
-        self.affluence = np.nan_to_num(fleet.condition("affluence")[:, 0], nan=9)
+        self.prices = fleet.get_condition("price_signal")
+        self.affluence = np.nan_to_num(fleet.get_condition("affluence")[:, 0], nan=9)
 
     def lend(self, windows: Tensor, places: Tensor) -> None:
         """Fill the nights that new households have not lived, in place.

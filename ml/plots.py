@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
 from ml.errors import UserError
-from ml.features import Fleet, Floats
+from ml.features import Fleet, FloatArray
 from ml.reasons import explain, past_nights
 from ml.schemas import HALF_HOURS
 from ml.score import FleetScores, score_fleet
@@ -57,8 +57,8 @@ class ProfileExample:
     """One household-night, 48 half-hours in kWh, NaN where missing."""
 
     title: str
-    actual_kwh: Floats
-    expected_kwh: Floats
+    actual_kwh: FloatArray
+    expected_kwh: FloatArray
     deviating_hours: tuple[float, float] | None = None
     """The hours that deviate most, from and to."""
 
@@ -84,20 +84,20 @@ def select_examples(
     return shown + _explain_flagged(fleet, judged, worst)
 
 
-def _order_by_alert_p_value(alert_p_value: Floats) -> HouseholdNightIndices:
+def _order_by_alert_p_value(alert_p_value: FloatArray) -> HouseholdNightIndices:
     """Places `[N, 2]` in `[H, D]`, the least urgent first; NaN left out."""
     order = np.argsort(-alert_p_value, axis=None, kind="stable")[: np.isfinite(alert_p_value).sum()]
     return np.stack(np.unravel_index(order, alert_p_value.shape), axis=1)
 
 
-def _select_most_urgent(alert_p_value: Floats) -> HouseholdNightIndices:
+def _select_most_urgent(alert_p_value: FloatArray) -> HouseholdNightIndices:
     """The most urgent night of each of the most urgent homes, the least urgent of them first."""
     places = _order_by_alert_p_value(alert_p_value)[::-1]
     _, first = np.unique(places[:, 0], return_index=True)
     return places[np.sort(first)[:MAX_FLAGGED_EXAMPLES][::-1]]
 
 
-def _select_evenly(alert_p_value: Floats, n_nights: int) -> HouseholdNightIndices:
+def _select_evenly(alert_p_value: FloatArray, n_nights: int) -> HouseholdNightIndices:
     """At most so many nights, evenly from the least to the most urgent."""
     places = _order_by_alert_p_value(alert_p_value)
     even = np.linspace(0, len(places) - 1, min(n_nights, len(places)))

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
-from ml.features import Floats
+from ml.features import FloatArray
 from ml.schemas import HALF_HOURS
 
 Bools = NDArray[np.bool_]
@@ -46,10 +46,10 @@ LEAST_READINGS: Final = 36
 
 def explain(
     flagged: pl.DataFrame,
-    actual: Floats,
-    expected: Floats,
-    half_hour: Floats,
-    past: Floats | None = None,
+    actual: FloatArray,
+    expected: FloatArray,
+    half_hour: FloatArray,
+    past: FloatArray | None = None,
 ) -> pl.DataFrame:
     """Add to flagged household-nights their profiles `[N, 48]`, reason, span and excess energy.
 
@@ -72,19 +72,19 @@ def explain(
     )
 
 
-def reasons(actual: Floats, expected: Floats, past: Floats | None = None) -> list[str]:
+def reasons(actual: FloatArray, expected: FloatArray, past: FloatArray | None = None) -> list[str]:
     """The kind of each household-night `[N, 48]`; arguments as those of `explain`."""
     return Nights.of(actual, expected, past).reasons()
 
 
-def past_nights(kwh: Floats, households: Ints, nights: Ints) -> Floats:
+def past_nights(kwh: FloatArray, households: Ints, nights: Ints) -> FloatArray:
     """The `USUAL_NIGHTS` before each of these places in `[H, D, 48]`, as `explain` wants them."""
     before = nights[:, None] - np.arange(USUAL_NIGHTS, 0, -1)
     past = kwh[households[:, None], np.maximum(before, 0)]
     return np.where(before[:, :, None] >= 0, past, np.nan)
 
 
-def spans(half_hour: Floats) -> tuple[Ints, Ints]:
+def spans(half_hour: FloatArray) -> tuple[Ints, Ints]:
     """The half-hours `start <= i < end` that deviate most as one block, `[N]` each.
 
     The segment with the greatest sum of how far each is above 1 (Bentley 1984).
@@ -102,15 +102,15 @@ def spans(half_hour: Floats) -> tuple[Ints, Ints]:
 class Nights:
     """Flagged household-nights; a missing half-hour of the past stands at what is expected."""
 
-    actual: Floats
+    actual: FloatArray
     """`[N, 48]` kWh, NaN where missing."""
-    expected: Floats
+    expected: FloatArray
     """`[N, 48]` kWh."""
-    past: Floats
+    past: FloatArray
     """`[N, K, 48]` kWh of the nights before, none missing."""
 
     @classmethod
-    def of(cls, actual: Floats, expected: Floats, past: Floats | None) -> "Nights":
+    def of(cls, actual: FloatArray, expected: FloatArray, past: FloatArray | None) -> "Nights":
         """Fill the gaps of the past; a night of it with too few readings is all gap."""
         actual, expected = actual.astype(np.float64), expected.astype(np.float64)
         usual = expected[:, None]
@@ -136,17 +136,17 @@ class Nights:
         return np.select(list(holds), list(names), default="unusual_shape").tolist()
 
     @cached_property
-    def excess(self) -> Floats:
+    def excess(self) -> FloatArray:
         """Kilowatt-hours above what was expected `[N, 48]`, 0 where missing."""
         return np.nan_to_num(self.actual - self.expected)
 
     @cached_property
-    def expected_kwh(self) -> Floats:
+    def expected_kwh(self) -> FloatArray:
         """Of the day, `[N]`."""
         return np.maximum(self.expected.sum(axis=1), 1e-3)
 
     @cached_property
-    def day_kwh(self) -> Floats:
+    def day_kwh(self) -> FloatArray:
         """Of the day, `[N]`; a missing half-hour as expected."""
         return self.expected_kwh + self.excess.sum(axis=1)
 
@@ -161,7 +161,7 @@ class Nights:
         return np.asarray(CHANGED * self.day_kwh < self.expected_kwh)
 
     @cached_property
-    def top(self) -> Floats:
+    def top(self) -> FloatArray:
         """The highest reading `[N]`."""
         return np.nan_to_num(self.actual).max(axis=1)
 
@@ -244,17 +244,17 @@ def run_lengths(flags: Bools) -> Ints:
     return np.where(flags, after[..., ::-1] - before - 1, 0)
 
 
-def _repeats(kwh: Floats) -> Bools:
+def _repeats(kwh: FloatArray) -> Bools:
     """Whether each half-hour `[..., 48]` reads as the one before it."""
     return np.asarray(np.diff(kwh, axis=-1, prepend=np.nan) == 0)
 
 
-def _smooth(profile: Floats) -> Floats:
+def _smooth(profile: FloatArray) -> FloatArray:
     """Level units `[..., 48]` over 2.5 hours of the clock, as logarithms."""
     return np.log1p(uniform_filter1d(profile, SMOOTHING, axis=-1, mode="wrap"))
 
 
-def _misfits(nights: Floats, usual: Floats, weight: Floats) -> Floats:
+def _misfits(nights: FloatArray, usual: FloatArray, weight: FloatArray) -> FloatArray:
     """Weighted squares `[N, K, V]` between nights `[N, K, 48]` and each turn of the usual one."""
     weights, products = weight[:, TURNS], (weight * usual)[:, TURNS]
     constant = (weight * usual**2).sum(axis=1)[:, None, None]
@@ -262,7 +262,7 @@ def _misfits(nights: Floats, usual: Floats, weight: Floats) -> Floats:
     return squares - 2 * np.matmul(nights, products.transpose(0, 2, 1)) + constant
 
 
-def _showing(nights: Nights, reason: list[str], half_hour: Floats) -> Floats:
+def _showing(nights: Nights, reason: list[str], half_hour: FloatArray) -> FloatArray:
     """How far each half-hour `[N, 48]` shows the reason: the rule's own ones where it has any."""
     own = {
         "outage": nights.dead >= DEAD_HALF_HOURS,
@@ -273,6 +273,6 @@ def _showing(nights: Nights, reason: list[str], half_hour: Floats) -> Floats:
     return np.select(named, [2.0 * shown for shown in own.values()], default=half_hour)
 
 
-def _profiles(values: Floats) -> pl.Series:
+def _profiles(values: FloatArray) -> pl.Series:
     flat = pl.Series(values.astype(np.float32).reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
     return flat.cast(pl.List(pl.Float32)).list.eval(pl.element().fill_nan(None))

@@ -10,7 +10,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, levels, median_and_mad, trailing
+from ml.features import (
+    LEVEL_NIGHTS,
+    Fleet,
+    FloatArray,
+    median_and_mad,
+    rolling_windows,
+    usual_levels_kwh,
+)
 from ml.schemas import HALF_HOURS
 
 WARM_NIGHTS: Final = 7
@@ -27,19 +34,19 @@ RUN_RANK: Final = 3
 RUN_OFFSET: Final = 2.0
 
 
-def daily_kwh(fleet: Fleet, min_readings: int) -> Floats:
+def daily_kwh(fleet: Fleet, min_readings: int) -> FloatArray:
     """Robust z of the logarithm of the day's kWh, on either side."""
     day = np.nansum(fleet.kwh, axis=2) * HALF_HOURS / np.maximum(fleet.n_readings, 1)
     enough = fleet.n_readings >= min_readings
     return np.abs(_robust_z(np.where(enough, np.log(day + MIN_DAILY_KWH), np.nan)))
 
 
-def half_hours(fleet: Fleet, min_readings: int) -> Floats:
+def half_hours(fleet: Fleet, min_readings: int) -> FloatArray:
     """How unusual for the household is the mean over half-hours of their robust z, each its own."""
     return _robust_z(np.log(_by_block(fleet, min_readings, _half_hour_z) + MIN_DISTANCE))
 
 
-def nearest_days(fleet: Fleet, min_readings: int) -> Floats:
+def nearest_days(fleet: Fleet, min_readings: int) -> FloatArray:
     """How unusual for the household is the distance to the third nearest of the nights before.
 
     Root mean square of log level units (k nearest neighbours, Ramaswamy et al. 2000).
@@ -47,24 +54,24 @@ def nearest_days(fleet: Fleet, min_readings: int) -> Floats:
     return _robust_z(np.log(_by_block(fleet, min_readings, _nearest_distance) + MIN_DISTANCE))
 
 
-def identical_run(fleet: Fleet, min_readings: int) -> Floats:
+def identical_run(fleet: Fleet, min_readings: int) -> FloatArray:
     """Longest run of identical readings, in units of the run that is usual for the household."""
     longest = _longest(np.diff(fleet.kwh, axis=2) == 0, fleet, min_readings) + 1
     return longest / _usual(longest)[0]
 
 
-def repeated_readings(fleet: Fleet, min_readings: int) -> Floats:
+def repeated_readings(fleet: Fleet, min_readings: int) -> FloatArray:
     """Longest run of one reading that is not zero, against the household's own."""
     repeats = (np.diff(fleet.kwh, axis=2) == 0) & (fleet.kwh[:, :, 1:] > ZERO_KWH)
     return _beyond_own(_longest(repeats, fleet, min_readings))
 
 
-def zero_readings(fleet: Fleet, min_readings: int) -> Floats:
+def zero_readings(fleet: Fleet, min_readings: int) -> FloatArray:
     """Longest run without consumption, against the household's own."""
     return _beyond_own(_longest(fleet.kwh <= ZERO_KWH, fleet, min_readings))
 
 
-RULES: Final[dict[str, Callable[[Fleet, int], Floats]]] = {
+RULES: Final[dict[str, Callable[[Fleet, int], FloatArray]]] = {
     "daily_kwh": daily_kwh,
     "half_hours": half_hours,
     "nearest_days": nearest_days,
@@ -72,20 +79,20 @@ RULES: Final[dict[str, Callable[[Fleet, int], Floats]]] = {
 }
 
 
-def calibrated(score: Floats, reference: Floats) -> Floats:
+def calibrated(score: FloatArray, reference: FloatArray) -> FloatArray:
     """How rare a score is among those of ordinary nights: -log10 of the share at least as high."""
     ordinary = np.sort(reference[np.isfinite(reference)])
     above = len(ordinary) - np.searchsorted(ordinary, score, side="left")
     return np.where(np.isfinite(score), np.log10((1 + len(ordinary)) / (1 + above)), np.nan)
 
 
-def fused(fleet: Fleet, min_readings: int, ordinary: slice) -> Floats:
+def fused(fleet: Fleet, min_readings: int, ordinary: slice) -> FloatArray:
     """The maximum of the rules' ranks `[H, D]` among the fleet's `ordinary` nights."""
     scores = [rule(fleet, min_readings) for rule in RULES.values()]
     return np.fmax.reduce([calibrated(score, score[:, ordinary]) for score in scores])
 
 
-def _longest(flags: NDArray[np.bool_], fleet: Fleet, min_readings: int) -> Floats:
+def _longest(flags: NDArray[np.bool_], fleet: Fleet, min_readings: int) -> FloatArray:
     """Length `[H, D]` of the longest run of true values of each night."""
     longest = np.zeros(flags.shape[:2], dtype=np.float32)
     where = flags.any(axis=2)
@@ -98,38 +105,40 @@ def _longest(flags: NDArray[np.bool_], fleet: Fleet, min_readings: int) -> Float
     return np.where(fleet.n_readings >= min_readings, longest, np.nan)
 
 
-def _beyond_own(longest: Floats) -> Floats:
+def _beyond_own(longest: FloatArray) -> FloatArray:
     """Logarithm of a run's length over the household's third longest of the nights before.
 
     So that a habit is none, nor yet a fault on two nights.
     """
     place = LEVEL_NIGHTS - RUN_RANK
-    before = np.partition(np.nan_to_num(trailing(longest, LEVEL_NIGHTS)), place, axis=-1)
+    before = np.partition(np.nan_to_num(rolling_windows(longest, LEVEL_NIGHTS)), place, axis=-1)
     return np.log((longest + RUN_OFFSET) / (before[:, :, place] + RUN_OFFSET))
 
 
-def _usual(values: Floats) -> tuple[Floats, Floats]:
+def _usual(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Median and median deviation of the nights before `[H, D]`; NaN with less than a week."""
-    windows = trailing(values, LEVEL_NIGHTS)
+    windows = rolling_windows(values, LEVEL_NIGHTS)
     median, mad = median_and_mad(windows)
     return np.where(np.isfinite(windows).sum(axis=-1) >= WARM_NIGHTS, median, np.nan), mad
 
 
-def _robust_z(values: Floats) -> Floats:
+def _robust_z(values: FloatArray) -> FloatArray:
     """Distance of logarithms from the household's median in robust deviations."""
     median, mad = _usual(values)
     return (values - median) / (1.4826 * mad + MIN_SPREAD)
 
 
-def _by_block(fleet: Fleet, min_readings: int, rule: Callable[[Floats], Floats]) -> Floats:
+def _by_block(
+    fleet: Fleet, min_readings: int, rule: Callable[[FloatArray], FloatArray]
+) -> FloatArray:
     """A rule over logarithms of readings in level units `[h, D, 48]`, some households at a time."""
-    level = levels(fleet, min_readings)[:, :, None]
+    level = usual_levels_kwh(fleet, min_readings)[:, :, None]
     x = np.log(fleet.kwh / level + np.float32(MIN_SHARE))
     x[fleet.n_readings < min_readings] = np.nan
     return np.concatenate([rule(x[start : start + BLOCK]) for start in range(0, len(x), BLOCK)])
 
 
-def _half_hour_z(x: Floats) -> Floats:
+def _half_hour_z(x: FloatArray) -> FloatArray:
     """Mean over half-hours of |z| `[h, D]`."""
     homes, nights, half_hours = x.shape
     z = np.abs(_robust_z(x.transpose(0, 2, 1).reshape(-1, nights)))
@@ -139,7 +148,7 @@ def _half_hour_z(x: Floats) -> Floats:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _nearest_distance(x: Floats) -> Floats:
+def _nearest_distance(x: FloatArray) -> FloatArray:
     """Distance to the third nearest night `[h, D]`; half-hours that either lacks are left out."""
     distances = np.full((*x.shape[:2], LEVEL_NIGHTS), np.nan)
     for ago in range(1, min(LEVEL_NIGHTS, x.shape[1] - 1) + 1):

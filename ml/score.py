@@ -30,7 +30,15 @@ from ml.calibration import (
 )
 from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, later, lived, median_and_mad, trailing
+from ml.features import (
+    LEVEL_NIGHTS,
+    Fleet,
+    FloatArray,
+    count_usable_nights,
+    median_and_mad,
+    pad_left,
+    rolling_windows,
+)
 from ml.models.network import Judged
 from ml.peers import ENOUGH_NIGHTS
 from ml.reasons import explain, past_nights
@@ -82,15 +90,15 @@ class FleetNetworkOutput:
 class CalibratedScores:
     """What is made of the network's scores and the rules, `[H, D]`; NaN if not scored."""
 
-    surprisal: Floats
+    surprisal: FloatArray
     """Rarity of the night by itself, by network and rules."""
-    score: Floats
+    score: FloatArray
     """The same with what came before."""
-    p_value: Floats
-    evidence: Floats
-    fleet_shift: Floats
+    p_value: FloatArray
+    evidence: FloatArray
+    fleet_shift: FloatArray
     """`[D]` what the network's score of the whole fleet moved by, taken out."""
-    tail_inflation: Floats
+    tail_inflation: FloatArray
     """`[2, D]` unusual nights over expected ones, of homes learnt from and of the others."""
 
 
@@ -98,17 +106,17 @@ class CalibratedScores:
 class FleetScores(CalibratedScores):
     """All of households and nights."""
 
-    expected_kwh: Floats
-    half_hour_score: Floats
+    expected_kwh: FloatArray
+    half_hour_score: FloatArray
     """How far each half-hour deviates, `[H, D, 48]`, above 1 where it shows an anomaly."""
 
 
 class CachedScores(NamedTuple):
     """What a night came to by itself `[H, D]`, NaN where it is not known."""
 
-    log_odds: Floats
+    log_odds: FloatArray
     """The network's own score."""
-    surprisal: Floats
+    surprisal: FloatArray
     """How rare the night is by network and rules, before what came before counts."""
 
 
@@ -140,7 +148,9 @@ def run_network(
     return FleetNetworkOutput(expected, half_hour, score)
 
 
-def compute_log_odds(detector: Detector, fleet: Fleet, nights: Bools, min_readings: int) -> Floats:
+def compute_log_odds(
+    detector: Detector, fleet: Fleet, nights: Bools, min_readings: int
+) -> FloatArray:
     """The network's own scores `[H, D]` of the nights `[D]` wanted; NaN elsewhere."""
     score = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     for places, judged in _iterate_batches(detector, fleet, nights, min_readings):
@@ -162,7 +172,7 @@ def _iterate_batches(
     if not chosen.any():
         return
     start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
-    chosen, seen = chosen[:, start:], fleet.between(start)
+    chosen, seen = chosen[:, start:], fleet.select_nights(start)
     windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
     program = detector.scoring_function()
 
@@ -189,7 +199,7 @@ def _map_in_threads(
         torch.set_num_threads(threads)
 
 
-def standardize_log_odds(detector: Detector, scores: Floats) -> tuple[Floats, Floats]:
+def standardize_log_odds(detector: Detector, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
     """How far the network's scores `[H, D]` stand out, and the fleet's common movement `[D]`.
 
     What the night did to everybody is taken out. A network whose score is an error is compared with
@@ -200,7 +210,7 @@ def standardize_log_odds(detector: Detector, scores: Floats) -> tuple[Floats, Fl
     if not detector.network.two_sided:
         common = fleet_median(raw - float(detector.peer_center), 0.0)
         return raw - common, common
-    windows = trailing(raw, BASE_RATE_NIGHTS)
+    windows = rolling_windows(raw, BASE_RATE_NIGHTS)
     count = np.isfinite(windows).sum(axis=-1)
     median, mad = median_and_mad(windows)
     weight = count / (count + PEER_WEIGHT)
@@ -212,7 +222,7 @@ def standardize_log_odds(detector: Detector, scores: Floats) -> tuple[Floats, Fl
     return np.abs(raw - own - common) / np.sqrt(variance), common
 
 
-def fleet_median(values: Floats, otherwise: float) -> Floats:
+def fleet_median(values: FloatArray, otherwise: float) -> FloatArray:
     """The fleet's median of each night `[D]`, where enough households have a value."""
     median, _ = median_and_mad(values.T)
     enough = np.isfinite(values).sum(axis=0) >= MIN_HOUSEHOLDS_FOR_SHIFT
@@ -220,8 +230,8 @@ def fleet_median(values: Floats, otherwise: float) -> Floats:
 
 
 def compute_surprisal(
-    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int
-) -> Floats:
+    detector: Detector, stands: FloatArray, fleet: Fleet, min_readings: int
+) -> FloatArray:
     """How rare a night `[H, D]` is by the network, and rarer by what the rules find surprising.
 
     The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
@@ -234,21 +244,21 @@ def compute_surprisal(
     return np.maximum(joined - cold_start_penalty(fleet, min_readings), 0.0)
 
 
-def cold_start_penalty(fleet: Fleet, min_readings: int) -> Floats:
+def cold_start_penalty(fleet: Fleet, min_readings: int) -> FloatArray:
     """How much rarer a night `[H, D]` looks than it is while a home has few of its own; then 0."""
-    own = lived(fleet, ENOUGH_NIGHTS, min_readings)
+    own = count_usable_nights(fleet, ENOUGH_NIGHTS, min_readings)
     return np.log10(
         (1 + COLD_START_NIGHTS / (own + 0.5)) / (1 + COLD_START_NIGHTS / (ENOUGH_NIGHTS + 0.5))
     )
 
 
-def base_rate_penalty(rarity: Floats) -> Floats:
+def base_rate_penalty(rarity: FloatArray) -> FloatArray:
     """How much rarer than it is a night `[H, D]` looks where unusual nights are usual.
 
     From the household's rate of unusual nights over `OWN_NIGHTS`, shrunk to the fleet's; the
     extreme ones are left out.
     """
-    before = trailing(rarity, BASE_RATE_NIGHTS)
+    before = rolling_windows(rarity, BASE_RATE_NIGHTS)
     unusual = ((before >= UNUSUAL_SURPRISAL) & (before < EXTREME_SURPRISAL)).sum(axis=-1)
     expected = 10**-UNUSUAL_SURPRISAL * np.isfinite(before).sum(axis=-1)
     return BASE_RATE_POWER * np.log10(
@@ -256,7 +266,7 @@ def base_rate_penalty(rarity: Floats) -> Floats:
     )
 
 
-def measure_tail_inflation(p_value: Floats, learnt: Bools) -> Floats:
+def measure_tail_inflation(p_value: FloatArray, learnt: Bools) -> FloatArray:
     """How many of the last nights' `[H, D]` p-values lie below 0.1 over how many should, `[2, D]`.
 
     Of the households not learnt from and of those learnt from; extreme nights are left out, since
@@ -268,7 +278,7 @@ def measure_tail_inflation(p_value: Floats, learnt: Bools) -> Floats:
     result = np.empty((2, p_value.shape[1]))
     for group in (False, True):
         found, known = (
-            trailing(
+            rolling_windows(
                 flags[learnt == group].sum(axis=0, keepdims=True).astype(float),
                 TAIL_INFLATION_NIGHTS,
             )
@@ -281,7 +291,7 @@ def measure_tail_inflation(p_value: Floats, learnt: Bools) -> Floats:
     return result
 
 
-def inflate_p_values(p_value: Floats, height: Floats) -> Floats:
+def inflate_p_values(p_value: FloatArray, height: FloatArray) -> FloatArray:
     """p-values whose tail is as high as the fleet's last nights were; 1 stays 1."""
     edge = 10**-UNUSUAL_SURPRISAL
     high = np.minimum(edge * height, 0.5)
@@ -289,7 +299,7 @@ def inflate_p_values(p_value: Floats, height: Floats) -> Floats:
     return np.where(p_value <= edge, p_value * high / edge, body)
 
 
-def accumulate_evidence(rarity: Floats) -> tuple[Floats, Floats]:
+def accumulate_evidence(rarity: FloatArray) -> tuple[FloatArray, FloatArray]:
     """One-sided CUSUM of the nights' surprises (Page 1954) that decays, over `EVIDENCE_NIGHTS`.
 
     Before each night `[H, D]`, and with it. A night's surprise is the normal score of its rarity; a
@@ -309,9 +319,9 @@ def accumulate_evidence(rarity: Floats) -> tuple[Floats, Floats]:
 def calibrate_scores(
     detector: Detector,
     fleet: Fleet,
-    log_odds: Floats,
+    log_odds: FloatArray,
     min_readings: int,
-    cached_surprisal: Floats | None = None,
+    cached_surprisal: FloatArray | None = None,
 ) -> CalibratedScores:
     """Scores, p-values and evidence from the network's own scores `[H, D]`.
 
@@ -336,8 +346,12 @@ def calibrate_scores(
 
 
 def _complete_surprisal(
-    detector: Detector, stands: Floats, fleet: Fleet, min_readings: int, known: Floats | None
-) -> Floats:
+    detector: Detector,
+    stands: FloatArray,
+    fleet: Fleet,
+    min_readings: int,
+    known: FloatArray | None,
+) -> FloatArray:
     """What `join` gives, from the first night on of which not all is known."""
     scored = np.isfinite(stands)
     rarity = np.full(stands.shape, np.nan) if known is None else np.where(scored, known, np.nan)
@@ -345,19 +359,21 @@ def _complete_surprisal(
     if missing.any():
         start = int(missing.argmax())
         past = max(0, start - max(LEVEL_NIGHTS, ENOUGH_NIGHTS))
-        joined = compute_surprisal(detector, stands[:, past:], fleet.between(past), min_readings)
+        joined = compute_surprisal(
+            detector, stands[:, past:], fleet.select_nights(past), min_readings
+        )
         rarity[:, start:] = joined[:, start - past :]
     return rarity
 
 
-def _score_and_evidence(alone: Floats) -> tuple[Floats, Floats, Floats]:
+def _score_and_evidence(alone: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Rarity of nights `[H, D]` with what came before, the same among the home's own, evidence."""
     before, evidence = accumulate_evidence(alone)
     rarity = alone + EVIDENCE_SHARE * before
     return rarity, rarity - base_rate_penalty(alone), evidence
 
 
-def score_half_hours(detector: Detector, half_hour_log_odds: Floats) -> Floats:
+def score_half_hours(detector: Detector, half_hour_log_odds: FloatArray) -> FloatArray:
     """How far half-hours `[..., 48]` deviate, above 1 where they show an anomaly; NaN stays NaN.
 
     An error in units of its usual one; of log odds, twice the probability.
@@ -400,7 +416,7 @@ def calibrate_detector(
 
 
 def fit_calibration(
-    detector: Detector, fleet: Fleet, log_odds: Floats, nights: slice, min_readings: int
+    detector: Detector, fleet: Fleet, log_odds: FloatArray, nights: slice, min_readings: int
 ) -> None:
     """The distributions of ordinary nights, from the network's own scores `[H, D]`."""
     stands, _ = standardize_log_odds(detector, log_odds)
@@ -443,7 +459,7 @@ def score_nights(
         detector, fleet, rebuilt.log_odds, cached and cached.log_odds, min_readings
     )
     start = max(0, skip - CALIBRATION_WARMUP_NIGHTS - LEVEL_NIGHTS)
-    fleet, raw, skip = fleet.between(start), raw[:, start:], skip - start
+    fleet, raw, skip = fleet.select_nights(start), raw[:, start:], skip - start
     # A two-sided score is compared with nights further back than those a rarity is known by.
     rarity = cached.surprisal[:, start:] if cached and not detector.network.two_sided else None
     weighed = calibrate_scores(detector, fleet, raw, min_readings, rarity)
@@ -467,7 +483,7 @@ def score_nights(
         nights=_build_nights_table(
             detector, fleet, weighed, flags, skip, alert_budget, model_version
         ),
-        to_cache=CachedScores(later(raw, start), later(weighed.surprisal, start)),
+        to_cache=CachedScores(pad_left(raw, start), pad_left(weighed.surprisal, start)),
     )
 
 
@@ -487,8 +503,12 @@ def _calibration_warmup_nights(detector: Detector) -> int:
 
 
 def _complete_log_odds(
-    detector: Detector, fleet: Fleet, latest: Floats, known: Floats | None, min_readings: int
-) -> Floats:
+    detector: Detector,
+    fleet: Fleet,
+    latest: FloatArray,
+    known: FloatArray | None,
+    min_readings: int,
+) -> FloatArray:
     """The network's own scores `[H, D]`: the latest nights', those known, and what is missing."""
     skip = len(fleet.nights) - latest.shape[1]
     begin = max(0, skip - _calibration_warmup_nights(detector))
@@ -565,7 +585,7 @@ def _build_score_rows(
     h, d = np.divmod(np.arange(kwh.shape[0] * kwh.shape[1]), kwh.shape[1])
     n_readings = fleet.n_readings[:, skip:].ravel()
     observed = np.isfinite(kwh)
-    history = lived(fleet, HISTORY_COUNT_NIGHTS, min_readings)
+    history = count_usable_nights(fleet, HISTORY_COUNT_NIGHTS, min_readings)
     expected = np.where(observed, rebuilt.expected_kwh, 0.0).sum(axis=2).ravel()
     frame = pl.DataFrame(
         {

@@ -199,7 +199,7 @@ def refuse_infinite(fleet: Fleet) -> None:
         UserError: which household and night.
     """
     readings = np.array([np.isinf(home).any(axis=1) for home in fleet.kwh])
-    conditions = np.asarray(np.isinf(fleet.conditions).any(axis=2))[fleet.group]
+    conditions = np.asarray(np.isinf(fleet.conditions).any(axis=2))[fleet.condition_group]
     for name, found in (("reading", readings), ("condition", conditions)):
         if found.any():
             h, d = np.argwhere(found)[0]
@@ -229,7 +229,7 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     warm = min(detector.network.lead_nights + BASE_RATE_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
-    recent = since(fleet, count - nights - WARMUP_NIGHTS).of(apart)
+    recent = since(fleet, count - nights - WARMUP_NIGHTS).select_households(apart)
     calibrate_detector(detector, recent, nights, min_readings, learnt)
 
 
@@ -278,12 +278,12 @@ def usable_places(
 
 def since(fleet: Fleet, start: int) -> Fleet:
     """The fleet's nights from place `start` on, all of them where it is negative."""
-    return fleet.between(max(start, 0))
+    return fleet.select_nights(max(start, 0))
 
 
 def unseen(fleet: Fleet) -> Fleet:
     """The households of a fleet that no network learns from."""
-    return fleet.of(held_out(fleet.household_ids))
+    return fleet.select_households(held_out(fleet.household_ids))
 
 
 def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml.features import Fleet, levels
+from ml.features import Fleet, usual_levels_kwh
 from ml.models.network import Windows
 from ml.peers import Peers
 from ml.schemas import HALF_HOURS
@@ -30,11 +30,11 @@ class FleetWindows:
         self.shape = fleet.kwh.shape[:2]
         self._kwh = torch.from_numpy(fleet.kwh.reshape(-1, HALF_HOURS))
         self._stream: torch.cuda.Stream | None = None
-        level = levels(fleet, min_readings)
+        level = usual_levels_kwh(fleet, min_readings)
         lends = lend and lead_nights > 0
         self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
         self._level = torch.from_numpy(level.ravel())
-        self._group = torch.from_numpy(fleet.group)
+        self._group = torch.from_numpy(fleet.condition_group)
         self._conditions = torch.from_numpy(fleet.conditions)
 
     @property

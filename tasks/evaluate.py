@@ -28,7 +28,7 @@ from ml.benchmark.plant import KIND_NAMES, GroundTruth, Ints, inject_anomalies, 
 from ml.benchmark.reasons import count_reasons_by_kind, describe_reason_accuracy, tabulate_reasons
 from ml.benchmark.table import rank_detectors, render_benchmark, render_reasons, render_summary
 from ml.errors import UserError
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, later
+from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, pad_left
 from ml.kinds import LASTING_NIGHTS
 from ml.loop import FitParameters
 from ml.score import WARMUP_NIGHTS, run_network, score_fleet
@@ -62,9 +62,9 @@ N_HIGHLIGHTED: Final = 6
 class DetectorOutput:
     """What a detector makes of a fleet."""
 
-    scores_by_name: dict[str, Floats]
+    scores_by_name: dict[str, FloatArray]
     """`[H, D]` by name."""
-    expected_kwh: Floats | None = None
+    expected_kwh: FloatArray | None = None
     """`[H, D, 48]`, of a detector that expects something."""
 
 
@@ -191,14 +191,14 @@ def prepare_benchmark(parameters: EvaluateParameters) -> BenchmarkData:
     copies = parameters.copies or int(np.clip(TARGET_ROWS // len(unseen), 1, len(KIND_NAMES)))
     rows = repeat_households(unseen, copies)
     seen = _select_evenly(np.flatnonzero(~apart), len(rows))
-    test = fleet.between(max(0, stop - PRETEST_NIGHTS - WARMUP_NIGHTS))
+    test = fleet.select_nights(max(0, stop - PRETEST_NIGHTS - WARMUP_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
     span, least = slice(start, len(test.nights)), settings().min_readings
     planted, truth = inject_anomalies(
         test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
     )
     return BenchmarkData(
-        training_fleet=fleet.between(0, stop),
+        training_fleet=fleet.select_nights(0, stop),
         injected_fleet=planted,
         truth=truth,
         held_out_households=unseen,
@@ -237,7 +237,10 @@ def evaluate_detectors(
 
 
 def _count_reasons(
-    data: BenchmarkData, held_out_scores: DetectorScores, score: Floats, expected_kwh: Floats
+    data: BenchmarkData,
+    held_out_scores: DetectorScores,
+    score: FloatArray,
+    expected_kwh: FloatArray,
 ) -> pl.DataFrame:
     """What is found at the budget, by kind and reason."""
     found = score >= held_out_scores.find_budget_threshold(
@@ -250,9 +253,9 @@ def _count_reasons(
 def _collect_metrics(
     detector: str,
     data: BenchmarkData,
-    score: Floats,
+    score: FloatArray,
     held_out_scores: DetectorScores,
-    scored_controls: list[tuple[ControlFleet, Floats]],
+    scored_controls: list[tuple[ControlFleet, FloatArray]],
     seed: int,
 ) -> pl.DataFrame:
     """All rows of one detector: `detector`, `homes`, and those of `figures`."""
@@ -288,9 +291,13 @@ def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
         return lambda fleet: DetectorOutput({name: rules.RULES[name](fleet, least)})
     if name in BASELINES:
         learned = ~held_out(data.training_fleet.household_ids)
-        peer = fit_baseline(name, data.training_fleet.of(learned), seed=seed, min_readings=least)
+        peer = fit_baseline(
+            name, data.training_fleet.select_households(learned), seed=seed, min_readings=least
+        )
         early = max(0, data.pretest_nights.start - LEVEL_NIGHTS)
-        return lambda fleet: DetectorOutput({name: later(peer(fleet.between(early)), early)})
+        return lambda fleet: DetectorOutput(
+            {name: pad_left(peer(fleet.select_nights(early)), early)}
+        )
     return _fit_network_scorer(name, data.training_fleet, seed)
 
 

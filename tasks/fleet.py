@@ -5,7 +5,7 @@ from datetime import date
 
 import polars as pl
 
-from ml.features import Fleet, fleet
+from ml.features import Fleet, build_fleet
 from tasks import lake
 
 
@@ -23,7 +23,7 @@ def load_fleet(first: date, last: date, *, reporting: bool = False) -> Fleet:
     months = sorted({night.replace(day=1) for night in nights})
     # A month at a time: all days beside the array that they fill would be twice its memory.
     days = (lake.collect(lake.scan_days(max(month, first), _end(month, last))) for month in months)
-    return fleet(
+    return build_fleet(
         days, nights, register, lake.read("weather"), lake.read("holidays"), lake.read("tariffs")
     )
 

@@ -68,5 +68,8 @@ class Memory:
         return pl.DataFrame({"night": nights, "d": places, "fingerprint": self.fingerprints})
 
     def _digest(self, place: int) -> bytes:
-        of_night = (self.fleet.kwh[:, place], self.fleet.conditions[self.fleet.group, place])
+        of_night = (
+            self.fleet.kwh[:, place],
+            self.fleet.conditions[self.fleet.condition_group, place],
+        )
         return hashlib.sha256(b"".join(part.tobytes() for part in of_night)).digest()

@@ -14,7 +14,7 @@ def fingerprint(fleet: Fleet) -> str:
     """A digest of all that a training reads."""
     digest = hashlib.sha256()
     digest.update(f"{fleet.household_ids} {fleet.nights[0]} {fleet.nights[-1]}".encode())
-    for part in (fleet.kwh, fleet.group, fleet.conditions):
+    for part in (fleet.kwh, fleet.condition_group, fleet.conditions):
         digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:16]
 

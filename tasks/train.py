@@ -373,7 +373,9 @@ def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
 
 
 def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:
-    recent = since(fleet.of(slice(PICTURED)), result.calibration.start - WARMUP_NIGHTS)
+    recent = since(
+        fleet.select_households(slice(PICTURED)), result.calibration.start - WARMUP_NIGHTS
+    )
     nights = slice(len(recent.nights) - _length(result.calibration), None)
     detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
     days = plots.select_examples(detector, recent, nights, least, budget)

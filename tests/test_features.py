@@ -14,7 +14,9 @@ from tests import fleets
 
 
 def build_night_conditions(*nights: date) -> pl.DataFrame:
-    return features.night_conditions(list(nights), Weather.create_empty(), Holidays.create_empty())
+    return features.build_night_conditions(
+        list(nights), Weather.create_empty(), Holidays.create_empty()
+    )
 
 
 def test_conditions_are_fifteen_distinct_names() -> None:
@@ -34,7 +36,7 @@ def test_bank_holidays_are_days_off_without_delivered_holidays() -> None:
 
 def test_delivered_holidays_are_days_off() -> None:
     royal = Holidays.validate(pl.DataFrame({"day": [date(2013, 6, 19)], "name": ["Royal visit"]}))
-    frame = features.night_conditions([date(2013, 6, 19)], Weather.create_empty(), royal)
+    frame = features.build_night_conditions([date(2013, 6, 19)], Weather.create_empty(), royal)
     assert frame["is_day_off"].to_list() == [1.0]
 
 
@@ -42,7 +44,9 @@ def test_holiday_with_swapped_day_and_month_is_corrected() -> None:
     # The trial's file says 2013-06-05 for the early May bank holiday of 6 May 2013.
     swapped = pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Early May bank holiday"]})
     nights = [date(2013, 5, 6), date(2013, 6, 5)]
-    frame = features.night_conditions(nights, Weather.create_empty(), Holidays.validate(swapped))
+    frame = features.build_night_conditions(
+        nights, Weather.create_empty(), Holidays.validate(swapped)
+    )
     assert frame["is_day_off"].to_list() == [1.0, 0.0]
 
 
@@ -62,7 +66,7 @@ def test_temperature_is_mean_of_hours() -> None:
         {"ts_utc": hours, "temperature_c": [0.0, 0.0, 0.0, 20.0], "humidity": [0.5] * 4}
     )
     weather = Weather.validate(weather, cast=True)
-    frame = features.night_conditions([night], weather, Holidays.create_empty())
+    frame = features.build_night_conditions([night], weather, Holidays.create_empty())
     assert frame["temperature_c"].to_list() == [5.0]
 
 
@@ -71,8 +75,8 @@ def test_price_signal_is_zero_for_standard_tariff_households() -> None:
     prices = ["High"] * 12 + ["Normal"] * 36
     tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
     weather, holidays, _ = fleets.references()
-    known = features.conditions([fleets.START], weather, holidays, tariffs)
-    group = features.groups(fleets.households(2))
+    known = features.build_conditions([fleets.START], weather, holidays, tariffs)
+    group = features.assign_condition_groups(fleets.households(2))
     signal = known[group, 0, features.CONDITIONS.index("price_signal")]
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
 
@@ -80,7 +84,9 @@ def test_price_signal_is_zero_for_standard_tariff_households() -> None:
 def test_affluence_follows_acorn_group() -> None:
     named = ["Affluent", None, "Adversity", "ACORN-U", "Comfortable"]
     homes = fleets.households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
-    known = features.conditions([fleets.START], *fleets.references())[features.groups(homes)]
+    known = features.build_conditions([fleets.START], *fleets.references())[
+        features.assign_condition_groups(homes)
+    ]
     affluence = known[:, 0, features.CONDITIONS.index("affluence")]
     np.testing.assert_array_equal(affluence, [1, np.nan, -1, np.nan, 0])
 
@@ -89,7 +95,7 @@ def test_affluence_follows_acorn_group() -> None:
 def test_missing_half_hour_does_not_shift_others() -> None:
     readings = fleets.kwh(1, 1)
     readings[0, 0, 7] = np.nan
-    laid = features.fleet(
+    laid = features.build_fleet(
         [fleets.days(readings)], [fleets.START], fleets.households(1), *fleets.references()
     )
     np.testing.assert_array_equal(laid.kwh, readings)
@@ -99,7 +105,7 @@ def test_undelivered_profile_has_no_readings() -> None:
     readings = fleets.kwh(2, 3)
     readings[1, 1] = np.nan
     nights = [fleets.START + timedelta(days=i) for i in range(3)]
-    laid = features.fleet(
+    laid = features.build_fleet(
         [fleets.days(readings)], nights, fleets.households(2), *fleets.references()
     )
     assert laid.n_readings.tolist() == [[48, 48, 48], [48, 0, 48]]
@@ -110,20 +116,20 @@ def test_undelivered_profile_has_no_readings() -> None:
 def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None:
     readings = fleets.kwh(4, 45, seed)
     readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
-    bulk = features.scaled(fleets.fleet(readings), min_readings=36)
+    bulk = features.scale_fleet(fleets.fleet(readings), min_readings=36)
     start = night - features.LEVEL_NIGHTS
     past = fleets.fleet(readings[:, start : night + 1], fleets.START + timedelta(days=start))
-    one = features.scaled(past, min_readings=36)
-    np.testing.assert_array_equal(one.x[:, -1], bulk.x[:, night])
+    one = features.scale_fleet(past, min_readings=36)
+    np.testing.assert_array_equal(one.log_readings[:, -1], bulk.log_readings[:, night])
     np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
 
 
 @pytest.mark.seed_fault
 def test_bulk_conditions_equal_single_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
-    bulk = features.conditions(nights, *fleets.references())
+    bulk = features.build_conditions(nights, *fleets.references())
     for i, night in enumerate(nights):
-        one = features.conditions([night], *fleets.references())
+        one = features.build_conditions([night], *fleets.references())
         np.testing.assert_array_equal(one[:, 0], bulk[:, i])
 
 
@@ -131,16 +137,16 @@ def test_usual_level_excludes_the_night_itself() -> None:
     readings = fleets.kwh(2, 40)
     loud = readings.copy()
     loud[:, 39] *= 50
-    quiet_level = features.scaled(fleets.fleet(readings), min_readings=36).level_kwh[:, 39]
-    loud_level = features.scaled(fleets.fleet(loud), min_readings=36).level_kwh[:, 39]
+    quiet_level = features.scale_fleet(fleets.fleet(readings), min_readings=36).level_kwh[:, 39]
+    loud_level = features.scale_fleet(fleets.fleet(loud), min_readings=36).level_kwh[:, 39]
     np.testing.assert_array_equal(quiet_level, loud_level)
 
 
 def test_scaled_readings_do_not_depend_on_household_level() -> None:
     readings = fleets.kwh(2, 40)
-    units = features.scaled(fleets.fleet(readings), min_readings=36)
-    tenfold = features.scaled(fleets.fleet(readings * 10), min_readings=36)
-    np.testing.assert_allclose(units.x, tenfold.x, rtol=1e-5)
+    units = features.scale_fleet(fleets.fleet(readings), min_readings=36)
+    tenfold = features.scale_fleet(fleets.fleet(readings * 10), min_readings=36)
+    np.testing.assert_allclose(units.log_readings, tenfold.log_readings, rtol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)

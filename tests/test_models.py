@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
-from ml.features import scaled
+from ml.features import scale_fleet
 from ml.history import HISTORY_NIGHTS, describe, usual_level
 from ml.loop import FitParameters, NetworkModule
 from ml.models import NAMES, network_class
@@ -226,7 +226,7 @@ def test_a_window_is_the_night_and_those_before_it(
     known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
     places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
     taken = FleetWindows(known, lead_nights, MIN_READINGS).take(places)
-    level = scaled(known, MIN_READINGS).level_kwh
+    level = scale_fleet(known, MIN_READINGS).level_kwh
     assert taken.kwh.shape == (len(picks), lead_nights + 1, 48)
     for row, (h, d) in enumerate(zip(*np.divmod(places.numpy(), nights), strict=True)):
         before = np.full((lead_nights, 48), np.nan)

@@ -70,7 +70,7 @@ def test_a_batch_in_another_order_gives_the_same_scores(
         [known.household_ids[i] for i in order],
         known.nights,
         known.kwh[order],
-        known.group[order],
+        known.condition_group[order],
         known.conditions,
     )
     first = known.nights[WARMUP_NIGHTS]

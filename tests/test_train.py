@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
-from ml.features import scaled
+from ml.features import scale_fleet
 from ml.loop import FitParameters, IndexBatches
 from ml.train import calibration_nights, fit, held_out, nights_data, validation_error
 from ml.windows import FleetWindows
@@ -98,7 +98,7 @@ def test_scales_and_weights_come_from_the_households_learned_from_alone(
         fit(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
         for name, fleet in (("as-is", known), ("other", other))
     )
-    seen = scaled(known, MIN_READINGS).x[~apart]
+    seen = scale_fleet(known, MIN_READINGS).log_readings[~apart]
     rows = np.isfinite(readings[~apart]).sum(axis=2) >= MIN_READINGS
     np.testing.assert_allclose(one.network.readings.mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
     assert equal(one.network.state_dict(), two.network.state_dict())

@@ -11,13 +11,13 @@ import polars as pl
 
 from ml.benchmark.figures import HEADLINE_BUDGET, METRICS_SCHEMA, Doubles
 from ml.benchmark.plant import GroundTruth
-from ml.features import Floats
+from ml.features import FloatArray
 
 TARGET_ALARM_RATES: Final = np.geomspace(0.001, 0.1, 9)
 
 
 def measure_alarm_rates(
-    score: Floats,
+    score: FloatArray,
     truth: GroundTruth,
     pretest_nights: slice,
     target_rates: Doubles = TARGET_ALARM_RATES,
@@ -33,7 +33,7 @@ def measure_alarm_rates(
 
 
 def measure_monthly_alarm_ratio(
-    score: Floats, truth: GroundTruth, nights: list[date], pretest_nights: slice
+    score: FloatArray, truth: GroundTruth, nights: list[date], pretest_nights: slice
 ) -> pl.DataFrame:
     """Realised over target alarm rate of each month, at `BUDGET` alarms in 1,000 nights."""
     (limit,) = _thresholds_for_rates(score, pretest_nights, np.array([HEADLINE_BUDGET / 1000]))
@@ -46,7 +46,9 @@ def measure_monthly_alarm_ratio(
     return pl.DataFrame(rows, schema=METRICS_SCHEMA, orient="row")
 
 
-def _thresholds_for_rates(score: Floats, pretest_nights: slice, target_rates: Doubles) -> Doubles:
+def _thresholds_for_rates(
+    score: FloatArray, pretest_nights: slice, target_rates: Doubles
+) -> Doubles:
     """Thresholds that these shares of the ordinary nights reach; infinite without any score."""
     known = np.sort(score[:, pretest_nights][np.isfinite(score[:, pretest_nights])])
     if not len(known):

@@ -8,7 +8,7 @@ import polars as pl
 
 from ml.benchmark.figures import METRICS_SCHEMA
 from ml.benchmark.plant import Bools, Ints
-from ml.features import CONDITIONS, LEVEL_NIGHTS, Fleet, Floats, median_and_mad, trailing
+from ml.features import CONDITIONS, LEVEL_NIGHTS, Fleet, FloatArray, median_and_mad, rolling_windows
 
 COLD_SNAP_NIGHTS: Final = 3
 COLD_SNAP_LOAD_FACTOR: Final = 1.3
@@ -45,7 +45,7 @@ def build_control_fleets(
 
 
 def measure_control_alarms(
-    scored_controls: list[tuple[ControlFleet, Floats]], threshold: float
+    scored_controls: list[tuple[ControlFleet, FloatArray]], threshold: float
 ) -> pl.DataFrame:
     """Alarms in 1,000 nights of each control at a threshold, and the nights that there were."""
     rows = []
@@ -60,15 +60,15 @@ def measure_control_alarms(
 
 
 def _mark_real_nights(fleet: Fleet, is_tested: Bools, min_readings: int) -> dict[str, Bools]:
-    changes = np.diff(fleet.condition("is_summer_time"), axis=1, prepend=np.nan) ** 2 > 0
-    weekend = (fleet.condition("is_saturday") + fleet.condition("is_sunday")) > 0
+    changes = np.diff(fleet.get_condition("is_summer_time"), axis=1, prepend=np.nan) ** 2 > 0
+    weekend = (fleet.get_condition("is_saturday") + fleet.get_condition("is_sunday")) > 0
     return {
         "ordinary": is_tested,
         "absence": is_tested & _find_absences(fleet, min_readings),
         "clock_change": is_tested & changes,
-        "bank_holiday": is_tested & (fleet.condition("is_day_off") > 0) & ~weekend,
+        "bank_holiday": is_tested & (fleet.get_condition("is_day_off") > 0) & ~weekend,
         "price_event": is_tested
-        & (np.abs(fleet.condition("price_signal")) >= PRICE_EVENT_MIN_SIGNAL),
+        & (np.abs(fleet.get_condition("price_signal")) >= PRICE_EVENT_MIN_SIGNAL),
     }
 
 
@@ -76,7 +76,7 @@ def _find_absences(fleet: Fleet, min_readings: int) -> Bools:
     """Nights within `ABSENT_NIGHTS` or more in a row of little use, `[H, D]`."""
     enough = fleet.n_readings >= min_readings
     daily = np.where(enough, np.nansum(fleet.kwh, axis=2), np.nan)
-    usual, _ = median_and_mad(trailing(daily, LEVEL_NIGHTS))
+    usual, _ = median_and_mad(rolling_windows(daily, LEVEL_NIGHTS))
     low = np.asarray(daily < ABSENCE_MAX_SHARE * usual)
     absent = np.zeros_like(low)
     for first in range(low.shape[1] - ABSENCE_MIN_NIGHTS + 1):
@@ -130,8 +130,14 @@ def _restrict_to_span(is_tested: Bools, span: slice) -> Bools:
     return kept
 
 
-def _copy_fleet(fleet: Fleet, household_indices: Ints, kwh: Floats, conditions: Floats) -> Fleet:
+def _copy_fleet(
+    fleet: Fleet, household_indices: Ints, kwh: FloatArray, conditions: FloatArray
+) -> Fleet:
     ids = [fleet.household_ids[row] for row in household_indices]
     return Fleet(
-        ids, fleet.nights, kwh.astype(np.float32), fleet.group[household_indices], conditions
+        ids,
+        fleet.nights,
+        kwh.astype(np.float32),
+        fleet.condition_group[household_indices],
+        conditions,
     )

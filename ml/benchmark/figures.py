@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
 from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth, Ints
-from ml.features import Floats
+from ml.features import FloatArray
 from ml.kinds import LASTING_NIGHTS
 
 SILENCE_NIGHTS: Final = 14
@@ -80,7 +80,7 @@ class DetectorScores:
     Rows of which no night counts are left out.
     """
 
-    def __init__(self, score: Floats, truth: GroundTruth) -> None:
+    def __init__(self, score: FloatArray, truth: GroundTruth) -> None:
         kept = np.asarray(truth.is_tested.any(axis=1))
         score, truth = score[kept], truth.select_rows(kept)
         lowest = float(np.nanmin(score[truth.is_tested], initial=0.0)) - 1
@@ -174,7 +174,7 @@ class DetectorScores:
 
 
 def count_false_episodes(
-    score: Floats, truth: GroundTruth, thresholds: Doubles
+    score: FloatArray, truth: GroundTruth, thresholds: Doubles
 ) -> NDArray[np.int_]:
     """Cases `[R, T]` that a clean night opened, at each of `T` thresholds."""
     alert = np.full((len(score), len(thresholds)), -SILENCE_NIGHTS)
@@ -188,7 +188,7 @@ def count_false_episodes(
 
 
 def compute_metrics(
-    score: Floats, truth: GroundTruth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
+    score: FloatArray, truth: GroundTruth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> pl.DataFrame:
     """Every figure of a detector: `figure`, `of` (a kind, or null for all), `value`, `low`, `high`.
 
@@ -220,8 +220,8 @@ def bootstrap_metrics(
 
 
 def estimate_superiority(
-    score: Floats,
-    other_score: Floats,
+    score: FloatArray,
+    other_score: FloatArray,
     truth: GroundTruth,
     *,
     seed: int = 0,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ml.errors import UserError
-from ml.features import LEVEL_NIGHTS, Fleet, Floats, scaled
+from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, scale_fleet
 
 MATRIX_PROFILE: Final = "matrix_profile"
 # Module, class, what it is given, and the most household-days it learns from.
@@ -32,7 +32,7 @@ class MissingLibraryError(UserError):
 
 def fit_baseline(
     name: str, fleet: Fleet, *, seed: int, min_readings: int
-) -> Callable[[Fleet], Floats]:
+) -> Callable[[Fleet], FloatArray]:
     """Fit a peer to a fleet's usable household-days; what it then makes of another fleet `[H, D]`.
 
     Raises:
@@ -50,7 +50,7 @@ def fit_baseline(
     return lambda other: _score_usable_profiles(detector, other, min_readings)
 
 
-def compute_matrix_profile(fleet: Fleet, min_readings: int) -> Floats:
+def compute_matrix_profile(fleet: Fleet, min_readings: int) -> FloatArray:
     """Matrix profile of each night `[H, D]` against the 28 nights before it alone.
 
     The least z-normalised distance of the night's 48 readings to any 48 in a row (Yeh et al.
@@ -68,14 +68,14 @@ def compute_matrix_profile(fleet: Fleet, min_readings: int) -> Floats:
     return score
 
 
-def _collect_usable_profiles(fleet: Fleet, min_readings: int) -> tuple[Floats, tuple[Any, ...]]:
+def _collect_usable_profiles(fleet: Fleet, min_readings: int) -> tuple[FloatArray, tuple[Any, ...]]:
     """Usable household-days in log level units `[N, 48]`, gaps at the day's mean, and places."""
     places = np.nonzero(fleet.n_readings >= min_readings)
-    days = scaled(fleet, min_readings).x[places].astype(np.float64)
+    days = scale_fleet(fleet, min_readings).log_readings[places].astype(np.float64)
     return np.where(np.isfinite(days), days, np.nanmean(days, axis=1, keepdims=True)), places
 
 
-def _score_usable_profiles(detector: Any, fleet: Fleet, min_readings: int) -> Floats:
+def _score_usable_profiles(detector: Any, fleet: Fleet, min_readings: int) -> FloatArray:
     days, places = _collect_usable_profiles(fleet, min_readings)
     score = np.full(fleet.kwh.shape[:2], np.nan)
     score[places] = detector.decision_function(days)

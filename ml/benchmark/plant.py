@@ -126,7 +126,9 @@ def inject_anomalies(
                     InjectedEpisode(row, first + int(start), int(stop - start) + 1, name)
                 )
     ids = [fleet.household_ids[row] for row in household_indices]
-    planted = Fleet(ids, fleet.nights, kwh, fleet.group[household_indices], fleet.conditions)
+    planted = Fleet(
+        ids, fleet.nights, kwh, fleet.condition_group[household_indices], fleet.conditions
+    )
     return planted, GroundTruth(household_indices, counts, kind, tuple(lasting))
 
 

@@ -14,7 +14,7 @@ from ml.benchmark.calibration import TARGET_ALARM_RATES, measure_alarm_rates
 from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.benchmark.plant import KIND_NAMES
 from ml.benchmark.reasons import CORRECT_REASONS
-from ml.features import Floats
+from ml.features import FloatArray
 from ml.kinds import LASTING_NIGHTS
 from ml.schemas import REASONS
 
@@ -22,7 +22,7 @@ HIGHLIGHT_COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227
 MUTED_COLOUR: Final = "#c3c7ca"
 TEXT_COLOUR: Final = "#33383c"
 
-LineData = tuple[Doubles | Floats, Doubles | Floats]
+LineData = tuple[Doubles | FloatArray, Doubles | FloatArray]
 
 
 def draw_precision_recall(

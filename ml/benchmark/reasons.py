@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth
-from ml.features import Fleet, Floats
+from ml.features import Fleet, FloatArray
 from ml.reasons import past_nights, reasons
 from ml.schemas import REASONS
 
@@ -34,7 +34,7 @@ CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def count_reasons_by_kind(
-    is_found: Bools, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: Floats
+    is_found: Bools, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: FloatArray
 ) -> pl.DataFrame:
     """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
 
