@@ -52,7 +52,9 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
 @torch.inference_mode()
 def _latent(network: Network, windows: FleetWindows, places: torch.Tensor) -> NDArray[np.float32]:
     seen = copy.deepcopy(network).eval()
-    parts = (seen.latent(windows.take(part)) for part in torch.split(places, network.at_once))
+    parts = (
+        seen.latent(windows.gather_windows(part)) for part in torch.split(places, network.at_once)
+    )
     return torch.cat(list(parts)).numpy()
 
 

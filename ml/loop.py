@@ -120,7 +120,7 @@ class IndexBatches:
         for turn in range(len(self)):
             share = min(turn * self.team.size + self.team.rank, self.shares - 1)
             batch, part = divmod(share, self.cuts)
-            yield self.windows.take(torch.tensor_split(batches[batch], self.cuts)[part])
+            yield self.windows.gather_windows(torch.tensor_split(batches[batch], self.cuts)[part])
 
     def drawn(self) -> tuple[Tensor, ...]:
         """The places of each batch of the epoch."""
@@ -164,7 +164,7 @@ class NightsData(L.LightningDataModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's)
         """Give batches on the device that Lightning chose."""
         assert self.trainer is not None
-        self.windows.settle(self.trainer.strategy.root_device)
+        self.windows.move_to_device(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> IndexBatches:
         """A fresh draw every epoch."""
@@ -360,10 +360,11 @@ class NetworkModule(L.LightningModule):
         """Which of the household-nights of some batches has the largest reading in its windows."""
         windows = self._batches("train_dataloader").windows
         most = [
-            windows.take(places).kwh.nan_to_num(nan=0.0).flatten(1).amax(1) for places in batches
+            windows.gather_windows(places).kwh.nan_to_num(nan=0.0).flatten(1).amax(1)
+            for places in batches
         ]
         kwh, place = torch.cat(most).max(dim=0)
-        at = windows.name(int(torch.cat(batches)[int(place)]))
+        at = windows.format_household_night(int(torch.cat(batches)[int(place)]))
         return f"the largest reading there is {kwh:.4g} kWh, at {at} or in the nights before it"
 
     def _over_team(self, sums: Tensor) -> Tensor:
@@ -401,7 +402,7 @@ class Resources(BaseModel):
             rows_at_once=data.rows_at_once,
             parts=data.parts,
             threads=torch.get_num_threads(),
-            data=data.windows.kept,
+            data=data.windows.placement,
         )
 
 

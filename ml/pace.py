@@ -47,7 +47,7 @@ class Step:
 
     def loss(self) -> Tensor:
         """Of the batch, gathered anew and moved to the device."""
-        batch = self.fabric.to_device(self.windows.take(self.places))
+        batch = self.fabric.to_device(self.windows.gather_windows(self.places))
         with self.fabric.autocast():
             return self.network.loss(batch)
 

@@ -173,12 +173,12 @@ def _iterate_batches(
         return
     start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
     chosen, seen = chosen[:, start:], fleet.select_nights(start)
-    windows = FleetWindows(seen, detector.network.lead_nights, min_readings, lend=True)
+    windows = FleetWindows(seen, detector.network.lead_nights, min_readings, borrow_from_peers=True)
     program = detector.scoring_function()
 
     def shown(places: Tensor) -> BatchOutput:
         with torch.inference_mode():
-            judged = program(windows.take(places))
+            judged = program(windows.gather_windows(places))
         h, d = np.unravel_index(places.numpy(), chosen.shape)
         return (h, d + start), judged
 

@@ -250,7 +250,7 @@ def nights_data(
     apart = held_out(fleet.household_ids)
     train = usable_places(fleet, ~apart, "to learn from", min_readings)
     validation = usable_places(fleet, apart, "held out", min_readings)
-    network.fit_scales(windows.take(spread(train, SCALE_ROWS)))
+    network.fit_scales(windows.gather_windows(spread(train, SCALE_ROWS)))
     return NightsData(windows, train, validation, parameters, parts=parts, team=team)
 
 

@@ -11,7 +11,7 @@ from ml.models.network import Windows
 from ml.peers import Peers
 from ml.schemas import HALF_HOURS
 
-RESIDENT_SHARE: Final = 0.5
+MAX_DEVICE_MEMORY_SHARE: Final = 0.5
 """Of an accelerator's free memory, the most that a fleet may take; the rest is for the steps."""
 
 
@@ -23,88 +23,102 @@ class FleetWindows:
     """
 
     def __init__(
-        self, fleet: Fleet, lead_nights: int, min_readings: int, *, lend: bool = False
+        self,
+        fleet: Fleet,
+        context_nights: int,
+        min_readings: int,
+        *,
+        borrow_from_peers: bool = False,
     ) -> None:
-        self.lead_nights = lead_nights
+        self.context_nights = context_nights
         self.household_ids, self.nights = fleet.household_ids, fleet.nights
         self.shape = fleet.kwh.shape[:2]
         self._kwh = torch.from_numpy(fleet.kwh.reshape(-1, HALF_HOURS))
-        self._stream: torch.cuda.Stream | None = None
+        self._transfer_stream: torch.cuda.Stream | None = None
         level = usual_levels_kwh(fleet, min_readings)
-        lends = lend and lead_nights > 0
-        self._peers = Peers(fleet, level, lead_nights, min_readings) if lends else None
+        lends = borrow_from_peers and context_nights > 0
+        self._peer_imputer = Peers(fleet, level, context_nights, min_readings) if lends else None
         self._level = torch.from_numpy(level.ravel())
-        self._group = torch.from_numpy(fleet.condition_group)
+        self._condition_group = torch.from_numpy(fleet.condition_group)
         self._conditions = torch.from_numpy(fleet.conditions)
 
     @property
-    def kept(self) -> Literal["host", "device", "streamed"]:
+    def placement(self) -> Literal["host", "device", "streamed"]:
         """Where the readings are: on the host, on a GPU, or sent to one batch by batch."""
-        if self._stream is not None:
+        if self._transfer_stream is not None:
             return "streamed"
         return "host" if self._kwh.device.type == "cpu" else "device"
 
-    def settle(self, device: torch.device) -> None:
+    def move_to_device(self, device: torch.device) -> None:
         """Give windows on this device from now on.
 
         A GPU takes the fleet once for all batches if half of its free memory holds it.
         """
         if device.type != "cuda":
             return
-        parts = (self._kwh, self._level, self._group, self._conditions)
+        parts = (self._kwh, self._level, self._condition_group, self._conditions)
         free, _ = torch.cuda.mem_get_info(device)
-        if sum(part.nbytes for part in parts) < RESIDENT_SHARE * free:
+        if sum(part.nbytes for part in parts) < MAX_DEVICE_MEMORY_SHARE * free:
             there = (part.to(device) for part in parts)
-            self._kwh, self._level, self._group, self._conditions = there
+            self._kwh, self._level, self._condition_group, self._conditions = there
         else:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._transfer_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def name(self, place: int) -> str:
+    def format_household_night(self, index: int) -> str:
         """What a person calls a household-night."""
-        h, d = divmod(place, self.shape[1])
+        h, d = divmod(index, self.shape[1])
         return f"{self.household_ids[h]} on {self.nights[d]}"
 
-    def take(self, places: Tensor) -> Windows:
+    def gather_windows(self, indices: Tensor) -> Windows:
         """The windows of household-nights `[N]`, counted through the fleet's `[H, D]`."""
-        kwh, at = self._kwh_of(places), self._there(places)
-        if self._peers:
-            self._peers.lend(kwh, places)
-        group = self._group[at // self.shape[1]]
+        kwh, at = self._gather_readings(indices), self._to_readings_device(indices)
+        if self._peer_imputer:
+            self._peer_imputer.lend(kwh, indices)
+        group = self._condition_group[at // self.shape[1]]
         conditions = self._conditions[group, at % self.shape[1]]
-        return self._sent(Windows(kwh, self._level[at], conditions))
+        return self._transfer_windows(Windows(kwh, self._level[at], conditions))
 
-    def _there(self, index: Tensor) -> Tensor:
+    def _to_readings_device(self, index: Tensor) -> Tensor:
         """An index where the readings are."""
         return index.to(self._kwh.device, non_blocking=True)
 
-    def _sent(self, windows: Windows) -> Windows:
+    def _transfer_windows(self, windows: Windows) -> Windows:
         """Windows of the host by way of pinned memory to the GPU, while that computes."""
-        if self._stream is None:
+        if self._transfer_stream is None:
             return windows
-        device, now = self._stream.device, torch.cuda.current_stream(self._stream.device)
-        with torch.cuda.stream(self._stream):
+        device, now = (
+            self._transfer_stream.device,
+            torch.cuda.current_stream(self._transfer_stream.device),
+        )
+        with torch.cuda.stream(self._transfer_stream):
             there = Windows(*(part.pin_memory().to(device, non_blocking=True) for part in windows))
-        now.wait_stream(self._stream)
+        now.wait_stream(self._transfer_stream)
         for part in there:
             part.record_stream(now)
         return there
 
-    def _kwh_of(self, places: Tensor) -> Tensor:
-        early = (places % self.shape[1] < self.lead_nights).nonzero()[:, 0]
-        if len(early) == len(places):
-            return self._early(places)
-        height = (self.lead_nights + 1) * HALF_HOURS
-        windows = self._kwh.as_strided((len(self._kwh) - self.lead_nights, height), (HALF_HOURS, 1))
-        start = (places - self.lead_nights).clamp(min=0)
-        kwh = windows.index_select(0, self._there(start)).view(-1, self.lead_nights + 1, HALF_HOURS)
+    def _gather_readings(self, indices: Tensor) -> Tensor:
+        early = (indices % self.shape[1] < self.context_nights).nonzero()[:, 0]
+        if len(early) == len(indices):
+            return self._gather_padded_readings(indices)
+        height = (self.context_nights + 1) * HALF_HOURS
+        windows = self._kwh.as_strided(
+            (len(self._kwh) - self.context_nights, height), (HALF_HOURS, 1)
+        )
+        start = (indices - self.context_nights).clamp(min=0)
+        kwh = windows.index_select(0, self._to_readings_device(start)).view(
+            -1, self.context_nights + 1, HALF_HOURS
+        )
         if len(early):
-            kwh[self._there(early)] = self._early(places[early])
+            kwh[self._to_readings_device(early)] = self._gather_padded_readings(indices[early])
         return kwh
 
-    def _early(self, places: Tensor) -> Tensor:
+    def _gather_padded_readings(self, indices: Tensor) -> Tensor:
         """Windows `[N, lead_nights + 1, 48]` that begin before the fleet's first night."""
-        back = torch.arange(-self.lead_nights, 1)
-        before = (places % self.shape[1])[:, None] + back < 0
-        rows = (places[:, None] + back).clamp(min=0)
-        kwh = self._kwh.index_select(0, self._there(rows.flatten())).view(*rows.shape, HALF_HOURS)
-        return kwh.masked_fill_(self._there(before)[:, :, None], np.nan)
+        back = torch.arange(-self.context_nights, 1)
+        before = (indices % self.shape[1])[:, None] + back < 0
+        rows = (indices[:, None] + back).clamp(min=0)
+        kwh = self._kwh.index_select(0, self._to_readings_device(rows.flatten())).view(
+            *rows.shape, HALF_HOURS
+        )
+        return kwh.masked_fill_(self._to_readings_device(before)[:, :, None], np.nan)

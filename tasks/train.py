@@ -433,7 +433,9 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     least = settings().min_readings
     model, exported = load(directory), load(directory, "onnx")
     places = spread(everywhere(fleet, least), EXPORTED_ROWS)
-    rows = FleetWindows(fleet, model.network.lead_nights, least, lend=True).take(places)
+    rows = FleetWindows(
+        fleet, model.network.lead_nights, least, borrow_from_peers=True
+    ).gather_windows(places)
     return difference(model.scoring_function(), exported.scoring_function(), rows)
 
 

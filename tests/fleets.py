@@ -88,4 +88,4 @@ def untrained(known: Fleet, model: str = SEED_MODEL) -> Detector:
 def windows(known: Fleet, lead_nights: int) -> Windows:
     """Every household-night with its past."""
     places = torch.arange(known.kwh[..., 0].size)
-    return FleetWindows(known, lead_nights, min_readings=36).take(places)
+    return FleetWindows(known, lead_nights, min_readings=36).gather_windows(places)

@@ -225,7 +225,7 @@ def test_a_window_is_the_night_and_those_before_it(
     known = fleets.fleet(fleets.kwh(3, nights))
     known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
     places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
-    taken = FleetWindows(known, lead_nights, MIN_READINGS).take(places)
+    taken = FleetWindows(known, lead_nights, MIN_READINGS).gather_windows(places)
     level = scale_fleet(known, MIN_READINGS).level_kwh
     assert taken.kwh.shape == (len(picks), lead_nights + 1, 48)
     for row, (h, d) in enumerate(zip(*np.divmod(places.numpy(), nights), strict=True)):

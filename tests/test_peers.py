@@ -33,8 +33,8 @@ def fleet() -> Fleet:
 def take_window(
     fleet: Fleet, household: int, *, night: int = LAST, lend: bool = True
 ) -> np.ndarray:
-    windows = FleetWindows(fleet, CONTEXT_NIGHTS, 36, lend=lend)
-    return windows.take(torch.tensor([household * NIGHTS + night])).kwh[0].numpy()
+    windows = FleetWindows(fleet, CONTEXT_NIGHTS, 36, borrow_from_peers=lend)
+    return windows.gather_windows(torch.tensor([household * NIGHTS + night])).kwh[0].numpy()
 
 
 def test_new_household_borrows_peer_nights_before_its_first(fleet: Fleet) -> None:

@@ -110,7 +110,7 @@ def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray)
     """z-scores of the batch being scored would make zeros of a single night."""
     known = fleets.fleet(readings)
     network = fleets.detector(known).network.double()
-    windows = FleetWindows(known, 0, MIN_READINGS).take(torch.arange(100))
+    windows = FleetWindows(known, 0, MIN_READINGS).gather_windows(torch.arange(100))
     alone, among = (
         network(type(windows)(*(part[:rows].double() for part in windows))) for rows in (1, 100)
     )
@@ -148,7 +148,7 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
     losses = [epoch["val_loss"] for epoch in result.history]
     data = nights_data(result.detector.network, known, by_heart, MIN_READINGS)
-    loss = result.detector.network.loss(data.windows.take(data.validation)).item()
+    loss = result.detector.network.loss(data.windows.gather_windows(data.validation)).item()
     assert losses[result.best_epoch] == min(losses) < 0.97 * losses[-1]
     assert loss == pytest.approx(min(losses), rel=1e-4)
 

@@ -297,8 +297,8 @@ def test_windows_on_a_gpu_are_those_of_the_host(
     monkeypatch.setattr("ml.windows.RESIDENT_SHARE", share)
     known, places = fleets.fleet(fleets.kwh(4, 60)), torch.arange(240)
     on_gpu, host = (FleetWindows(known, 45, MIN_READINGS) for _ in range(2))
-    on_gpu.settle(torch.device("cuda"))
-    assert on_gpu.kept == ("device" if share else "streamed")
-    for one, other in zip(on_gpu.take(places), host.take(places), strict=True):
+    on_gpu.move_to_device(torch.device("cuda"))
+    assert on_gpu.placement == ("device" if share else "streamed")
+    for one, other in zip(on_gpu.gather_windows(places), host.gather_windows(places), strict=True):
         assert one.is_cuda
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)

@@ -58,8 +58,8 @@ def main(nights: int = 28, rows: int = 136) -> None:
 def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = settings().min_readings, registry.champion()[0]
-    windows = FleetWindows(fleet, champion.network.lead_nights, least, lend=True)
-    return windows.take(spread(everywhere(fleet, least), N_COMPARED_NIGHTS))
+    windows = FleetWindows(fleet, champion.network.lead_nights, least, borrow_from_peers=True)
+    return windows.gather_windows(spread(everywhere(fleet, least), N_COMPARED_NIGHTS))
 
 
 def _measure_engines(

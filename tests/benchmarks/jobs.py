@@ -113,7 +113,9 @@ def score_seed_model(source: Path, scratch: Path) -> float:
     windows = FleetWindows(fleet, 0, MIN_READINGS)
     last = torch.arange(len(fleet.nights) - 1, fleet.kwh[..., 0].size, len(fleet.nights))
     with torch.inference_mode():
-        return float(sum(network(windows.take(place[None])).score.numel() for place in last))
+        return float(
+            sum(network(windows.gather_windows(place[None])).score.numel() for place in last)
+        )
 
 
 def score_ecod(source: Path, scratch: Path) -> float:
@@ -142,7 +144,7 @@ def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
 
 def _build_usable_windows(fleet: Fleet) -> Windows:
     windows = FleetWindows(fleet, 0, MIN_READINGS)
-    return windows.take(everywhere(fleet, MIN_READINGS))
+    return windows.gather_windows(everywhere(fleet, MIN_READINGS))
 
 
 def load_features(source: Path, scratch: Path) -> None:
@@ -242,7 +244,7 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
     data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
 
     def standardize(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        windows = data.windows.take(places)
+        windows = data.windows.gather_windows(places)
         x = network.readings(in_level_units(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 

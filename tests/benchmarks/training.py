@@ -142,7 +142,7 @@ def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
     network, data = _build_training_data(fleet, FitParameters(model=SEED_MODEL))
 
     def standardize(places: Tensor) -> tuple[Tensor, Tensor]:
-        windows = data.windows.take(places)
+        windows = data.windows.gather_windows(places)
         x = network.readings(in_level_units(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 
@@ -199,7 +199,7 @@ def _time_step(
     """The champion's step alone: gather, corrupt, forward, backward, optimizer."""
     parameters = FitParameters(model=DEFAULT, batch_size=batch_size)
     network, data = _build_training_data(fleet, parameters)
-    data.windows.settle(DEVICE)
+    data.windows.move_to_device(DEVICE)
     network.to(DEVICE)
     optimizer = torch.optim.AdamW(network.parameters(), fused=precision != "fp16")
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
@@ -240,7 +240,7 @@ def _iter_random_batches(data: NightsData, batch_size: int) -> Iterator[Windows]
     generator = torch.Generator().manual_seed(0)
     while True:
         drawn = torch.randint(len(data.train), (batch_size,), generator=generator)
-        yield data.windows.take(data.train[drawn])
+        yield data.windows.gather_windows(data.train[drawn])
 
 
 class _MemoryTraffic(TorchDispatchMode):
