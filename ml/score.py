@@ -40,7 +40,7 @@ from ml.features import (
     rolling_windows,
 )
 from ml.models.network import Judged
-from ml.peers import ENOUGH_NIGHTS
+from ml.peers import MIN_OWN_NIGHTS
 from ml.reasons import explain, past_nights
 from ml.rules import repeated_readings, zero_readings
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
@@ -246,9 +246,9 @@ def compute_surprisal(
 
 def cold_start_penalty(fleet: Fleet, min_readings: int) -> FloatArray:
     """How much rarer a night `[H, D]` looks than it is while a home has few of its own; then 0."""
-    own = count_usable_nights(fleet, ENOUGH_NIGHTS, min_readings)
+    own = count_usable_nights(fleet, MIN_OWN_NIGHTS, min_readings)
     return np.log10(
-        (1 + COLD_START_NIGHTS / (own + 0.5)) / (1 + COLD_START_NIGHTS / (ENOUGH_NIGHTS + 0.5))
+        (1 + COLD_START_NIGHTS / (own + 0.5)) / (1 + COLD_START_NIGHTS / (MIN_OWN_NIGHTS + 0.5))
     )
 
 
@@ -358,7 +358,7 @@ def _complete_surprisal(
     missing = scored.any(axis=0) & ~np.isfinite(rarity).any(axis=0)
     if missing.any():
         start = int(missing.argmax())
-        past = max(0, start - max(LEVEL_NIGHTS, ENOUGH_NIGHTS))
+        past = max(0, start - max(LEVEL_NIGHTS, MIN_OWN_NIGHTS))
         joined = compute_surprisal(
             detector, stands[:, past:], fleet.select_nights(past), min_readings
         )
@@ -610,7 +610,7 @@ def _build_score_rows(
         .then(pl.lit("missing"))
         .when(~is_scored)
         .then(pl.lit("incomplete"))
-        .when(pl.col("history") < ENOUGH_NIGHTS)
+        .when(pl.col("history") < MIN_OWN_NIGHTS)
         .then(pl.lit("cold_start"))
         .otherwise(pl.lit("scored")),
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ml.features import Fleet, usual_levels_kwh
 from ml.models.network import Windows
-from ml.peers import Peers
+from ml.peers import PeerImputer
 from ml.schemas import HALF_HOURS
 
 MAX_DEVICE_MEMORY_SHARE: Final = 0.5
@@ -37,7 +37,9 @@ class FleetWindows:
         self._transfer_stream: torch.cuda.Stream | None = None
         level = usual_levels_kwh(fleet, min_readings)
         lends = borrow_from_peers and context_nights > 0
-        self._peer_imputer = Peers(fleet, level, context_nights, min_readings) if lends else None
+        self._peer_imputer = (
+            PeerImputer(fleet, level, context_nights, min_readings) if lends else None
+        )
         self._level = torch.from_numpy(level.ravel())
         self._condition_group = torch.from_numpy(fleet.condition_group)
         self._conditions = torch.from_numpy(fleet.conditions)
@@ -73,7 +75,7 @@ class FleetWindows:
         """The windows of household-nights `[N]`, counted through the fleet's `[H, D]`."""
         kwh, at = self._gather_readings(indices), self._to_readings_device(indices)
         if self._peer_imputer:
-            self._peer_imputer.lend(kwh, indices)
+            self._peer_imputer.impute_windows(kwh, indices)
         group = self._condition_group[at // self.shape[1]]
         conditions = self._conditions[group, at % self.shape[1]]
         return self._transfer_windows(Windows(kwh, self._level[at], conditions))

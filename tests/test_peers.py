@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ml.features import CONDITIONS, Fleet
-from ml.peers import ENOUGH_NIGHTS, PEERS
+from ml.peers import MAX_PEERS, MIN_OWN_NIGHTS
 from ml.score import cold_start_penalty
 from ml.windows import FleetWindows
 from tests import fleets
@@ -54,7 +54,7 @@ def test_peers_come_from_own_group_and_alternate(fleet: Fleet) -> None:
     peaks = take_window(fleet, 0)[:-8].argmax(axis=1)
     lenders = {(int(peak) - 47) % 48 // 2 for peak in peaks}
     # Levels 2 to 8 lie nearest to 5 by ratio, of places 1 to 11; nobody of another group.
-    assert len(lenders) == PEERS
+    assert len(lenders) == MAX_PEERS
     assert not lenders & set(others)
     assert 4 in lenders
 
@@ -66,7 +66,7 @@ def test_household_without_nights_borrows_from_median_fleet_level(fleet: Fleet) 
 
 
 def test_household_with_enough_nights_borrows_nothing(fleet: Fleet) -> None:
-    fleet.kwh[0, -ENOUGH_NIGHTS - 1 :] = 2.0
+    fleet.kwh[0, -MIN_OWN_NIGHTS - 1 :] = 2.0
     np.testing.assert_array_equal(take_window(fleet, 0), take_window(fleet, 0, lend=False))
     np.testing.assert_array_equal(take_window(fleet, 7), take_window(fleet, 7, lend=False))
 
