@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.features import scale_fleet
-from ml.history import HISTORY_NIGHTS, describe, usual_level
+from ml.history import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.loop import FitParameters, NetworkModule
 from ml.models import NAMES, network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
@@ -247,10 +247,10 @@ def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> No
     """bfloat16 has three digits: the distance of alike days would be noise."""
     known = fleets.fleet(fleets.kwh(4, 60))
     kwh = fleets.windows(known, HISTORY_NIGHTS).kwh[50:60]
-    given = (kwh[:, :-1], kwh[:, -1:], usual_level(kwh[:, :-1]))
-    plain = describe(*given)
+    given = (kwh[:, :-1], kwh[:, -1:], usual_level_kwh(kwh[:, :-1]))
+    plain = compute_history_features(*given)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = describe(*given)
+        mixed = compute_history_features(*given)
     for one, other in zip(plain, mixed, strict=True):
         torch.testing.assert_close(other.float(), one, rtol=1e-3, atol=2e-3)
 
@@ -262,7 +262,7 @@ def test_the_last_bits_of_readings_make_no_difference() -> None:
     rounded = kwh * (1 + 1e-6 * torch.rand_like(kwh))
     with torch.no_grad():
         one, other = (
-            describe(each[:, :-1], each[:, -1:], usual_level(each[:, :-1]))
+            compute_history_features(each[:, :-1], each[:, -1:], usual_level_kwh(each[:, :-1]))
             for each in (kwh, rounded)
         )
     for name in ("half_hours", "night"):

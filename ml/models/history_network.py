@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from ml.corruptions import FAMILIES, corrupt
 from ml.features import CONDITIONS
-from ml.history import HISTORY_NIGHTS, Described, complete, describe, in_kwh, in_units, usual_level
+from ml.history import (
+    HISTORY_NIGHTS,
+    HistoryFeatures,
+    compute_history_features,
+    impute_history,
+    to_kwh,
+    to_log_readings,
+    usual_level_kwh,
+)
 from ml.models.network import Judged, Network, NetworkConfig, Recipe, Standard, Windows
 from ml.schemas import HALF_HOURS
 
@@ -100,7 +108,7 @@ class HistoryNetwork(Network):
         """
         described, level = _described(windows)
         logit, half_hour, expected = self._heads(described, windows.conditions)
-        kwh = in_kwh(expected[:, None].clamp(min=0), level)[:, 0]
+        kwh = to_kwh(expected[:, None].clamp(min=0), level)[:, 0]
         score = logit[:, 1:].logsumexp(dim=1) - logit[:, 0]
         return Judged(kwh, torch.where(windows.kwh[:, -1].isnan(), torch.nan, half_hour), score)
 
@@ -112,51 +120,53 @@ class HistoryNetwork(Network):
     def loss(self, windows: Windows) -> Tensor:
         """Cross-entropy of families and half-hours, and how well the real night is rebuilt."""
         observed = ~windows.kwh[:, -NIGHTS:].isnan()
-        real = augmented(complete(windows.kwh, usual_level(windows.kwh)))
-        level = usual_level(real[:, :HISTORY_NIGHTS])
+        real = augmented(impute_history(windows.kwh, usual_level_kwh(windows.kwh)))
+        level = usual_level_kwh(real[:, :HISTORY_NIGHTS])
         kept = real[:, :-CORRUPTED_NIGHTS]
         corrupted = corrupt(real[:, -CORRUPTED_NIGHTS:], level, NIGHTS)
         kwh = torch.cat((kept, corrupted.kwh), dim=1)
         history = kwh[:, :HISTORY_NIGHTS]
-        level = usual_level(history)
+        level = usual_level_kwh(history)
         nights = torch.where(observed & _seen(observed), kwh[:, -NIGHTS:], torch.nan)
-        described = describe(history, nights, level)
+        described = compute_history_features(history, nights, level)
         conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
         logit, half_hour, expected = self._heads(described, conditions)
-        target = in_units(real[:, -NIGHTS:], level).flatten(0, 1)
+        target = to_log_readings(real[:, -NIGHTS:], level).flatten(0, 1)
         binary = nn.functional.binary_cross_entropy_with_logits
         night_loss = nn.functional.cross_entropy(logit, corrupted.family[:, -NIGHTS:].flatten())
         shown = corrupted.half_hour[:, -NIGHTS:].flatten(0, 1).to(logit.dtype)
         rebuilt = nn.functional.smooth_l1_loss(expected, target)
         return night_loss + 0.3 * binary(half_hour, shown) + 0.3 * rebuilt
 
-    def _heads(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, described: HistoryFeatures, conditions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[B, 1 + F]` of real and of families, log odds and expected units `[B, 48]`."""
         local, hidden = self._hidden(described, conditions)
         wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
-        usual = described.median.flatten(0, 1).to(self.night_head.weight.dtype)
+        usual = described.median_profile.flatten(0, 1).to(self.night_head.weight.dtype)
         return self.night_head(hidden), wide[:, 0], usual + wide[:, 1]
 
-    def _hidden(self, described: Described, conditions: Tensor) -> tuple[Tensor, Tensor]:
+    def _hidden(self, described: HistoryFeatures, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """What is made of half-hours `[B, channels, 48]` and of the whole `[B, width]`."""
         dtype = self.night_head.weight.dtype
-        half_hours = self.half_hour_scale(described.half_hours.flatten(0, 1).to(dtype))
+        half_hours = self.half_hour_scale(described.half_hour_features.flatten(0, 1).to(dtype))
         local = nn.functional.gelu(self.convolution(half_hours))
         known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
         told = self.condition(known.to(dtype))
         if self.training:
             told = told * (torch.rand(len(told), 1, device=told.device) < 0.5)
-        night = self.night_scale(described.night.flatten(0, 1).to(dtype))
+        night = self.night_scale(described.night_features.flatten(0, 1).to(dtype))
         pooled = nn.functional.gelu(self.pointwise(local))
         inputs = (local.flatten(1), pooled.mean(dim=2), pooled.amax(dim=2), night, told)
         return local, self.trunk(torch.cat(inputs, dim=1))
 
 
-def _described(windows: Windows) -> tuple[Described, Tensor]:
+def _described(windows: Windows) -> tuple[HistoryFeatures, Tensor]:
     """A night against its history, and the level `[B]` of that in kWh."""
     history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
-    level = usual_level(history)
-    return describe(complete(history, level), night, level), level
+    level = usual_level_kwh(history)
+    return compute_history_features(impute_history(history, level), night, level), level
 
 
 def augmented(kwh: Tensor) -> Tensor:
@@ -205,5 +215,5 @@ def _seen(observed: Tensor) -> Tensor:
 def _sizes() -> tuple[int, int]:
     """How many figures `describe` gives of a half-hour and of a night."""
     nothing = torch.zeros(1, HISTORY_NIGHTS, HALF_HOURS)
-    described = describe(nothing, nothing[:, :1], torch.ones(1))
-    return described.half_hours.shape[2], described.night.shape[2]
+    described = compute_history_features(nothing, nothing[:, :1], torch.ones(1))
+    return described.half_hour_features.shape[2], described.night_features.shape[2]
