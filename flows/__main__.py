@@ -13,7 +13,7 @@ from cyclopts.validators import Number
 
 from flows import CONSOLE_LEVEL
 from ml.errors import UserError
-from ml.models import DEFAULT, ModelName
+from ml.models import DEFAULT_MODEL, ModelName
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -144,7 +144,7 @@ def ingest(
 def train(
     *,
     until: date | None = None,
-    model: ModelName = DEFAULT,
+    model: ModelName = DEFAULT_MODEL,
     seed: Seed = 0,
     promote: bool = True,
     max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,

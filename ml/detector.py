@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
 from ml.features import CONDITIONS
-from ml.models import DEFAULT, ModelName, network_class
+from ml.models import DEFAULT_MODEL, ModelName, import_network_class
 from ml.models.network import Judged, NetworkConfig, Windows
 from ml.schemas import HALF_HOURS
 
@@ -32,7 +32,7 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: ModelName = DEFAULT
+    model: ModelName = DEFAULT_MODEL
     network: SerializeAsAny[NetworkConfig] = Field({}, validate_default=True)
     conditions: tuple[str, ...] = Field(CONDITIONS, description="what the network is told")
     calibration_size: int = Field(0, ge=0, description="household-nights of the calibration")
@@ -44,7 +44,7 @@ class DetectorConfig(BaseModel):
     @classmethod
     def _parse_network_config(cls, given: object, info: ValidationInfo) -> NetworkConfig:
         """Sizes as the model names them, its own where none are given."""
-        return network_class(info.data["model"]).config_class.model_validate(given)
+        return import_network_class(info.data["model"]).config_class.model_validate(given)
 
 
 class Detector(nn.Module):
@@ -66,7 +66,7 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = network_class(config.model)(config.network)
+        self.network = import_network_class(config.model)(config.network)
         self.program: NetworkFunction | None = None
         self.deviation_tail, self.repeated_readings_tail, self.zero_readings_tail = (
             TailDistribution(),

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ml.errors import UserError
-from ml.models import DEFAULT, ModelName, network_class
+from ml.models import DEFAULT_MODEL, ModelName, import_network_class
 from ml.models.network import Network, Recipe, Windows
 from ml.windows import FleetWindows
 
@@ -46,7 +46,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 class FitParameters(Recipe):
     """How a network is trained: its own recipe, except for what is given."""
 
-    model: ModelName = DEFAULT
+    model: ModelName = DEFAULT_MODEL
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="before")
@@ -55,7 +55,7 @@ class FitParameters(Recipe):
         """Fill in the model's own recipe."""
         if isinstance(given, cls):
             return given
-        return network_class(given.get("model", DEFAULT)).recipe.model_dump() | given
+        return import_network_class(given.get("model", DEFAULT_MODEL)).recipe.model_dump() | given
 
 
 @dataclass(frozen=True)

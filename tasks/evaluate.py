@@ -44,7 +44,7 @@ SEED_MODEL: Final = "conditional_autoencoder"
 DETECTOR_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "rules": (*rules.RULES, FUSION),
     "baselines": BASELINES,
-    "networks": models.NAMES,
+    "networks": models.MODEL_NAMES,
 }
 DETECTOR_CHOICES: Final = (
     *DETECTOR_GROUPS,

@@ -24,7 +24,7 @@ from ml.export import OPSET, difference
 from ml.features import Fleet
 from ml.latent import plane
 from ml.loop import FitParameters, Resources, Team, spread
-from ml.models import DEFAULT, ModelName
+from ml.models import DEFAULT_MODEL, ModelName
 from ml.pace import paces
 from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
 from ml.train import (
@@ -71,7 +71,7 @@ class TrainParameters(BaseModel):
         None,
         description="last night to learn from (default: the last that most of the fleet reports)",
     )
-    model: ModelName = Field(DEFAULT, description="which network to train")
+    model: ModelName = Field(DEFAULT_MODEL, description="which network to train")
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="same data, seed and machine give the same weights"
     )

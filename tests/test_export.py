@@ -11,7 +11,7 @@ import torch
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import as_int8, as_onnx, difference, judge_by
-from ml.models import NAMES
+from ml.models import MODEL_NAMES
 from ml.models.network import Windows
 from ml.score import ResultTables, score_nights
 from tasks.artefact import load, save
@@ -31,7 +31,7 @@ def rows(detector: Detector, count: int) -> Windows:
     return Windows(*(part[recent][:count] for part in windows))
 
 
-@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("model", MODEL_NAMES)
 def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
     detector = fleets.untrained(fleets.fleet(fleets.kwh(4, 60)), model).eval()
     program = as_onnx(detector)

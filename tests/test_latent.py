@@ -9,13 +9,13 @@ import torch
 from ml import plots
 from ml.features import CONDITIONS
 from ml.latent import plane
-from ml.models import NAMES
+from ml.models import MODEL_NAMES
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 3, 60, 36
 
 
-@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("model", MODEL_NAMES)
 def test_latent_does_not_depend_on_batch(model: str) -> None:
     """The latent of a night is the same whatever shares its batch, gaps or not."""
     kwh = fleets.kwh(1, NIGHTS)

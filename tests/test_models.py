@@ -16,7 +16,7 @@ from ml.detector import Detector, DetectorConfig
 from ml.features import scale_fleet
 from ml.history import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.loop import FitParameters, NetworkModule
-from ml.models import NAMES, network_class
+from ml.models import MODEL_NAMES, import_network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
 from ml.models.transformer import sinusoids
 from ml.score import compute_log_odds, score_fleet
@@ -29,7 +29,7 @@ from tests.test_train import equal
 
 SEEDS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 4, 30, 36
-every_model = pytest.mark.parametrize("model", NAMES)
+every_model = pytest.mark.parametrize("model", MODEL_NAMES)
 
 
 def built(model: str) -> Network:
@@ -47,12 +47,12 @@ def batch(network: Network, nights: int = 6, seed: int = 0) -> Windows:
 
 
 def test_the_models_of_the_seeds_are_there() -> None:
-    assert set(NAMES) >= SEEDS
+    assert set(MODEL_NAMES) >= SEEDS
 
 
 @every_model
 def test_a_file_holds_one_network_with_its_sizes_and_recipe(model: str) -> None:
-    kind = network_class(model)
+    kind = import_network_class(model)
     assert kind.__module__ == f"ml.models.{model}"
     network = kind(kind.config_class())
     assert sum(weight.numel() for weight in network.parameters()) > 0
@@ -68,7 +68,7 @@ def test_an_unknown_model_is_refused_by_name() -> None:
 
 def test_the_form_offers_the_models_as_a_drop_down() -> None:
     schema = TrainParameters.model_json_schema()["properties"]["model"]
-    assert (schema["type"], schema["enum"]) == ("string", list(NAMES))
+    assert (schema["type"], schema["enum"]) == ("string", list(MODEL_NAMES))
 
 
 @every_model
@@ -173,7 +173,7 @@ def test_sizes_other_than_the_usual_come_back_too() -> None:
     ],
 )
 def test_the_networks_have_the_seeds_sizes(model: str, weights: int) -> None:
-    network = network_class(model)(network_class(model).config_class())
+    network = import_network_class(model)(import_network_class(model).config_class())
     assert sum(weight.numel() for weight in network.parameters()) == weights
 
 

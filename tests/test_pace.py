@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ml import pace
-from ml.models import NAMES
+from ml.models import MODEL_NAMES
 from ml.windows import FleetWindows
 from tests import fleets
 from tests.test_train import equal
@@ -27,7 +27,7 @@ def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
     return network, pace.paces(network, windows, torch.arange(100, 105))
 
 
-@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("model", MODEL_NAMES)
 def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
     _, table = measured(model)
     whole = table.filter(precision="32-true")

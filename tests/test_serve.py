@@ -34,7 +34,7 @@ from flows.__main__ import main
 from flows.ingest import ingest
 from flows.processes import free_port
 from flows.train import TrainParameters, train
-from ml.models import DEFAULT
+from ml.models import DEFAULT_MODEL
 from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests import fleets
@@ -300,7 +300,7 @@ def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: P
     assert run.state.is_completed(), run.state.message
     chosen = run.parameters["parameters"]
     assert (chosen["until"], chosen["seed"]) == (str(until), 7)
-    assert (chosen["model"], chosen["promote"]) == (DEFAULT, False)
+    assert (chosen["model"], chosen["promote"]) == (DEFAULT_MODEL, False)
     assert chosen["max_epochs"] == 1
     assert run.name == f"train until {until}"
     after = registry.search_model_versions("name = 'meterwatch'")

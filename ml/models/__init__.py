@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from ml.models.network import Network
 
-NAMES: Final = tuple(sorted({module.name for module in iter_modules(__path__)} - {"network"}))
-DEFAULT: Final = "history_network"
+MODEL_NAMES: Final = tuple(sorted({module.name for module in iter_modules(__path__)} - {"network"}))
+DEFAULT_MODEL: Final = "history_network"
 
 if TYPE_CHECKING:
     ModelName = str
 else:
-    ModelName = Literal[NAMES]
+    ModelName = Literal[MODEL_NAMES]
 
 
-def network_class(name: ModelName) -> type["Network"]:
+def import_network_class(name: ModelName) -> type["Network"]:
     """The network that the file of this name defines.
 
     Raises:
         ValueError: there is no such model.
     """
-    if name not in NAMES:
-        raise ValueError(f"no model {name!r}; there are {', '.join(NAMES)}")
+    if name not in MODEL_NAMES:
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODEL_NAMES)}")
     from ml.models.network import Network
 
     module = import_module(f"{__name__}.{name}")

@@ -20,7 +20,7 @@ from flows.ingest import ingest
 from flows.train import train
 from ml.features import CONDITIONS, Fleet
 from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
-from ml.models import DEFAULT, network_class
+from ml.models import DEFAULT_MODEL, import_network_class
 from ml.models.conditional_autoencoder import (
     ConditionalAutoencoder,
     ConditionalAutoencoderConfig,
@@ -215,7 +215,9 @@ def _time_training(
 
 def count_inference_gflop() -> float:
     """Operations in products and convolutions when the default network judges a household-night."""
-    network = network_class(DEFAULT)(network_class(DEFAULT).config_class()).eval()
+    network = import_network_class(DEFAULT_MODEL)(
+        import_network_class(DEFAULT_MODEL).config_class()
+    ).eval()
     window = torch.ones(1, network.lead_nights + 1, HALF_HOURS)
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
         network(Windows(window, torch.ones(1), torch.zeros(1, len(CONDITIONS))))

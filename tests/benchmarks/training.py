@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ml.detector import Detector, DetectorConfig
 from ml.loop import FitParameters, NetworkModule, NightsData, expected_warnings, make_loop
-from ml.models import DEFAULT
+from ml.models import DEFAULT_MODEL
 from ml.models.network import Network, Windows, in_level_units
 from ml.train import nights_data
 from tests import fleets
@@ -63,7 +63,7 @@ def main(
     loops = pl.DataFrame(
         [
             _print_row(_time_seed_loop(known)),
-            *(_print_row(_time_our_loop(known, model)) for model in (SEED_MODEL, DEFAULT)),
+            *(_print_row(_time_our_loop(known, model)) for model in (SEED_MODEL, DEFAULT_MODEL)),
         ]
     )
     memory, products = (
@@ -197,7 +197,7 @@ def _time_step(
     product_tflop_s: float,
 ) -> ResultRow:
     """The champion's step alone: gather, corrupt, forward, backward, optimizer."""
-    parameters = FitParameters(model=DEFAULT, batch_size=batch_size)
+    parameters = FitParameters(model=DEFAULT_MODEL, batch_size=batch_size)
     network, data = _build_training_data(fleet, parameters)
     data.windows.move_to_device(DEVICE)
     network.to(DEVICE)
