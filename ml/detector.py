@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
 from ml.features import CONDITIONS
 from ml.models import DEFAULT_MODEL, ModelName, import_network_class
-from ml.models.network import Judged, NetworkConfig, Windows
+from ml.models.network import NetworkConfig, NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 16
 
-NetworkFunction = Callable[[Windows], Judged]
+NetworkFunction = Callable[[Windows], NetworkOutput]
 """What judges household-nights: a network, or a program exported from it."""
 
 
@@ -107,5 +107,5 @@ class Detector(nn.Module):
 
     def forward(self, kwh: Tensor, level: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
         """What the network makes of `Windows`, as bare tensors in and out: `Judged`."""
-        judged: Judged = self.network(Windows(kwh, level, conditions))
+        judged: NetworkOutput = self.network(Windows(kwh, level, conditions))
         return tuple(judged)

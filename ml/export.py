@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ml.detector import Detector, NetworkFunction
-from ml.models.network import Judged, Windows
+from ml.models.network import NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 OPSET: Final = 20
@@ -23,7 +23,7 @@ OPSET: Final = 20
 
 def example(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
     """Two household-nights in the shapes that a detector takes."""
-    nights, conditions = detector.network.lead_nights + 1, len(detector.config.conditions)
+    nights, conditions = detector.network.context_nights + 1, len(detector.config.conditions)
     return torch.ones(2, nights, HALF_HOURS), torch.ones(2), torch.ones(2, conditions)
 
 
@@ -40,7 +40,7 @@ def as_onnx(detector: Detector) -> bytes:
         found = torch.onnx.export(
             traced,
             input_names=Windows._fields,
-            output_names=Judged._fields,
+            output_names=NetworkOutput._fields,
             opset_version=OPSET,
             optimize=False,
             verbose=False,
@@ -70,9 +70,9 @@ def judge_by(program: bytes) -> NetworkFunction:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
 
-    def judge(windows: Windows) -> Judged:
+    def judge(windows: Windows) -> NetworkOutput:
         given = {name: part.numpy() for name, part in windows._asdict().items()}
-        return Judged(*map(torch.from_numpy, session.run(Judged._fields, given)))
+        return NetworkOutput(*map(torch.from_numpy, session.run(NetworkOutput._fields, given)))
 
     return judge
 

@@ -38,7 +38,7 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
     """
     places = spread(everywhere(fleet, min_readings), NIGHTS)
     points, axes = _flat(
-        _latent(network, FleetWindows(fleet, network.lead_nights, min_readings), places)
+        _latent(network, FleetWindows(fleet, network.context_nights, min_readings), places)
     )
     h, d = np.unravel_index(places.numpy(), fleet.n_readings.shape)
     return Plane(
@@ -53,7 +53,8 @@ def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
 def _latent(network: Network, windows: FleetWindows, places: torch.Tensor) -> NDArray[np.float32]:
     seen = copy.deepcopy(network).eval()
     parts = (
-        seen.latent(windows.gather_windows(part)) for part in torch.split(places, network.at_once)
+        seen.compute_latent(windows.gather_windows(part))
+        for part in torch.split(places, network.scoring_batch_size)
     )
     return torch.cat(list(parts)).numpy()
 

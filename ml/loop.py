@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ml.errors import UserError
 from ml.models import DEFAULT_MODEL, ModelName, import_network_class
-from ml.models.network import Network, Recipe, Windows
+from ml.models.network import Network, TrainingRecipe, Windows
 from ml.windows import FleetWindows
 
 CLIP_NORM: Final = 1.0
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-class FitParameters(Recipe):
+class FitParameters(TrainingRecipe):
     """How a network is trained: its own recipe, except for what is given."""
 
     model: ModelName = DEFAULT_MODEL

@@ -39,7 +39,7 @@ from ml.features import (
     pad_left,
     rolling_windows,
 )
-from ml.models.network import Judged
+from ml.models.network import NetworkOutput
 from ml.peers import MIN_OWN_NIGHTS
 from ml.reasons import explain, past_nights
 from ml.rules import repeated_readings, zero_readings
@@ -71,7 +71,7 @@ EVIDENCE_DRIFT: Final = 1.0
 MAX_NORMAL_SCORE: Final = 5.0
 
 Ints = NDArray[np.int_]
-BatchOutput = tuple[tuple[Ints, Ints], Judged]
+BatchOutput = tuple[tuple[Ints, Ints], NetworkOutput]
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def run_network(
     for (h, d), judged in _iterate_batches(
         detector, fleet, _mask_nights(fleet, nights), min_readings
     ):
-        expected[h, d - first] = judged.expected.numpy()
-        half_hour[h, d - first] = judged.half_hour.numpy()
-        score[h, d - first] = judged.score.numpy()
+        expected[h, d - first] = judged.expected_kwh.numpy()
+        half_hour[h, d - first] = judged.half_hour_log_odds.numpy()
+        score[h, d - first] = judged.log_odds.numpy()
     return FleetNetworkOutput(expected, half_hour, score)
 
 
@@ -154,7 +154,7 @@ def compute_log_odds(
     """The network's own scores `[H, D]` of the nights `[D]` wanted; NaN elsewhere."""
     score = np.full(fleet.kwh.shape[:2], np.nan, dtype=np.float32)
     for places, judged in _iterate_batches(detector, fleet, nights, min_readings):
-        score[places] = judged.score.numpy()
+        score[places] = judged.log_odds.numpy()
     return score
 
 
@@ -171,9 +171,11 @@ def _iterate_batches(
     chosen = (fleet.n_readings >= min_readings) & nights
     if not chosen.any():
         return
-    start = max(0, int(nights.argmax()) - max(detector.network.lead_nights, LEVEL_NIGHTS))
+    start = max(0, int(nights.argmax()) - max(detector.network.context_nights, LEVEL_NIGHTS))
     chosen, seen = chosen[:, start:], fleet.select_nights(start)
-    windows = FleetWindows(seen, detector.network.lead_nights, min_readings, borrow_from_peers=True)
+    windows = FleetWindows(
+        seen, detector.network.context_nights, min_readings, borrow_from_peers=True
+    )
     program = detector.scoring_function()
 
     def shown(places: Tensor) -> BatchOutput:
@@ -183,7 +185,7 @@ def _iterate_batches(
         return (h, d + start), judged
 
     places = torch.from_numpy(np.flatnonzero(chosen))
-    yield from _map_in_threads(shown, torch.split(places, detector.network.at_once))
+    yield from _map_in_threads(shown, torch.split(places, detector.network.scoring_batch_size))
 
 
 def _map_in_threads(

@@ -226,7 +226,7 @@ def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     Of a short history the last quarter, and no more nights than the calibration holds.
     """
     apart, count = held_out(fleet.household_ids), len(fleet.nights)
-    warm = min(detector.network.lead_nights + BASE_RATE_NIGHTS, count * 3 // 4)
+    warm = min(detector.network.context_nights + BASE_RATE_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
     recent = since(fleet, count - nights - WARMUP_NIGHTS).select_households(apart)
@@ -246,7 +246,7 @@ def nights_data(
     Raises:
         UserError: no household-night of either side has enough readings.
     """
-    windows = FleetWindows(fleet, network.lead_nights, min_readings)
+    windows = FleetWindows(fleet, network.context_nights, min_readings)
     apart = held_out(fleet.household_ids)
     train = usable_places(fleet, ~apart, "to learn from", min_readings)
     validation = usable_places(fleet, apart, "held out", min_readings)

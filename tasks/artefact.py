@@ -59,7 +59,7 @@ def export(detector: Detector, path: Path) -> None:
         kind = np.dtype("float32")
         return Schema([TensorSpec(kind, shape, name) for name, shape in shapes.items()])
 
-    window = (detector.network.lead_nights + 1, HALF_HOURS)
+    window = (detector.network.context_nights + 1, HALF_HOURS)
     n_conditions = len(detector.config.conditions)
     save_model(
         detector,

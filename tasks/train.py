@@ -368,7 +368,7 @@ def _fit(work: Work, fleet: Fleet, team: Team) -> FitResult:
 
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
     least, network = settings().min_readings, detector.network
-    windows = FleetWindows(fleet, network.lead_nights, least)
+    windows = FleetWindows(fleet, network.context_nights, least)
     return paces(network, windows, everywhere(fleet, least))
 
 
@@ -434,7 +434,7 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     model, exported = load(directory), load(directory, "onnx")
     places = spread(everywhere(fleet, least), EXPORTED_ROWS)
     rows = FleetWindows(
-        fleet, model.network.lead_nights, least, borrow_from_peers=True
+        fleet, model.network.context_nights, least, borrow_from_peers=True
     ).gather_windows(places)
     return difference(model.scoring_function(), exported.scoring_function(), rows)
 

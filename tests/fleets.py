@@ -81,7 +81,7 @@ def untrained(known: Fleet, model: str = SEED_MODEL) -> Detector:
     """A detector that has learned nothing but scales."""
     torch.manual_seed(0)
     built = Detector(DetectorConfig(model=model))
-    built.network.fit_scales(windows(known, built.network.lead_nights))
+    built.network.fit_scales(windows(known, built.network.context_nights))
     return built
 
 

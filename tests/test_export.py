@@ -26,7 +26,7 @@ def rows(detector: Detector, count: int) -> Windows:
     kwh = fleets.kwh(6, 96)
     kwh[1], kwh[2] = 0.05, kwh[2].round(2)
     kwh[3, 60:64], kwh[:, 70::3, 5:11], kwh[4, 80, 20:] = np.nan, np.nan, 0.0
-    windows = fleets.windows(fleets.fleet(kwh), detector.network.lead_nights)
+    windows = fleets.windows(fleets.fleet(kwh), detector.network.context_nights)
     recent = torch.arange(6 * 96) % 96 >= 46
     return Windows(*(part[recent][:count] for part in windows))
 
@@ -41,7 +41,7 @@ def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
         nights = rows(detector, count)
         assert difference(detector.scoring_function(), judge, nights) < AGREE
         missing = nights.kwh[:, -1].isnan()
-        assert torch.equal(judge(nights).half_hour.isnan(), missing)
+        assert torch.equal(judge(nights).half_hour_log_odds.isnan(), missing)
 
 
 @pytest.fixture(scope="module")

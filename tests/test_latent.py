@@ -22,10 +22,10 @@ def test_latent_does_not_depend_on_batch(model: str) -> None:
     kwh[0, -2, 4:9] = np.nan
     known = fleets.fleet(kwh)
     network = fleets.untrained(known, model).network.double().eval()
-    windows = fleets.windows(known, network.lead_nights)
+    windows = fleets.windows(known, network.context_nights)
     batch = type(windows)(*(part[-5:].double() for part in windows))
-    among = network.latent(batch)
-    alone = network.latent(type(batch)(*(part[3:4] for part in batch)))
+    among = network.compute_latent(batch)
+    alone = network.compute_latent(type(batch)(*(part[3:4] for part in batch)))
     assert among.shape[0] == 5
     assert torch.isfinite(among).all()
     torch.testing.assert_close(alone[0], among[3], rtol=1e-9, atol=1e-12)
@@ -54,7 +54,7 @@ def test_latent_plane_keeps_directions_of_largest_variance() -> None:
     known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
     network = fleets.untrained(known, "batchnorm_autoencoder").network.eval()
     with torch.inference_mode():
-        latent = network.latent(fleets.windows(known, 0)).double().numpy()
+        latent = network.compute_latent(fleets.windows(known, 0)).double().numpy()
     variances = np.linalg.eigvalsh(np.cov(latent.T))[::-1]
     points = plane(network, known, MIN_READINGS).points
     np.testing.assert_allclose(points.var(axis=0, ddof=1), variances[:2], rtol=1e-3)

@@ -17,7 +17,7 @@ from ml.features import scale_fleet
 from ml.history import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.loop import FitParameters, NetworkModule
 from ml.models import MODEL_NAMES, import_network_class
-from ml.models.network import ForecastingNetwork, Network, Windows, mean_square
+from ml.models.network import ForecastingNetwork, Network, Windows, nan_mean_square
 from ml.models.transformer import sinusoids
 from ml.score import compute_log_odds, score_fleet
 from ml.train import fit
@@ -42,7 +42,7 @@ def batch(network: Network, nights: int = 6, seed: int = 0) -> Windows:
     """The last nights of a household in double precision, gaps among them."""
     kwh = fleets.kwh(1, NIGHTS, seed)
     kwh[0, -3, 5:11], kwh[0, -6] = np.nan, np.nan
-    windows = fleets.windows(fleets.fleet(kwh), network.lead_nights)
+    windows = fleets.windows(fleets.fleet(kwh), network.context_nights)
     return Windows(*(part[-nights:].double() for part in windows))
 
 
@@ -180,16 +180,16 @@ def test_the_networks_have_the_seeds_sizes(model: str, weights: int) -> None:
 class Following(ForecastingNetwork):
     """Forecasts the places of the half-hours that follow, from the place of the last one."""
 
-    def state(self, past: Tensor) -> Tensor:
+    def encode_context(self, past: Tensor) -> Tensor:
         return past
 
     def forecast(self, past: Tensor) -> Tensor:
-        return past[:, -1:] + torch.arange(1, self.horizon + 1)
+        return past[:, -1:] + torch.arange(1, self.horizon_half_hours + 1)
 
 
 def test_each_block_is_forecast_from_the_half_hours_right_before_it() -> None:
     places = torch.arange(4 * 48.0).view(1, 4, 48)
-    assert torch.equal(Following().expect(places, torch.zeros(1, 15)), places[:, -1])
+    assert torch.equal(Following().predict_standardized(places, torch.zeros(1, 15)), places[:, -1])
 
 
 def test_a_forecast_does_not_know_what_it_forecasts() -> None:
@@ -238,7 +238,7 @@ def test_a_window_is_the_night_and_those_before_it(
 
 @given(st.lists(st.one_of(st.just(np.nan), st.floats(-9, 9)), min_size=1, max_size=9))
 def test_the_mean_square_counts_what_is_there(values: list[float]) -> None:
-    found = mean_square(torch.tensor(values, dtype=torch.float64)).item()
+    found = nan_mean_square(torch.tensor(values, dtype=torch.float64)).item()
     there = [value**2 for value in values if np.isfinite(value)]
     assert found == pytest.approx(np.mean(there) if there else 0.0)
 

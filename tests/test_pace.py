@@ -23,7 +23,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
     known = fleets.fleet(fleets.kwh(2, 60))
     network = fleets.untrained(known, model).network
-    windows = FleetWindows(known, network.lead_nights, min_readings=36)
+    windows = FleetWindows(known, network.context_nights, min_readings=36)
     return network, pace.paces(network, windows, torch.arange(100, 105))
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ExpectingNetwork, NetworkConfig, Recipe
+from ml.models.network import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
 from ml.schemas import HALF_HOURS
 
 
@@ -21,11 +21,11 @@ class BatchnormAutoencoderConfig(NetworkConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
-class BatchnormAutoencoder(ExpectingNetwork):
+class BatchnormAutoencoder(ErrorScoredNetwork):
     """Readings `[B, 48]` in, readings rebuilt out."""
 
     config_class: ClassVar[type[NetworkConfig]] = BatchnormAutoencoderConfig
-    recipe: ClassVar[Recipe] = Recipe(learning_rate=1e-3, patience=10)
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe(learning_rate=1e-3, patience=10)
 
     def __init__(self, config: BatchnormAutoencoderConfig) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class BatchnormAutoencoder(ExpectingNetwork):
             *_layers(outwards, config.dropout), nn.Linear(outwards[-1], HALF_HOURS)
         )
 
-    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+    def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
         """The latent point `[B, latent]`."""
         z: Tensor = self.encoder(readings[:, -1])
         return z
 
-    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """Rebuild the night."""
-        rebuilt: Tensor = self.decoder(self.code(readings, conditions))
+        rebuilt: Tensor = self.decoder(self.encode_standardized(readings, conditions))
         return rebuilt
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ml.features import CONDITIONS
-from ml.models.network import ExpectingNetwork, NetworkConfig, Recipe
+from ml.models.network import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
 from ml.schemas import HALF_HOURS
 
 
@@ -22,12 +22,12 @@ class ConditionalAutoencoderConfig(NetworkConfig):
     latent: int = Field(2, ge=1)
 
 
-class ConditionalAutoencoder(ExpectingNetwork):
+class ConditionalAutoencoder(ErrorScoredNetwork):
     """Readings `[B, 48]` and conditions `[B, 15]` in, readings rebuilt out."""
 
     config_class: ClassVar[type[NetworkConfig]] = ConditionalAutoencoderConfig
     # A step of so small a network costs the same for a few thousand nights as for a hundred.
-    recipe: ClassVar[Recipe] = Recipe(batch_size=4096, learning_rate=1.5e-2)
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe(batch_size=4096, learning_rate=1.5e-2)
 
     def __init__(self, config: ConditionalAutoencoderConfig) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class ConditionalAutoencoder(ExpectingNetwork):
         x: Tensor = self.decoder(torch.cat((z, conditions), dim=1))
         return x
 
-    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """The night encoded."""
         return self.encode(readings[:, -1], conditions)
 
-    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """Rebuild the night."""
-        return self.decode(self.code(readings, conditions), conditions)
+        return self.decode(self.encode_standardized(readings, conditions), conditions)

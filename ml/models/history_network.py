@@ -22,7 +22,14 @@ from ml.history import (
     to_log_readings,
     usual_level_kwh,
 )
-from ml.models.network import Judged, Network, NetworkConfig, Recipe, Standard, Windows
+from ml.models.network import (
+    Network,
+    NetworkConfig,
+    NetworkOutput,
+    Standardizer,
+    TrainingRecipe,
+    Windows,
+)
 from ml.schemas import HALF_HOURS
 
 NIGHTS = 4
@@ -62,11 +69,11 @@ class _Block(nn.Module):
 class HistoryNetwork(Network):
     """The last six weeks, the conditions and a night in; log odds of an anomaly out."""
 
-    lead_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
+    context_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
     two_sided: ClassVar[bool] = False
-    at_once: ClassVar[int] = 256
+    scoring_batch_size: ClassVar[int] = 256
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe(
         max_epochs=18,
         patience=18,
         batch_size=64,
@@ -78,7 +85,7 @@ class HistoryNetwork(Network):
 
     def __init__(self, config: HistoryNetworkConfig) -> None:
         super().__init__()
-        self.conditions = Standard(len(CONDITIONS))
+        self.conditions = Standardizer(len(CONDITIONS))
         n_half_hour, n_night = _sizes()
         self.half_hour_scale = nn.BatchNorm1d(n_half_hour, affine=False)
         self.night_scale = nn.BatchNorm1d(n_night, affine=False)
@@ -101,7 +108,7 @@ class HistoryNetwork(Network):
         """Scales of the conditions; those of the history are learnt with the network."""
         self.conditions.fit(windows.conditions)
 
-    def forward(self, windows: Windows) -> Judged:
+    def forward(self, windows: Windows) -> NetworkOutput:
         """Log odds that the night, and that each half-hour, is not the household's own.
 
         Those of the night are of all families of corruptions together.
@@ -110,9 +117,11 @@ class HistoryNetwork(Network):
         logit, half_hour, expected = self._heads(described, windows.conditions)
         kwh = to_kwh(expected[:, None].clamp(min=0), level)[:, 0]
         score = logit[:, 1:].logsumexp(dim=1) - logit[:, 0]
-        return Judged(kwh, torch.where(windows.kwh[:, -1].isnan(), torch.nan, half_hour), score)
+        return NetworkOutput(
+            kwh, torch.where(windows.kwh[:, -1].isnan(), torch.nan, half_hour), score
+        )
 
-    def latent(self, windows: Windows) -> Tensor:
+    def compute_latent(self, windows: Windows) -> Tensor:
         """What the heads are told, `[B, width]`."""
         _, hidden = self._hidden(_described(windows)[0], windows.conditions)
         return hidden

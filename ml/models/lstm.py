@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ForecastingNetwork, NetworkConfig, Recipe
+from ml.models.network import ForecastingNetwork, NetworkConfig, TrainingRecipe
 
 
 class LstmConfig(NetworkConfig):
@@ -20,8 +20,8 @@ class Lstm(ForecastingNetwork):
     """The last state of the last layer, projected on the horizon."""
 
     config_class: ClassVar[type[NetworkConfig]] = LstmConfig
-    at_once: ClassVar[int] = 64
-    recipe: ClassVar[Recipe] = Recipe(
+    scoring_batch_size: ClassVar[int] = 64
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe(
         max_epochs=10,
         learning_rate=1e-3,
         batch_size=256,
@@ -34,9 +34,9 @@ class Lstm(ForecastingNetwork):
         self.recurrent = nn.LSTM(
             1, config.width, config.layers, batch_first=True, dropout=config.dropout
         )
-        self.head = nn.Linear(config.width, self.horizon)
+        self.head = nn.Linear(config.width, self.horizon_half_hours)
 
-    def state(self, past: Tensor) -> Tensor:
+    def encode_context(self, past: Tensor) -> Tensor:
         """The state after the last half-hour."""
         states: Tensor = self.recurrent(past[..., None])[0]
         return states[:, -1]

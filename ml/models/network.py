@@ -22,14 +22,14 @@ class Windows(NamedTuple):
     """`[B, 15]`, NaN where unknown."""
 
 
-class Judged(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a network makes of a batch."""
 
-    expected: Tensor
+    expected_kwh: Tensor
     """`[B, 48]` kWh per half-hour."""
-    half_hour: Tensor
+    half_hour_log_odds: Tensor
     """`[B, 48]` how far each half-hour deviates, higher is more anomalous; NaN where missing."""
-    score: Tensor
+    log_odds: Tensor
     """`[B]` higher is more anomalous."""
 
 
@@ -39,7 +39,7 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Recipe(BaseModel):
+class TrainingRecipe(BaseModel):
     """How a network is trained unless someone wishes otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,25 +59,25 @@ class Recipe(BaseModel):
 class Network(nn.Module, ABC):
     """A network that judges household-nights; the scales of its inputs are buffers."""
 
-    lead_nights: ClassVar[int] = 0
+    context_nights: ClassVar[int] = 0
     """Nights of readings wanted before the night."""
     two_sided: ClassVar[bool] = True
     """Whether an unusually low score is as suspicious as a high one."""
-    at_once: ClassVar[int] = 2048
+    scoring_batch_size: ClassVar[int] = 2048
     """Household-nights that are judged at once: what is fastest on a CPU."""
     config_class: ClassVar[type[NetworkConfig]]
-    recipe: ClassVar[Recipe] = Recipe()
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe()
 
     @abstractmethod
     def fit_scales(self, windows: Windows) -> None:
         """Take the scales of the inputs from training rows."""
 
     @abstractmethod
-    def forward(self, windows: Windows) -> Judged:
+    def forward(self, windows: Windows) -> NetworkOutput:
         """Judge each household-night by itself, whatever shares its batch."""
 
     @abstractmethod
-    def latent(self, windows: Windows) -> Tensor:
+    def compute_latent(self, windows: Windows) -> Tensor:
         """What the network sums a household-night up in before it answers, `[B, n]`."""
 
     @abstractmethod
@@ -85,16 +85,16 @@ class Network(nn.Module, ABC):
         """What training lowers, a scalar; may draw from torch's generator, seeded by the loop."""
 
 
-class Standard(nn.Module):
+class Standardizer(nn.Module):
     """Columns in units of their own mean and standard deviation, which are buffers."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, n_columns: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(n_columns))
+        self.register_buffer("scale", torch.ones(n_columns))
 
     def fit(self, values: Tensor) -> None:
         """Take the scales of `[N, width]`, NaN left out; a constant column has scale 1."""
@@ -107,12 +107,12 @@ class Standard(nn.Module):
         standard: Tensor = (values - self.mean) / self.scale
         return standard
 
-    def undo(self, standard: Tensor) -> Tensor:
+    def inverse_transform(self, standardized: Tensor) -> Tensor:
         """Back from standard units."""
-        return standard * self.scale + self.mean
+        return standardized * self.scale + self.mean
 
 
-class ExpectingNetwork(Network):
+class ErrorScoredNetwork(Network):
     """A network that expects a profile; what it is off by is its score.
 
     Readings are log(1 + kWh / level), standardised by half-hour.
@@ -120,10 +120,13 @@ class ExpectingNetwork(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.readings, self.conditions = Standard(HALF_HOURS), Standard(len(CONDITIONS))
+        self.reading_standardizer, self.condition_standardizer = (
+            Standardizer(HALF_HOURS),
+            Standardizer(len(CONDITIONS)),
+        )
 
     @abstractmethod
-    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """The night's readings as expected, `[B, 48]`.
 
         `readings` `[B, lead_nights + 1, 48]` and `conditions` `[B, 15]` are standardised; what is
@@ -131,92 +134,100 @@ class ExpectingNetwork(Network):
         """
 
     @abstractmethod
-    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:
+    def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """What `expect` rests on, `[B, n]`; arguments as there."""
 
-    def latent(self, windows: Windows) -> Tensor:
+    def compute_latent(self, windows: Windows) -> Tensor:
         """What the expected profile rests on."""
-        standard = self.readings(in_level_units(windows))
-        return self.code(*self._known(standard, windows.conditions))
+        standard = self.reading_standardizer(compute_log_readings(windows))
+        return self.encode_standardized(*self._impute_inputs(standard, windows.conditions))
 
     def fit_scales(self, windows: Windows) -> None:
         """Scales of each half-hour and condition, NaN left out."""
-        self.readings.fit(in_level_units(windows)[:, -1])
-        self.conditions.fit(windows.conditions)
+        self.reading_standardizer.fit(compute_log_readings(windows)[:, -1])
+        self.condition_standardizer.fit(windows.conditions)
 
-    def forward(self, windows: Windows) -> Judged:
+    def forward(self, windows: Windows) -> NetworkOutput:
         """Score by the log mean squared error over the observed half-hours."""
-        x = in_level_units(windows)
-        expected = self.readings.undo(self._expected(self.readings(x), windows.conditions))
+        x = compute_log_readings(windows)
+        expected = self.reading_standardizer.inverse_transform(
+            self._predict_imputed(self.reading_standardizer(x), windows.conditions)
+        )
         deviation = (x[:, -1] - expected).abs()
         squares = torch.nan_to_num(deviation) ** 2
         error = squares.sum(dim=1) / (~deviation.isnan()).sum(dim=1).clamp(min=1)
         kwh = torch.expm1(expected) * windows.level[:, None]
-        return Judged(kwh, deviation, torch.log(error + 1e-6))
+        return NetworkOutput(kwh, deviation, torch.log(error + 1e-6))
 
     def loss(self, windows: Windows) -> Tensor:
         """Mean squared error over the observed half-hours, in standard units."""
-        standard = self.readings(in_level_units(windows))
-        return mean_square(self._expected(standard, windows.conditions) - standard[:, -1])
+        standard = self.reading_standardizer(compute_log_readings(windows))
+        return nan_mean_square(
+            self._predict_imputed(standard, windows.conditions) - standard[:, -1]
+        )
 
-    def _expected(self, standard: Tensor, conditions: Tensor) -> Tensor:
-        return self.expect(*self._known(standard, conditions)).to(standard.dtype)
+    def _predict_imputed(self, standardized: Tensor, conditions: Tensor) -> Tensor:
+        return self.predict_standardized(*self._impute_inputs(standardized, conditions)).to(
+            standardized.dtype
+        )
 
-    def _known(self, standard: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+    def _impute_inputs(self, standardized: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Readings and conditions in standard units, what is missing at its mean."""
-        known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
-        return torch.nan_to_num(standard, nan=0.0), known
+        known = torch.nan_to_num(self.condition_standardizer(conditions), nan=0.0)
+        return torch.nan_to_num(standardized, nan=0.0), known
 
 
-class ForecastingNetwork(ExpectingNetwork):
+class ForecastingNetwork(ErrorScoredNetwork):
     """A network that forecasts a night in blocks, each from the half-hours right before it."""
 
-    lead_nights: ClassVar[int] = 3
-    at_once: ClassVar[int] = 16
-    window: ClassVar[int] = 100
-    horizon: ClassVar[int] = 12
+    context_nights: ClassVar[int] = 3
+    scoring_batch_size: ClassVar[int] = 16
+    context_half_hours: ClassVar[int] = 100
+    horizon_half_hours: ClassVar[int] = 12
 
     head: nn.Linear
 
     @abstractmethod
-    def state(self, past: Tensor) -> Tensor:
+    def encode_context(self, context: Tensor) -> Tensor:
         """What `past` `[N, window]`, standardised readings, comes to before the head, `[N, n]`."""
 
-    def forecast(self, past: Tensor) -> Tensor:
+    def forecast(self, context: Tensor) -> Tensor:
         """The standardised readings `[N, horizon]` that follow `past` `[N, window]`."""
-        following: Tensor = self.head(self.state(past))
+        following: Tensor = self.head(self.encode_context(context))
         return following
 
-    def code(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+    def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
         """The state before the night's last block."""
-        return self.state(self._pasts(readings)[:, -1])
+        return self.encode_context(self._unfold_contexts(readings)[:, -1])
 
-    def expect(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
+    def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
         """Forecast every block of the night."""
-        return self.forecast(self._pasts(readings).flatten(0, 1)).view(-1, HALF_HOURS)
+        return self.forecast(self._unfold_contexts(readings).flatten(0, 1)).view(-1, HALF_HOURS)
 
     def loss(self, windows: Windows) -> Tensor:
         """Mean squared error of one block of each night, drawn at random, in standard units."""
-        standard = self.readings(in_level_units(windows))
-        pasts = self._pasts(torch.nan_to_num(standard, nan=0.0))
+        standard = self.reading_standardizer(compute_log_readings(windows))
+        pasts = self._unfold_contexts(torch.nan_to_num(standard, nan=0.0))
         rows = torch.arange(len(pasts), device=pasts.device)
         block = torch.randint(pasts.shape[1], (len(pasts),), device=pasts.device)
         forecast = self.forecast(pasts[rows, block]).to(standard.dtype)
-        return mean_square(forecast - standard[:, -1].unflatten(1, (-1, self.horizon))[rows, block])
+        return nan_mean_square(
+            forecast - standard[:, -1].unflatten(1, (-1, self.horizon_half_hours))[rows, block]
+        )
 
-    def _pasts(self, readings: Tensor) -> Tensor:
+    def _unfold_contexts(self, readings: Tensor) -> Tensor:
         """The half-hours before each block, `[B, 48 / horizon, window]`."""
-        first = self.lead_nights * HALF_HOURS - self.window
-        series = readings.flatten(1)[:, first : -self.horizon]
-        return series.unfold(1, self.window, self.horizon)
+        first = self.context_nights * HALF_HOURS - self.context_half_hours
+        series = readings.flatten(1)[:, first : -self.horizon_half_hours]
+        return series.unfold(1, self.context_half_hours, self.horizon_half_hours)
 
 
-def in_level_units(windows: Windows) -> Tensor:
+def compute_log_readings(windows: Windows) -> Tensor:
     """Readings as log(1 + kWh / level), in the shape of `windows.kwh`."""
     return torch.log1p(windows.kwh / windows.level[:, None, None])
 
 
-def mean_square(deviation: Tensor) -> Tensor:
+def nan_mean_square(deviation: Tensor) -> Tensor:
     """Mean of the squares that are there, a scalar; NaN counts for nothing, nor its gradient."""
     observed = ~deviation.isnan()
     squares = torch.where(observed, deviation, 0.0) ** 2

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ForecastingNetwork, NetworkConfig, Recipe
+from ml.models.network import ForecastingNetwork, NetworkConfig, TrainingRecipe
 
 
 class TransformerConfig(NetworkConfig):
@@ -24,7 +24,7 @@ class Transformer(ForecastingNetwork):
     """Each half-hour a token; the last one, having looked at all, is projected on the horizon."""
 
     config_class: ClassVar[type[NetworkConfig]] = TransformerConfig
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: ClassVar[TrainingRecipe] = TrainingRecipe(
         learning_rate=1e-3,
         batch_size=64,
         epoch_size=1 << 12,
@@ -36,15 +36,17 @@ class Transformer(ForecastingNetwork):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(1, config.width)
-        self.register_buffer("positions", sinusoids(self.window, config.width), persistent=False)
+        self.register_buffer(
+            "positions", sinusoids(self.context_half_hours, config.width), persistent=False
+        )
         sizes = (config.width, config.heads, config.feed_forward, config.dropout)
         layers = [
             nn.TransformerEncoderLayer(*sizes, batch_first=True) for _ in range(config.layers)
         ]
         self.layers, self.last = nn.Sequential(*layers[:-1]), layers[-1]
-        self.head = nn.Linear(config.width, self.horizon)
+        self.head = nn.Linear(config.width, self.horizon_half_hours)
 
-    def state(self, past: Tensor) -> Tensor:
+    def encode_context(self, past: Tensor) -> Tensor:
         """The last token."""
         tokens = self.layers(self.projection(past[..., None]) + self.positions)
         return _last_token(self.last, tokens)

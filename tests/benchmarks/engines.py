@@ -22,7 +22,7 @@ from ml.detector import Detector
 from ml.export import difference
 from ml.features import Fleet
 from ml.loop import spread
-from ml.models.network import Judged, Windows
+from ml.models.network import NetworkOutput, Windows
 from ml.score import WARMUP_NIGHTS, run_network
 from ml.train import everywhere, since, unseen
 from ml.windows import FleetWindows
@@ -58,7 +58,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
 def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = settings().min_readings, registry.champion()[0]
-    windows = FleetWindows(fleet, champion.network.lead_nights, least, borrow_from_peers=True)
+    windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
     return windows.gather_windows(spread(everywhere(fleet, least), N_COMPARED_NIGHTS))
 
 
@@ -89,7 +89,7 @@ def _load_engines() -> Iterator[tuple[str, Detector]]:
     mlflow.set_tracking_uri(registry.store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
     exported = load(directory)
-    exported.program = lambda windows: Judged(*graph(*windows))
+    exported.program = lambda windows: NetworkOutput(*graph(*windows))
     yield "torch.export", exported
     yield "onnx", load(directory, "onnx")
     yield "int8", load(directory, "int8")

@@ -25,7 +25,7 @@ from ml.models.conditional_autoencoder import (
     ConditionalAutoencoder,
     ConditionalAutoencoderConfig,
 )
-from ml.models.network import Windows, in_level_units
+from ml.models.network import Windows, compute_log_readings
 from ml.schemas import HALF_HOURS
 from ml.train import everywhere, nights_data
 from ml.windows import FleetWindows
@@ -130,7 +130,11 @@ def score_knn(source: Path, scratch: Path) -> float:
 
 def _score_pyod(detector: ECOD | KNN) -> float:
     """Seconds that the decision function took, of a fit on days of the month before."""
-    days = in_level_units(_build_usable_windows(_load_recent_fleet(30))).nan_to_num()[:, -1].numpy()
+    days = (
+        compute_log_readings(_build_usable_windows(_load_recent_fleet(30)))
+        .nan_to_num()[:, -1]
+        .numpy()
+    )
     detector.fit(days[:20_000])
     started = time.perf_counter()
     detector.decision_function(days[-5567:])
@@ -218,7 +222,7 @@ def count_inference_gflop() -> float:
     network = import_network_class(DEFAULT_MODEL)(
         import_network_class(DEFAULT_MODEL).config_class()
     ).eval()
-    window = torch.ones(1, network.lead_nights + 1, HALF_HOURS)
+    window = torch.ones(1, network.context_nights + 1, HALF_HOURS)
     with torch.inference_mode(), FlopCounterMode(display=False) as counted:
         network(Windows(window, torch.ones(1), torch.zeros(1, len(CONDITIONS))))
     return float(counted.get_total_flops()) / 1e9
@@ -247,8 +251,8 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
 
     def standardize(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         windows = data.windows.gather_windows(places)
-        x = network.readings(in_level_units(windows))[:, -1]
-        return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
+        x = network.reading_standardizer(compute_log_readings(windows))[:, -1]
+        return x.nan_to_num(), network.condition_standardizer(windows.conditions).nan_to_num()
 
     x, known = standardize(data.train)
     return x, known, standardize(data.validation)

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ml.detector import Detector, DetectorConfig
 from ml.loop import FitParameters, NetworkModule, NightsData, expected_warnings, make_loop
 from ml.models import DEFAULT_MODEL
-from ml.models.network import Network, Windows, in_level_units
+from ml.models.network import Network, Windows, compute_log_readings
 from ml.train import nights_data
 from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
@@ -143,7 +143,7 @@ def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
 
     def standardize(places: Tensor) -> tuple[Tensor, Tensor]:
         windows = data.windows.gather_windows(places)
-        x = network.readings(in_level_units(windows))[:, -1]
+        x = network.readings(compute_log_readings(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 
     x, known_of = standardize(data.train)
