@@ -31,10 +31,10 @@ class BatchnormAutoencoder(ErrorScoredNetwork):
         super().__init__()
         inwards, outwards = (HALF_HOURS, *config.widths), (config.latent, *config.widths[::-1])
         self.encoder = nn.Sequential(
-            *_layers(inwards, config.dropout), nn.Linear(inwards[-1], config.latent)
+            *_build_layers(inwards, config.dropout), nn.Linear(inwards[-1], config.latent)
         )
         self.decoder = nn.Sequential(
-            *_layers(outwards, config.dropout), nn.Linear(outwards[-1], HALF_HOURS)
+            *_build_layers(outwards, config.dropout), nn.Linear(outwards[-1], HALF_HOURS)
         )
 
     def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
@@ -48,7 +48,7 @@ class BatchnormAutoencoder(ErrorScoredNetwork):
         return rebuilt
 
 
-def _layers(widths: tuple[int, ...], dropout: float) -> list[nn.Module]:
+def _build_layers(widths: tuple[int, ...], dropout: float) -> list[nn.Module]:
     return [
         nn.Sequential(nn.Linear(one, other), nn.BatchNorm1d(other), nn.ReLU(), nn.Dropout(dropout))
         for one, other in pairwise(widths)
