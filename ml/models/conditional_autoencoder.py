@@ -42,14 +42,14 @@ class ConditionalAutoencoder(ErrorScoredNetwork):
             nn.Linear(config.hidden, HALF_HOURS),
         )
 
-    def encode(self, x: Tensor, conditions: Tensor) -> Tensor:
+    def encode(self, readings: Tensor, conditions: Tensor) -> Tensor:
         """The latent point `[B, latent]`."""
-        z: Tensor = self.encoder(torch.cat((x, conditions), dim=1))
+        z: Tensor = self.encoder(torch.cat((readings, conditions), dim=1))
         return z
 
-    def decode(self, z: Tensor, conditions: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """The readings `[B, 48]` of a latent point under these conditions."""
-        x: Tensor = self.decoder(torch.cat((z, conditions), dim=1))
+        x: Tensor = self.decoder(torch.cat((latent, conditions), dim=1))
         return x
 
     def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
