@@ -18,7 +18,7 @@ from ml.history import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.loop import FitParameters, NetworkModule
 from ml.models import MODEL_NAMES, import_network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, nan_mean_square
-from ml.models.transformer import sinusoids
+from ml.models.transformer import build_positional_encoding
 from ml.score import compute_log_odds, score_fleet
 from ml.train import fit
 from ml.windows import FleetWindows
@@ -205,7 +205,7 @@ def test_a_forecast_does_not_know_what_it_forecasts() -> None:
 
 
 def test_positions_are_sines_and_cosines_of_falling_frequency() -> None:
-    positions = sinusoids(100, 64)
+    positions = build_positional_encoding(100, 64)
     assert positions.shape == (100, 64)
     assert positions[0].tolist() == [0.0, 1.0] * 32
     assert positions[7, :2].tolist() == pytest.approx([np.sin(7), np.cos(7)], rel=1e-5)

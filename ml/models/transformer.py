@@ -31,28 +31,30 @@ class Transformer(ForecastingNetwork):
         validation_size=1 << 10,
         max_epochs=10,
     )
-    positions: Tensor
+    positional_encoding: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(1, config.width)
         self.register_buffer(
-            "positions", sinusoids(self.context_half_hours, config.width), persistent=False
+            "positions",
+            build_positional_encoding(self.context_half_hours, config.width),
+            persistent=False,
         )
         sizes = (config.width, config.heads, config.feed_forward, config.dropout)
         layers = [
             nn.TransformerEncoderLayer(*sizes, batch_first=True) for _ in range(config.layers)
         ]
-        self.layers, self.last = nn.Sequential(*layers[:-1]), layers[-1]
+        self.layers, self.last_layer = nn.Sequential(*layers[:-1]), layers[-1]
         self.head = nn.Linear(config.width, self.horizon_half_hours)
 
     def encode_context(self, past: Tensor) -> Tensor:
         """The last token."""
-        tokens = self.layers(self.projection(past[..., None]) + self.positions)
-        return _last_token(self.last, tokens)
+        tokens = self.layers(self.projection(past[..., None]) + self.positional_encoding)
+        return _encode_last_token(self.last_layer, tokens)
 
 
-def _last_token(layer: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:
+def _encode_last_token(layer: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:
     """What a layer makes of the last token, `[N, width]`, without the work for all others."""
     token = tokens[:, -1:]
     attended, _ = layer.self_attn(token, tokens, tokens, need_weights=False)
@@ -62,7 +64,7 @@ def _last_token(layer: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:
     return last.squeeze(1)
 
 
-def sinusoids(length: int, width: int) -> Tensor:
+def build_positional_encoding(length: int, width: int) -> Tensor:
     """Positions `[length, width]` as sines and cosines of falling frequency."""
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
     angle = torch.arange(length)[:, None] * frequency
