@@ -32,11 +32,11 @@ from ml.models.network import (
 )
 from ml.schemas import HALF_HOURS
 
-NIGHTS = 4
+NIGHTS_PER_HISTORY = 4
 """Nights that share a history while training."""
-CORRUPTED_NIGHTS = 17
+CORRUPTIBLE_NIGHTS = 17
 """The last nights of a window that may be corrupted: two weeks of history among them."""
-CONDITION_SIZE = 8
+CONDITION_EMBEDDING_SIZE = 8
 
 
 class HistoryNetworkConfig(NetworkConfig):
@@ -48,7 +48,7 @@ class HistoryNetworkConfig(NetworkConfig):
     dropout: float = Field(0.2, ge=0, lt=1)
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """A residual layer (He et al. 2016), normalised first."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -69,7 +69,7 @@ class _Block(nn.Module):
 class HistoryNetwork(Network):
     """The last six weeks, the conditions and a night in; log odds of an anomaly out."""
 
-    context_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS - 1
+    context_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS_PER_HISTORY - 1
     two_sided: ClassVar[bool] = False
     scoring_batch_size: ClassVar[int] = 256
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
@@ -85,18 +85,20 @@ class HistoryNetwork(Network):
 
     def __init__(self, config: HistoryNetworkConfig) -> None:
         super().__init__()
-        self.conditions = Standardizer(len(CONDITIONS))
-        n_half_hour, n_night = _sizes()
+        self.condition_standardizer = Standardizer(len(CONDITIONS))
+        n_half_hour, n_night = _count_features()
         self.half_hour_scale = nn.BatchNorm1d(n_half_hour, affine=False)
         self.night_scale = nn.BatchNorm1d(n_night, affine=False)
         self.convolution = nn.Conv1d(n_half_hour, config.channels, 5, padding=2)
         self.pointwise = nn.Conv1d(config.channels, 2 * config.channels, 1)
-        self.condition = nn.Sequential(nn.Linear(len(CONDITIONS), CONDITION_SIZE), nn.GELU())
-        size = (HALF_HOURS + 4) * config.channels + n_night + CONDITION_SIZE
+        self.condition_encoder = nn.Sequential(
+            nn.Linear(len(CONDITIONS), CONDITION_EMBEDDING_SIZE), nn.GELU()
+        )
+        size = (HALF_HOURS + 4) * config.channels + n_night + CONDITION_EMBEDDING_SIZE
         self.trunk = nn.Sequential(
             nn.Dropout(config.dropout / 2),
             nn.Linear(size, config.width),
-            *(_Block(config.width, config.dropout) for _ in range(config.blocks)),
+            *(_ResidualBlock(config.width, config.dropout) for _ in range(config.blocks)),
             nn.LayerNorm(config.width),
             nn.GELU(),
         )
@@ -106,15 +108,15 @@ class HistoryNetwork(Network):
 
     def fit_scales(self, windows: Windows) -> None:
         """Scales of the conditions; those of the history are learnt with the network."""
-        self.conditions.fit(windows.conditions)
+        self.condition_standardizer.fit(windows.conditions)
 
     def forward(self, windows: Windows) -> NetworkOutput:
         """Log odds that the night, and that each half-hour, is not the household's own.
 
         Those of the night are of all families of corruptions together.
         """
-        described, level = _described(windows)
-        logit, half_hour, expected = self._heads(described, windows.conditions)
+        described, level = _compute_window_features(windows)
+        logit, half_hour, expected = self._apply_heads(described, windows.conditions)
         kwh = to_kwh(expected[:, None].clamp(min=0), level)[:, 0]
         score = logit[:, 1:].logsumexp(dim=1) - logit[:, 0]
         return NetworkOutput(
@@ -123,62 +125,68 @@ class HistoryNetwork(Network):
 
     def compute_latent(self, windows: Windows) -> Tensor:
         """What the heads are told, `[B, width]`."""
-        _, hidden = self._hidden(_described(windows)[0], windows.conditions)
+        _, hidden = self._encode_features(_compute_window_features(windows)[0], windows.conditions)
         return hidden
 
     def loss(self, windows: Windows) -> Tensor:
         """Cross-entropy of families and half-hours, and how well the real night is rebuilt."""
-        observed = ~windows.kwh[:, -NIGHTS:].isnan()
-        real = augmented(impute_history(windows.kwh, usual_level_kwh(windows.kwh)))
+        observed = ~windows.kwh[:, -NIGHTS_PER_HISTORY:].isnan()
+        real = augment_households(impute_history(windows.kwh, usual_level_kwh(windows.kwh)))
         level = usual_level_kwh(real[:, :HISTORY_NIGHTS])
-        kept = real[:, :-CORRUPTED_NIGHTS]
-        corrupted = corrupt(real[:, -CORRUPTED_NIGHTS:], level, NIGHTS)
+        kept = real[:, :-CORRUPTIBLE_NIGHTS]
+        corrupted = corrupt(real[:, -CORRUPTIBLE_NIGHTS:], level, NIGHTS_PER_HISTORY)
         kwh = torch.cat((kept, corrupted.kwh), dim=1)
         history = kwh[:, :HISTORY_NIGHTS]
         level = usual_level_kwh(history)
-        nights = torch.where(observed & _seen(observed), kwh[:, -NIGHTS:], torch.nan)
+        nights = torch.where(
+            observed & _draw_visible_mask(observed), kwh[:, -NIGHTS_PER_HISTORY:], torch.nan
+        )
         described = compute_history_features(history, nights, level)
-        conditions = windows.conditions.repeat_interleave(NIGHTS, dim=0)
-        logit, half_hour, expected = self._heads(described, conditions)
-        target = to_log_readings(real[:, -NIGHTS:], level).flatten(0, 1)
+        conditions = windows.conditions.repeat_interleave(NIGHTS_PER_HISTORY, dim=0)
+        logit, half_hour, expected = self._apply_heads(described, conditions)
+        target = to_log_readings(real[:, -NIGHTS_PER_HISTORY:], level).flatten(0, 1)
         binary = nn.functional.binary_cross_entropy_with_logits
-        night_loss = nn.functional.cross_entropy(logit, corrupted.family[:, -NIGHTS:].flatten())
-        shown = corrupted.half_hour[:, -NIGHTS:].flatten(0, 1).to(logit.dtype)
+        night_loss = nn.functional.cross_entropy(
+            logit, corrupted.family[:, -NIGHTS_PER_HISTORY:].flatten()
+        )
+        shown = corrupted.half_hour[:, -NIGHTS_PER_HISTORY:].flatten(0, 1).to(logit.dtype)
         rebuilt = nn.functional.smooth_l1_loss(expected, target)
         return night_loss + 0.3 * binary(half_hour, shown) + 0.3 * rebuilt
 
-    def _heads(
-        self, described: HistoryFeatures, conditions: Tensor
+    def _apply_heads(
+        self, features: HistoryFeatures, conditions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[B, 1 + F]` of real and of families, log odds and expected units `[B, 48]`."""
-        local, hidden = self._hidden(described, conditions)
+        local, hidden = self._encode_features(features, conditions)
         wide = self.half_hour_head(hidden).unflatten(1, (2, HALF_HOURS)) + self.local_head(local)
-        usual = described.median_profile.flatten(0, 1).to(self.night_head.weight.dtype)
+        usual = features.median_profile.flatten(0, 1).to(self.night_head.weight.dtype)
         return self.night_head(hidden), wide[:, 0], usual + wide[:, 1]
 
-    def _hidden(self, described: HistoryFeatures, conditions: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_features(
+        self, features: HistoryFeatures, conditions: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What is made of half-hours `[B, channels, 48]` and of the whole `[B, width]`."""
         dtype = self.night_head.weight.dtype
-        half_hours = self.half_hour_scale(described.half_hour_features.flatten(0, 1).to(dtype))
+        half_hours = self.half_hour_scale(features.half_hour_features.flatten(0, 1).to(dtype))
         local = nn.functional.gelu(self.convolution(half_hours))
-        known = torch.nan_to_num(self.conditions(conditions), nan=0.0)
-        told = self.condition(known.to(dtype))
+        known = torch.nan_to_num(self.condition_standardizer(conditions), nan=0.0)
+        told = self.condition_encoder(known.to(dtype))
         if self.training:
             told = told * (torch.rand(len(told), 1, device=told.device) < 0.5)
-        night = self.night_scale(described.night_features.flatten(0, 1).to(dtype))
+        night = self.night_scale(features.night_features.flatten(0, 1).to(dtype))
         pooled = nn.functional.gelu(self.pointwise(local))
         inputs = (local.flatten(1), pooled.mean(dim=2), pooled.amax(dim=2), night, told)
         return local, self.trunk(torch.cat(inputs, dim=1))
 
 
-def _described(windows: Windows) -> tuple[HistoryFeatures, Tensor]:
+def _compute_window_features(windows: Windows) -> tuple[HistoryFeatures, Tensor]:
     """A night against its history, and the level `[B]` of that in kWh."""
     history, night = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1], windows.kwh[:, -1:]
     level = usual_level_kwh(history)
     return compute_history_features(impute_history(history, level), night, level), level
 
 
-def augmented(kwh: Tensor) -> Tensor:
+def augment_households(kwh: Tensor) -> Tensor:
     """Other homes that might be, from windows `[B, N, 48]` without gaps.
 
     The sum of two homes is a home; so is one of another size, on another clock, whose days ran the
@@ -187,31 +195,31 @@ def augmented(kwh: Tensor) -> Tensor:
     rows, nights = kwh.shape[:2]
     device = kwh.device
 
-    def chance(share: float) -> Tensor:
-        return torch.rand(rows, 1, 1, device=device) < share
+    def draw_bernoulli(probability: float) -> Tensor:
+        return torch.rand(rows, 1, 1, device=device) < probability
 
-    def uniform(low: float, high: float) -> Tensor:
+    def draw_uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(rows, 1, 1, device=device)
 
     mean = kwh.mean(dim=(1, 2), keepdim=True).clamp(min=0.02)
     other = (kwh / mean)[torch.randperm(rows, device=device)] * mean
-    kwh = torch.lerp(kwh, other, torch.where(chance(0.7), uniform(0, 0.9), 0.0))
-    kwh = kwh * torch.where(chance(0.7), uniform(-0.8, 0.8), 0.0).exp()
-    kwh = torch.where(chance(0.5), kwh.flip(1), kwh)
-    shift = torch.where(chance(0.5), uniform(-4, 5).floor(), 0.0)[:, 0].long()
+    kwh = torch.lerp(kwh, other, torch.where(draw_bernoulli(0.7), draw_uniform(0, 0.9), 0.0))
+    kwh = kwh * torch.where(draw_bernoulli(0.7), draw_uniform(-0.8, 0.8), 0.0).exp()
+    kwh = torch.where(draw_bernoulli(0.5), kwh.flip(1), kwh)
+    shift = torch.where(draw_bernoulli(0.5), draw_uniform(-4, 5).floor(), 0.0)[:, 0].long()
     place = torch.arange(nights * HALF_HOURS, device=device) + shift
     kwh = kwh.flatten(1).gather(1, place.clamp(0, nights * HALF_HOURS - 1)).view_as(kwh)
     past = torch.arange(nights, device=device) < HISTORY_NIGHTS
-    swapped = (torch.rand(rows, nights, device=device) < 0.1) & chance(0.2)[:, 0] & past
+    swapped = (torch.rand(rows, nights, device=device) < 0.1) & draw_bernoulli(0.2)[:, 0] & past
     anywhere = torch.randint(HISTORY_NIGHTS, (rows, nights), device=device)
     source = torch.where(swapped, anywhere, torch.arange(nights, device=device))
     kwh = kwh.gather(1, source[:, :, None].expand_as(kwh))
-    unknown = HISTORY_NIGHTS - uniform(3, 28).long()
-    borrowed = chance(0.05) & (torch.arange(nights, device=device)[:, None] < unknown)
+    unknown = HISTORY_NIGHTS - draw_uniform(3, 28).long()
+    borrowed = draw_bernoulli(0.05) & (torch.arange(nights, device=device)[:, None] < unknown)
     return (torch.where(borrowed, other, kwh) * 1000).round() / 1000
 
 
-def _seen(observed: Tensor) -> Tensor:
+def _draw_visible_mask(observed: Tensor) -> Tensor:
     """Hide a stretch of some nights `[B, K, 48]`, as a meter that did not report."""
     rows = (*observed.shape[:2], 1)
     clock = torch.arange(HALF_HOURS, device=observed.device)
@@ -221,7 +229,7 @@ def _seen(observed: Tensor) -> Tensor:
     return ~(hidden & ((clock - first) % HALF_HOURS < length))
 
 
-def _sizes() -> tuple[int, int]:
+def _count_features() -> tuple[int, int]:
     """How many figures `describe` gives of a half-hour and of a night."""
     nothing = torch.zeros(1, HISTORY_NIGHTS, HALF_HOURS)
     described = compute_history_features(nothing, nothing[:, :1], torch.ones(1))
