@@ -183,8 +183,8 @@ class Following(ForecastingNetwork):
     def encode_context(self, past: Tensor) -> Tensor:
         return past
 
-    def forecast(self, past: Tensor) -> Tensor:
-        return past[:, -1:] + torch.arange(1, self.horizon_half_hours + 1)
+    def forecast(self, context: Tensor) -> Tensor:
+        return context[:, -1:] + torch.arange(1, self.horizon_half_hours + 1)
 
 
 def test_each_block_is_forecast_from_the_half_hours_right_before_it() -> None:
