@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.corruptions import FAMILIES, corrupt
+from ml.corruptions import CORRUPTION_FAMILIES, corrupt_windows
 from ml.features import CONDITIONS
 from ml.history import (
     HISTORY_NIGHTS,
@@ -102,7 +102,7 @@ class HistoryNetwork(Network):
             nn.LayerNorm(config.width),
             nn.GELU(),
         )
-        self.night_head = nn.Linear(config.width, 1 + len(FAMILIES))
+        self.night_head = nn.Linear(config.width, 1 + len(CORRUPTION_FAMILIES))
         self.half_hour_head = nn.Linear(config.width, 2 * HALF_HOURS)
         self.local_head = nn.Conv1d(config.channels, 2, 1)
 
@@ -134,7 +134,7 @@ class HistoryNetwork(Network):
         real = augment_households(impute_history(windows.kwh, usual_level_kwh(windows.kwh)))
         level = usual_level_kwh(real[:, :HISTORY_NIGHTS])
         kept = real[:, :-CORRUPTIBLE_NIGHTS]
-        corrupted = corrupt(real[:, -CORRUPTIBLE_NIGHTS:], level, NIGHTS_PER_HISTORY)
+        corrupted = corrupt_windows(real[:, -CORRUPTIBLE_NIGHTS:], level, NIGHTS_PER_HISTORY)
         kwh = torch.cat((kept, corrupted.kwh), dim=1)
         history = kwh[:, :HISTORY_NIGHTS]
         level = usual_level_kwh(history)
@@ -147,9 +147,9 @@ class HistoryNetwork(Network):
         target = to_log_readings(real[:, -NIGHTS_PER_HISTORY:], level).flatten(0, 1)
         binary = nn.functional.binary_cross_entropy_with_logits
         night_loss = nn.functional.cross_entropy(
-            logit, corrupted.family[:, -NIGHTS_PER_HISTORY:].flatten()
+            logit, corrupted.family_label[:, -NIGHTS_PER_HISTORY:].flatten()
         )
-        shown = corrupted.half_hour[:, -NIGHTS_PER_HISTORY:].flatten(0, 1).to(logit.dtype)
+        shown = corrupted.is_changed[:, -NIGHTS_PER_HISTORY:].flatten(0, 1).to(logit.dtype)
         rebuilt = nn.functional.smooth_l1_loss(expected, target)
         return night_loss + 0.3 * binary(half_hour, shown) + 0.3 * rebuilt
 
