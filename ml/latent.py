@@ -16,50 +16,52 @@ from ml.models.network import Network
 from ml.train import everywhere
 from ml.windows import FleetWindows
 
-NIGHTS: Final = 4000
+PLOTTED_NIGHTS: Final = 4000
 
 
 @dataclass(frozen=True)
-class Plane:
+class LatentPlane:
     """Household-nights by their place in a network's latent space."""
 
     points: FloatArray
     """`[N, 2]`"""
-    axes: tuple[str, str]
+    axis_labels: tuple[str, str]
     nights: list[date]
     affluence: FloatArray
     """`[N]` of the Acorn group, as among the conditions; NaN where unknown."""
 
 
-def plane(network: Network, fleet: Fleet, min_readings: int) -> Plane:
+def compute_latent_plane(network: Network, fleet: Fleet, min_readings: int) -> LatentPlane:
     """A few thousand household-nights of a fleet, evenly spread.
 
     Of more than two dimensions the first two principal components (Pearson 1901).
     """
-    places = spread(everywhere(fleet, min_readings), NIGHTS)
-    points, axes = _flat(
-        _latent(network, FleetWindows(fleet, network.context_nights, min_readings), places)
+    places = spread(everywhere(fleet, min_readings), PLOTTED_NIGHTS)
+    points, axes = _project_to_plane(
+        _compute_latent(network, FleetWindows(fleet, network.context_nights, min_readings), places)
     )
     h, d = np.unravel_index(places.numpy(), fleet.n_readings.shape)
-    return Plane(
+    return LatentPlane(
         points=points,
-        axes=axes,
+        axis_labels=axes,
         nights=[fleet.nights[night] for night in d],
         affluence=fleet.get_condition("affluence")[h, d],
     )
 
 
 @torch.inference_mode()
-def _latent(network: Network, windows: FleetWindows, places: torch.Tensor) -> NDArray[np.float32]:
+def _compute_latent(
+    network: Network, windows: FleetWindows, indices: torch.Tensor
+) -> NDArray[np.float32]:
     seen = copy.deepcopy(network).eval()
     parts = (
         seen.compute_latent(windows.gather_windows(part))
-        for part in torch.split(places, network.scoring_batch_size)
+        for part in torch.split(indices, network.scoring_batch_size)
     )
     return torch.cat(list(parts)).numpy()
 
 
-def _flat(latent: NDArray[np.float32]) -> tuple[FloatArray, tuple[str, str]]:
+def _project_to_plane(latent: NDArray[np.float32]) -> tuple[FloatArray, tuple[str, str]]:
     if latent.shape[1] == 2:
         return latent, ("first latent", "second latent")
     pca = PCA(n_components=2, random_state=0)

@@ -20,7 +20,7 @@ from ml.schemas import HALF_HOURS
 from ml.score import FleetScores, score_fleet
 
 if TYPE_CHECKING:
-    from ml.latent import Plane
+    from ml.latent import LatentPlane
 
 ACTUAL_COLOUR: Final = "#1b5e7a"
 EXPECTED_COLOUR: Final = "#e07b39"
@@ -238,7 +238,7 @@ def draw_score_distribution(detector: Detector, alert_budget: float) -> Figure:
     return figure
 
 
-def draw_latent_plane(plane: "Plane") -> Figure:
+def draw_latent_plane(plane: "LatentPlane") -> Figure:
     """Household-nights in a network's latent plane, by season and by Acorn group."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     season, acorn = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -256,8 +256,8 @@ def draw_latent_plane(plane: "Plane") -> Figure:
                 panel.scatter([], [], c=colour, s=30, lw=0, label=name)
         panel.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4, frameon=False, fontsize=8)
     title = f"{len(x):,} household-nights of held-out households"
-    _label_panel(season, f"{title}, by season", *plane.axes)
-    _label_panel(acorn, "The same, by Acorn group", plane.axes[0], "")
+    _label_panel(season, f"{title}, by season", *plane.axis_labels)
+    _label_panel(acorn, "The same, by Acorn group", plane.axis_labels[0], "")
     for axis, values in ((season.set_xlim, x), (season.set_ylim, y)):
         low, high = np.quantile(values, (0.002, 0.998))
         axis(low - 0.05 * (high - low), high + 0.05 * (high - low))

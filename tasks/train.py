@@ -22,7 +22,7 @@ from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import OPSET, difference
 from ml.features import Fleet
-from ml.latent import plane
+from ml.latent import compute_latent_plane
 from ml.loop import FitParameters, Resources, Team, spread
 from ml.models import DEFAULT_MODEL, ModelName
 from ml.pace import paces
@@ -385,7 +385,7 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
             days, "Nights of homes held out, least urgent first; shaded: the hours that are flagged"
         ),
         "scores": plots.draw_score_distribution(detector, budget),
-        "latent": plots.draw_latent_plane(plane(detector.network, fleet, least)),
+        "latent": plots.draw_latent_plane(compute_latent_plane(detector.network, fleet, least)),
         "pace": plots.draw_training_speed(table, result.resources.device),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)

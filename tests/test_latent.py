@@ -8,7 +8,7 @@ import torch
 
 from ml import plots
 from ml.features import CONDITIONS
-from ml.latent import plane
+from ml.latent import compute_latent_plane
 from ml.models import MODEL_NAMES
 from tests import fleets
 
@@ -39,7 +39,7 @@ def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     known.conditions[0, :, CONDITIONS.index("affluence")] = -1
     known.conditions[1, :, CONDITIONS.index("affluence")] = 1
     network = fleets.untrained(known, model).network
-    shown = plane(network, known, MIN_READINGS)
+    shown = compute_latent_plane(network, known, MIN_READINGS)
     assert shown.points.shape == (HOUSEHOLDS * NIGHTS - 1, 2)
     first = [fleets.START + timedelta(days=day) for day in range(NIGHTS)]
     assert shown.nights == [*first, *first[:7], *first[8:], *first]
@@ -56,5 +56,5 @@ def test_latent_plane_keeps_directions_of_largest_variance() -> None:
     with torch.inference_mode():
         latent = network.compute_latent(fleets.windows(known, 0)).double().numpy()
     variances = np.linalg.eigvalsh(np.cov(latent.T))[::-1]
-    points = plane(network, known, MIN_READINGS).points
+    points = compute_latent_plane(network, known, MIN_READINGS).points
     np.testing.assert_allclose(points.var(axis=0, ddof=1), variances[:2], rtol=1e-3)
