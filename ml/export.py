@@ -18,30 +18,33 @@ from ml.detector import Detector, NetworkFunction
 from ml.models.network import NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
-OPSET: Final = 20
+ONNX_OPSET: Final = 20
 
 
-def example(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
+def build_example_inputs(detector: Detector) -> tuple[Tensor, Tensor, Tensor]:
     """Two household-nights in the shapes that a detector takes."""
     nights, conditions = detector.network.context_nights + 1, len(detector.config.conditions)
     return torch.ones(2, nights, HALF_HOURS), torch.ones(2), torch.ones(2, conditions)
 
 
 @torch.no_grad()
-def as_onnx(detector: Detector) -> bytes:
+def export_onnx(detector: Detector) -> bytes:
     """The network as an ONNX program, weights included."""
     from torch.export import Dim, export
 
     batch = {0: Dim("rows")}
-    with _quietly():
+    with _suppress_exporter_warnings():
         traced = export(
-            detector, example(detector), dynamic_shapes=(batch, batch, batch), strict=False
+            detector,
+            build_example_inputs(detector),
+            dynamic_shapes=(batch, batch, batch),
+            strict=False,
         )
         found = torch.onnx.export(
             traced,
             input_names=Windows._fields,
             output_names=NetworkOutput._fields,
-            opset_version=OPSET,
+            opset_version=ONNX_OPSET,
             optimize=False,
             verbose=False,
         )
@@ -49,43 +52,47 @@ def as_onnx(detector: Detector) -> bytes:
     return bytes(found.model_proto.SerializeToString())
 
 
-def as_int8(program: bytes) -> bytes:
+def quantize_onnx_int8(onnx_program: bytes) -> bytes:
     """An ONNX program whose linear layers multiply in int8, each batch by its own scale."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    model = onnx.load_from_string(program)
+    model = onnx.load_from_string(onnx_program)
     model.graph.ClearField("value_info")  # shapes of weights before they are turned
     quantised = io.BytesIO()
-    with _quietly():
+    with _suppress_exporter_warnings():
         quantize_dynamic(model, quantised, op_types_to_quantize=["MatMul"], per_channel=True)
     return quantised.getvalue()
 
 
-def judge_by(program: bytes) -> NetworkFunction:
+def load_onnx_function(onnx_program: bytes) -> NetworkFunction:
     """What an ONNX program makes of household-nights on the CPU, one core a call."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        onnx_program, options, providers=["CPUExecutionProvider"]
+    )
 
-    def judge(windows: Windows) -> NetworkOutput:
+    def run_program(windows: Windows) -> NetworkOutput:
         given = {name: part.numpy() for name, part in windows._asdict().items()}
         return NetworkOutput(*map(torch.from_numpy, session.run(NetworkOutput._fields, given)))
 
-    return judge
+    return run_program
 
 
-def difference(one: NetworkFunction, other: NetworkFunction, windows: Windows) -> float:
+def measure_output_difference(
+    reference: NetworkFunction, candidate: NetworkFunction, windows: Windows
+) -> float:
     """The largest difference between any two figures of the same household-nights."""
     with torch.inference_mode():
-        pairs = zip(one(windows), other(windows), strict=True)
+        pairs = zip(reference(windows), candidate(windows), strict=True)
         return max((a - b).abs().nan_to_num().max().item() for a, b in pairs)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _suppress_exporter_warnings() -> Iterator[None]:
     """Without what exporters say of their own making; what fails still raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ import torch
 
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
-from ml.export import as_int8, as_onnx, example, judge_by
+from ml.export import build_example_inputs, export_onnx, load_onnx_function, quantize_onnx_int8
 from ml.schemas import HALF_HOURS
 from tasks import lake
 from tasks.settings import Engine
@@ -27,7 +27,7 @@ def save(detector: Detector, directory: Path) -> None:
 
 def save_onnx(detector: Detector, directory: Path) -> None:
     """Write a detector's network as an ONNX program, weights included."""
-    lake.replace_bytes(directory / ONNX, as_onnx(detector))
+    lake.replace_bytes(directory / ONNX, export_onnx(detector))
 
 
 def load(directory: Path, engine: Engine = "torch") -> Detector:
@@ -43,7 +43,9 @@ def load(directory: Path, engine: Engine = "torch") -> Detector:
         if not (directory / ONNX).exists():
             raise UserError(f"version {directory.name} has no {ONNX}: score it with torch")
         program = (directory / ONNX).read_bytes()
-        detector.program = judge_by(as_int8(program) if engine == "int8" else program)
+        detector.program = load_onnx_function(
+            quantize_onnx_int8(program) if engine == "int8" else program
+        )
     return detector.eval()
 
 
@@ -68,7 +70,7 @@ def export(detector: Detector, path: Path) -> None:
             inputs=tensors(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
             outputs=tensors(expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)),
         ),
-        input_example=tuple(part.numpy() for part in example(detector)),
+        input_example=tuple(part.numpy() for part in build_example_inputs(detector)),
         pip_requirements=["torch"],
         serialization_format="pt2",
     )

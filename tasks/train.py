@@ -20,7 +20,7 @@ from ml.benchmark.figures import estimate_superiority
 from ml.benchmark.plant import inject_anomalies, repeat_households
 from ml.detector import Detector
 from ml.errors import UserError
-from ml.export import OPSET, difference
+from ml.export import ONNX_OPSET, measure_output_difference
 from ml.features import Fleet
 from ml.latent import compute_latent_plane
 from ml.loop import FitParameters, Resources, Team, spread
@@ -233,7 +233,7 @@ def register_version(fitted: Fitted) -> Version:
         | {"until": fitted.until},
         history=fitted.history,
         figures=fitted.model_dump(include=FIGURES) | fitted.pace,
-        tags={"data": fitted.data, "until": str(fitted.until), "opset": str(OPSET)}
+        tags={"data": fitted.data, "until": str(fitted.until), "opset": str(ONNX_OPSET)}
         | code_version(),
     )
 
@@ -436,7 +436,7 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     rows = FleetWindows(
         fleet, model.network.context_nights, least, borrow_from_peers=True
     ).gather_windows(places)
-    return difference(model.scoring_function(), exported.scoring_function(), rows)
+    return measure_output_difference(model.scoring_function(), exported.scoring_function(), rows)
 
 
 def _length(part: slice) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from ml.detector import Detector
 from ml.errors import UserError
-from ml.export import as_int8, as_onnx, difference, judge_by
+from ml.export import export_onnx, load_onnx_function, measure_output_difference, quantize_onnx_int8
 from ml.models import MODEL_NAMES
 from ml.models.network import Windows
 from ml.score import ResultTables, score_nights
@@ -34,12 +34,12 @@ def rows(detector: Detector, count: int) -> Windows:
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
     detector = fleets.untrained(fleets.fleet(fleets.kwh(4, 60)), model).eval()
-    program = as_onnx(detector)
+    program = export_onnx(detector)
     onnx.checker.check_model(onnx.load_from_string(program))
-    judge = judge_by(program)
+    judge = load_onnx_function(program)
     for count in (1, 2, 300):
         nights = rows(detector, count)
-        assert difference(detector.scoring_function(), judge, nights) < AGREE
+        assert measure_output_difference(detector.scoring_function(), judge, nights) < AGREE
         missing = nights.kwh[:, -1].isnan()
         assert torch.equal(judge(nights).half_hour_log_odds.isnan(), missing)
 
@@ -49,7 +49,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("7")
     detector = fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS)))
     save(detector, directory)
-    (directory / "model.onnx").write_bytes(as_onnx(detector))
+    (directory / "model.onnx").write_bytes(export_onnx(detector))
     return directory
 
 
@@ -78,10 +78,12 @@ def test_products_in_int8_stay_near(calibrated: Path) -> None:
     nights = rows(detector, 300)
     assert (
         0
-        < difference(load(calibrated).scoring_function(), detector.scoring_function(), nights)
+        < measure_output_difference(
+            load(calibrated).scoring_function(), detector.scoring_function(), nights
+        )
         < 0.5
     )
-    model = onnx.load_from_string(as_int8((calibrated / "model.onnx").read_bytes()))
+    model = onnx.load_from_string(quantize_onnx_int8((calibrated / "model.onnx").read_bytes()))
     assert [node for node in model.graph.node if node.op_type == "MatMulInteger"]
 
 

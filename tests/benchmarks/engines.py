@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score
 
 from ml.benchmark.plant import GroundTruth, inject_anomalies, repeat_households
 from ml.detector import Detector
-from ml.export import difference
+from ml.export import measure_output_difference
 from ml.features import Fleet
 from ml.loop import spread
 from ml.models.network import NetworkOutput, Windows
@@ -79,7 +79,7 @@ def _measure_engines(
             "planted": int(is_planted.sum()),
             "AP": float(average_precision_score(is_planted, score[counts])),
             "a CPU second": counts.sum() / seconds,
-            "largest difference": f"{difference(exact, detector.scoring_function(), comparison_windows):.1e}",
+            "largest difference": f"{measure_output_difference(exact, detector.scoring_function(), comparison_windows):.1e}",
         }
 
 
