@@ -20,34 +20,34 @@ from ml.models.network import Network
 from ml.windows import FleetWindows
 
 BATCH_SIZES: Final = (16, 64, 256, 1024, 4096)
-SECONDS: Final = 0.3
+MIN_TIMING_S: Final = 0.3
 """How long the steps of one precision and batch size are timed."""
-LONGEST_STEP: Final = 0.1
+MAX_STEP_S: Final = 0.1
 """Seconds of a step after which no larger batch is tried."""
-MB: Final = 1e6
-COLUMNS: Final = {
+BYTES_PER_MB: Final = 1e6
+SPEED_COLUMNS: Final = {
     "precision": pl.String,
     "batch_size": pl.Int64,
     "nights_per_second": pl.Float64,
     "kept_mb": pl.Float64,
     "peak_mb": pl.Float64,
 }
-Row = tuple[Precision, int, float, float, float | None]
+SpeedRow = tuple[Precision, int, float, float, float | None]
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """A training step over one batch."""
 
     fabric: Fabric
     network: Network
     optimizer: torch.optim.Optimizer
     windows: FleetWindows
-    places: Tensor
+    indices: Tensor
 
     def loss(self) -> Tensor:
         """Of the batch, gathered anew and moved to the device."""
-        batch = self.fabric.to_device(self.windows.gather_windows(self.places))
+        batch = self.fabric.to_device(self.windows.gather_windows(self.indices))
         with self.fabric.autocast():
             return self.network.loss(batch)
 
@@ -59,12 +59,14 @@ class Step:
         self.optimizer.zero_grad()
 
 
-def device() -> torch.device:
+def find_training_device() -> torch.device:
     """The device that training takes."""
     return Fabric(accelerator="auto", devices=1).device
 
 
-def paces(network: Network, windows: FleetWindows, places: Tensor) -> pl.DataFrame:
+def measure_training_speed(
+    network: Network, windows: FleetWindows, indices: Tensor
+) -> pl.DataFrame:
     """A row a precision and batch size, up to the batch whose step takes long.
 
     `precision`, `batch_size`, `nights_per_second`, `kept_mb` (tensors that wait for the backward
@@ -74,53 +76,59 @@ def paces(network: Network, windows: FleetWindows, places: Tensor) -> pl.DataFra
     with torch.random.fork_rng():
         rows = [
             row
-            for precision in precisions()
-            for row in _growing(network, precision, windows, places)
+            for precision in list_supported_precisions()
+            for row in _measure_batch_sizes(network, precision, windows, indices)
         ]
-    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+    return pl.DataFrame(rows, schema=SPEED_COLUMNS, orient="row")
 
 
-def precisions() -> tuple[Precision, ...]:
+def list_supported_precisions() -> tuple[Precision, ...]:
     """Full precision and the mixed ones that the device has; on a CPU bfloat16 alone."""
-    if device().type != "cuda":
+    if find_training_device().type != "cuda":
         return ("32-true", "bf16-mixed")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return ("32-true", "bf16-mixed", "16-mixed")
     return ("32-true", "16-mixed")
 
 
-def _growing(
-    network: Network, precision: Precision, windows: FleetWindows, places: Tensor
-) -> Iterator[Row]:
+def _measure_batch_sizes(
+    network: Network, precision: Precision, windows: FleetWindows, indices: Tensor
+) -> Iterator[SpeedRow]:
     """One batch size after the other, while a step is short and the device can do it."""
     for batch_size in BATCH_SIZES:
-        batch = places[torch.arange(batch_size) % len(places)]
-        step = _step(network, precision, windows, batch)
+        batch = indices[torch.arange(batch_size) % len(indices)]
+        step = _build_training_step(network, precision, windows, batch)
         try:
-            kept, peak, seconds = _kept_mb(step), _peak_mb(step.run), _seconds(step.run)
+            kept, peak, seconds = (
+                _measure_saved_tensors_mb(step),
+                _measure_peak_mb(step.run),
+                _time_step_s(step.run),
+            )
         except RuntimeError:
             # Out of memory, or a layer that this device lacks in this precision (an LSTM in
             # bfloat16 on many CPUs).
             return
         yield precision, batch_size, batch_size / seconds, kept, peak
-        if seconds > LONGEST_STEP:
+        if seconds > MAX_STEP_S:
             return
 
 
-def _step(network: Network, precision: Precision, windows: FleetWindows, places: Tensor) -> Step:
+def _build_training_step(
+    network: Network, precision: Precision, windows: FleetWindows, indices: Tensor
+) -> TrainingStep:
     fabric = Fabric(accelerator="auto", devices=1, precision=precision)
     twin = copy.deepcopy(network).train()
     _, optimizer = fabric.setup(twin, torch.optim.AdamW(twin.parameters()))
-    return Step(fabric, twin, optimizer, windows, places)
+    return TrainingStep(fabric, twin, optimizer, windows, indices)
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _time_step_s(run: Callable[[], None]) -> float:
     """Median over repetitions, the device's queue emptied."""
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=SECONDS).median)
+    return float(timer.blocked_autorange(min_run_time=MIN_TIMING_S).median)
 
 
-def _kept_mb(step: Step) -> float:
+def _measure_saved_tensors_mb(step: TrainingStep) -> float:
     """What the forward pass keeps for the backward one, weights apart."""
     weights = {weight.untyped_storage().data_ptr() for weight in step.network.parameters()}
     kept = dict[int, int]()
@@ -132,15 +140,15 @@ def _kept_mb(step: Step) -> float:
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
         step.loss()
-    return sum(size for place, size in kept.items() if place not in weights) / MB
+    return sum(size for place, size in kept.items() if place not in weights) / BYTES_PER_MB
 
 
-def _peak_mb(run: Callable[[], None]) -> float | None:
+def _measure_peak_mb(run: Callable[[], None]) -> float | None:
     """Most memory that a step takes beyond what lies on the GPU before it."""
-    if device().type != "cuda":
+    if find_training_device().type != "cuda":
         return None
     run()  # from the first step on the optimizer's own state lies there
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
-    return (torch.cuda.max_memory_allocated() - before) / MB
+    return (torch.cuda.max_memory_allocated() - before) / BYTES_PER_MB

@@ -25,7 +25,7 @@ from ml.features import Fleet
 from ml.latent import compute_latent_plane
 from ml.loop import FitParameters, Resources, Team, spread
 from ml.models import DEFAULT_MODEL, ModelName
-from ml.pace import paces
+from ml.pace import measure_training_speed
 from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
 from ml.train import (
     FitResult,
@@ -369,7 +369,7 @@ def _fit(work: Work, fleet: Fleet, team: Team) -> FitResult:
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
     least, network = settings().min_readings, detector.network
     windows = FleetWindows(fleet, network.context_nights, least)
-    return paces(network, windows, everywhere(fleet, least))
+    return measure_training_speed(network, windows, everywhere(fleet, least))
 
 
 def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:

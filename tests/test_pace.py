@@ -24,7 +24,7 @@ def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
     known = fleets.fleet(fleets.kwh(2, 60))
     network = fleets.untrained(known, model).network
     windows = FleetWindows(known, network.context_nights, min_readings=36)
-    return network, pace.paces(network, windows, torch.arange(100, 105))
+    return network, pace.measure_training_speed(network, windows, torch.arange(100, 105))
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
@@ -33,7 +33,7 @@ def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
     whole = table.filter(precision="32-true")
     assert whole["batch_size"].to_list() == [2, 8]
     # A CPU may lack an LSTM in bfloat16; what it can do it does for every batch size.
-    expected = {"32-true"} if model == "lstm" else set(pace.precisions())
+    expected = {"32-true"} if model == "lstm" else set(pace.list_supported_precisions())
     assert set(table["precision"]) >= expected
     assert (table["nights_per_second"] > 0).all()
     # Four times the nights keep about four times the tensors: what is not of a night is small.
@@ -56,7 +56,7 @@ def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None
     network = fleets.untrained(known).network.eval()
     before = copy.deepcopy(network.state_dict())
     torch.set_rng_state(state)
-    pace.paces(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
+    pace.measure_training_speed(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
     assert equal(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
@@ -69,4 +69,4 @@ def test_a_long_step_is_the_last_of_its_precision(
     monkeypatch.setattr(pace, "LONGEST_STEP", 0.0)
     _, table = measured(fleets.SEED_MODEL)
     assert set(table["batch_size"]) == {2}
-    assert set(table["precision"]) == set(pace.precisions())
+    assert set(table["precision"]) == set(pace.list_supported_precisions())
