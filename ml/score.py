@@ -42,7 +42,7 @@ from ml.features import (
 from ml.models.network import NetworkOutput
 from ml.peers import MIN_OWN_NIGHTS
 from ml.reasons import explain, past_nights
-from ml.rules import repeated_readings, zero_readings
+from ml.rules import compute_repeated_run_excess, compute_zero_run_excess
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
 
@@ -239,8 +239,10 @@ def compute_surprisal(
     The most surprising rule adds a share of its rarity beyond `UNUSUAL`, up to `MOST_RULED`: homes
     that repeat themselves or fall silent by habit are many, and the network has seen the run too.
     """
-    repeats = detector.repeated_readings_tail.surprisal(repeated_readings(fleet, min_readings))
-    zeros = detector.zero_readings_tail.surprisal(zero_readings(fleet, min_readings))
+    repeats = detector.repeated_readings_tail.surprisal(
+        compute_repeated_run_excess(fleet, min_readings)
+    )
+    zeros = detector.zero_readings_tail.surprisal(compute_zero_run_excess(fleet, min_readings))
     ruled = np.clip(np.fmax(repeats, zeros) - UNUSUAL_SURPRISAL, 0, MAX_RULE_SURPRISAL)
     joined = detector.deviation_tail.surprisal(stands) + RULE_WEIGHT * np.nan_to_num(ruled)
     return np.maximum(joined - cold_start_penalty(fleet, min_readings), 0.0)
@@ -423,8 +425,8 @@ def fit_calibration(
     """The distributions of ordinary nights, from the network's own scores `[H, D]`."""
     stands, _ = standardize_log_odds(detector, log_odds)
     detector.deviation_tail.fit(stands[:, nights])
-    detector.repeated_readings_tail.fit(repeated_readings(fleet, min_readings)[:, nights])
-    detector.zero_readings_tail.fit(zero_readings(fleet, min_readings)[:, nights])
+    detector.repeated_readings_tail.fit(compute_repeated_run_excess(fleet, min_readings)[:, nights])
+    detector.zero_readings_tail.fit(compute_zero_run_excess(fleet, min_readings)[:, nights])
     _, at_home, evidence = _score_and_evidence(
         compute_surprisal(detector, stands, fleet, min_readings)
     )

@@ -42,7 +42,7 @@ from tasks.settings import settings
 FUSION: Final = "fusion"
 SEED_MODEL: Final = "conditional_autoencoder"
 DETECTOR_GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "rules": (*rules.RULES, FUSION),
+    "rules": (*rules.BASELINE_RULES, FUSION),
     "baselines": BASELINES,
     "networks": models.MODEL_NAMES,
 }
@@ -286,9 +286,11 @@ def _collect_metrics(
 def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
     least = settings().min_readings
     if name == FUSION:
-        return lambda fleet: DetectorOutput({name: rules.fused(fleet, least, data.pretest_nights)})
-    if name in rules.RULES:
-        return lambda fleet: DetectorOutput({name: rules.RULES[name](fleet, least)})
+        return lambda fleet: DetectorOutput(
+            {name: rules.fuse_rules(fleet, least, data.pretest_nights)}
+        )
+    if name in rules.BASELINE_RULES:
+        return lambda fleet: DetectorOutput({name: rules.BASELINE_RULES[name](fleet, least)})
     if name in BASELINES:
         learned = ~held_out(data.training_fleet.household_ids)
         peer = fit_baseline(
