@@ -15,132 +15,179 @@ from numpy.typing import NDArray
 
 from ml.schemas import HALF_HOURS
 
-Floats = NDArray[np.float32]
-Random = np.random.Generator
-Kind = Callable[[Floats, Floats, Random], Floats]
+Float32Array = NDArray[np.float32]
+RandomGenerator = np.random.Generator
+InjectionFunction = Callable[[Float32Array, Float32Array, RandomGenerator], Float32Array]
 
-LASTING_NIGHTS: Final = 14
-SUPPLY_KWH: Final = 11.5  # what a 100 A supply can deliver in a half-hour
+EPISODE_NIGHTS: Final = 14
+SUPPLY_LIMIT_KWH: Final = 11.5  # what a 100 A supply can deliver in a half-hour
 # A night counts as anomalous where at least this share of the home's usual day has changed.
-VISIBLE: Final = 0.1
+MIN_VISIBLE_SHARE: Final = 0.1
 
 
-def _scale_down(days: Floats, _other: Floats, random: Random) -> Floats:
-    return days * np.float32(random.uniform(0.1, 0.8))
+def _scale_down(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh * np.float32(random.uniform(0.1, 0.8))
 
 
-def _half_hour_scale(days: Floats, _other: Floats, random: Random) -> Floats:
-    return days * _uniform(random, 0.1, 0.8, days.shape)
+def _scale_half_hours(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh * _draw_uniform(random, 0.1, 0.8, profiles_kwh.shape)
 
 
-def _zero_window(days: Floats, _other: Floats, random: Random) -> Floats:
+def _zero_out_window(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
     first, length = random.integers(10, 32), random.integers(8, 24)
-    days[:, first : first + length] = 0
-    return days
+    profiles_kwh[:, first : first + length] = 0
+    return profiles_kwh
 
 
-def _random_share(days: Floats, _other: Floats, random: Random) -> Floats:
-    return days.mean(axis=1, keepdims=True) * _uniform(random, 0.1, 0.8, days.shape)
+def _replace_with_random_share(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh.mean(axis=1, keepdims=True) * _draw_uniform(
+        random, 0.1, 0.8, profiles_kwh.shape
+    )
 
 
-def _constant_mean(days: Floats, _other: Floats, _random: Random) -> Floats:
-    return np.repeat(days.mean(axis=1, keepdims=True), HALF_HOURS, axis=1)
+def _flatten_to_mean(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, _random: RandomGenerator
+) -> Float32Array:
+    return np.repeat(profiles_kwh.mean(axis=1, keepdims=True), HALF_HOURS, axis=1)
 
 
-def _reversed_day(days: Floats, _other: Floats, _random: Random) -> Floats:
-    return days[:, ::-1]
+def _reverse_profile(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, _random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh[:, ::-1]
 
 
-def _stuck(days: Floats, _other: Floats, random: Random) -> Floats:
+def _repeat_reading(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
     first, length = random.integers(4, 30), random.integers(14, HALF_HOURS)
-    last = days.size if len(days) > 1 else first + length
-    flat = days.ravel()
+    last = profiles_kwh.size if len(profiles_kwh) > 1 else first + length
+    flat = profiles_kwh.ravel()
     flat[first:last] = max(flat[first], np.float32(0.01))
-    return flat.reshape(days.shape)
+    return flat.reshape(profiles_kwh.shape)
 
 
-def _near_zero(days: Floats, _other: Floats, random: Random) -> Floats:
-    return _uniform(random, 0, 0.015, days.shape)
+def _replace_with_near_zero(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return _draw_uniform(random, 0, 0.015, profiles_kwh.shape)
 
 
-def _outage_catch_up(days: Floats, _other: Floats, random: Random) -> Floats:
+def _add_outage_with_catch_up(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
     first, length = random.integers(2, 24), random.integers(8, 22)
-    days[0, first + length] += days[0, first : first + length].sum()
-    days[0, first : first + length] = 0
-    return days
+    profiles_kwh[0, first + length] += profiles_kwh[0, first : first + length].sum()
+    profiles_kwh[0, first : first + length] = 0
+    return profiles_kwh
 
 
-def _spike(days: Floats, _other: Floats, random: Random) -> Floats:
+def _add_spike(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
     first, length = random.integers(0, HALF_HOURS - 2), random.integers(1, 3)
-    days[0, first : first + length] += np.float32(random.uniform(2, 7))
-    return days
+    profiles_kwh[0, first : first + length] += np.float32(random.uniform(2, 7))
+    return profiles_kwh
 
 
-def _added_baseload(days: Floats, _other: Floats, random: Random) -> Floats:
-    return days + np.float32(random.uniform(0.15, 0.6))
+def _add_baseload(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh + np.float32(random.uniform(0.15, 0.6))
 
 
-def _night_load(days: Floats, _other: Floats, random: Random) -> Floats:
+def _add_night_load(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
     first, length = random.integers(0, 4), random.integers(6, 11)
-    days[:, first : first + length] += np.float32(random.uniform(0.5, 1.5))
-    return days
+    profiles_kwh[:, first : first + length] += np.float32(random.uniform(0.5, 1.5))
+    return profiles_kwh
 
 
-def _clock_shift(days: Floats, _other: Floats, random: Random) -> Floats:
-    return np.roll(days.ravel(), random.integers(8, 21)).reshape(days.shape)
+def _shift_clock(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return np.roll(profiles_kwh.ravel(), random.integers(8, 21)).reshape(profiles_kwh.shape)
 
 
-def _doubled(days: Floats, _other: Floats, random: Random) -> Floats:
-    return days * np.float32(random.uniform(2, 3))
+def _multiply_readings(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return profiles_kwh * np.float32(random.uniform(2, 3))
 
 
-def _cap(days: Floats, _other: Floats, random: Random) -> Floats:
-    return np.minimum(days, days.max() * np.float32(random.uniform(0.15, 0.5)))
+def _cap_readings(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    return np.minimum(profiles_kwh, profiles_kwh.max() * np.float32(random.uniform(0.15, 0.5)))
 
 
-def _ramp(days: Floats, _other: Floats, random: Random) -> Floats:
-    steepness = random.uniform(1.5, 3.0) / LASTING_NIGHTS
-    return days * (1 + steepness * np.arange(1, len(days) + 1, dtype=np.float32))[:, None]
+def _ramp_up(
+    profiles_kwh: Float32Array, _other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    steepness = random.uniform(1.5, 3.0) / EPISODE_NIGHTS
+    return (
+        profiles_kwh
+        * (1 + steepness * np.arange(1, len(profiles_kwh) + 1, dtype=np.float32))[:, None]
+    )
 
 
-def _tenancy(_days: Floats, other: Floats, _random: Random) -> Floats:
-    return other
+def _change_tenancy(
+    _profiles_kwh: Float32Array, other_profiles_kwh: Float32Array, _random: RandomGenerator
+) -> Float32Array:
+    return other_profiles_kwh
 
 
-KINDS: Final[dict[str, Kind]] = {
+INJECTION_KINDS: Final[dict[str, InjectionFunction]] = {
     "scale_down": _scale_down,
-    "half_hour_scale": _half_hour_scale,
-    "zero_window": _zero_window,
-    "random_share": _random_share,
-    "constant_mean": _constant_mean,
-    "reversed_day": _reversed_day,
-    "stuck": _stuck,
-    "near_zero": _near_zero,
-    "outage_catch_up": _outage_catch_up,
-    "spike": _spike,
-    "added_baseload": _added_baseload,
-    "night_load": _night_load,
-    "clock_shift": _clock_shift,
-    "doubled": _doubled,
-    "cap": _cap,
-    "ramp": _ramp,
-    "tenancy": _tenancy,
+    "half_hour_scale": _scale_half_hours,
+    "zero_window": _zero_out_window,
+    "random_share": _replace_with_random_share,
+    "constant_mean": _flatten_to_mean,
+    "reversed_day": _reverse_profile,
+    "stuck": _repeat_reading,
+    "near_zero": _replace_with_near_zero,
+    "outage_catch_up": _add_outage_with_catch_up,
+    "spike": _add_spike,
+    "added_baseload": _add_baseload,
+    "night_load": _add_night_load,
+    "clock_shift": _shift_clock,
+    "doubled": _multiply_readings,
+    "cap": _cap_readings,
+    "ramp": _ramp_up,
+    "tenancy": _change_tenancy,
 }
-ONE_NIGHT: Final = ("outage_catch_up", "spike")
-SLOW: Final = ("ramp",)
+ONE_NIGHT_KINDS: Final = ("outage_catch_up", "spike")
+GRADUAL_KINDS: Final = ("ramp",)
 
 
-def as_metered(days: Floats) -> Floats:
+def quantize_to_meter(profiles_kwh: Float32Array) -> Float32Array:
     """Whole watt-hours that the supply can deliver."""
-    metered = np.rint(np.clip(days, 0, SUPPLY_KWH) * np.float32(1000)) / np.float32(1000)
+    metered = np.rint(np.clip(profiles_kwh, 0, SUPPLY_LIMIT_KWH) * np.float32(1000)) / np.float32(
+        1000
+    )
     return np.asarray(metered, dtype=np.float32)
 
 
-def visible(before: Floats, after: Floats, usual_kwh: float) -> NDArray[np.bool_]:
+def is_visibly_changed(
+    before: Float32Array, after: Float32Array, usual_daily_kwh: float
+) -> NDArray[np.bool_]:
     """Whether each day `[L]` has changed by `VISIBLE` of the home's usual day in kWh."""
-    return np.asarray(np.nansum(np.abs(after - before), axis=1) >= VISIBLE * usual_kwh)
+    return np.asarray(
+        np.nansum(np.abs(after - before), axis=1) >= MIN_VISIBLE_SHARE * usual_daily_kwh
+    )
 
 
-def _uniform(random: Random, low: float, high: float, shape: tuple[int, ...]) -> Floats:
+def _draw_uniform(
+    random: RandomGenerator, low: float, high: float, shape: tuple[int, ...]
+) -> Float32Array:
     drawn: NDArray[np.floating[Any]] = random.uniform(low, high, shape)
     return drawn.astype(np.float32)

@@ -29,7 +29,7 @@ from ml.benchmark.reasons import count_reasons_by_kind, describe_reason_accuracy
 from ml.benchmark.table import rank_detectors, render_benchmark, render_reasons, render_summary
 from ml.errors import UserError
 from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, pad_left
-from ml.kinds import LASTING_NIGHTS
+from ml.kinds import EPISODE_NIGHTS
 from ml.loop import FitParameters
 from ml.score import WARMUP_NIGHTS, run_network, score_fleet
 from ml.train import fit, held_out
@@ -52,7 +52,7 @@ DETECTOR_CHOICES: Final = (
 )
 PRETEST_NIGHTS: Final = 56
 MIN_TRAINING_NIGHTS: Final = 28
-MIN_TEST_NIGHTS: Final = 2 * LASTING_NIGHTS
+MIN_TEST_NIGHTS: Final = 2 * EPISODE_NIGHTS
 # Enough copies of the held-out households for about as many rows, and no more than kinds.
 TARGET_ROWS: Final = 500
 N_HIGHLIGHTED: Final = 6
@@ -353,7 +353,7 @@ def _describe_benchmark(
         f"{fleet.nights[first_test_night - 1]}; judged from {fleet.nights[first_test_night]} to {fleet.nights[-1]}",
         f"{len(held_out_households):,} held-out households, injected {n_copies} times each: "
         f"{apart.is_tested.sum():,} household-nights, {share:.1%} injected, "
-        f"{len(apart.episodes):,} anomalies of {LASTING_NIGHTS} nights",
+        f"{len(apart.episodes):,} anomalies of {EPISODE_NIGHTS} nights",
         "intervals of 95 % by a bootstrap over households",
     ]
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from ml.kinds import KINDS
+from ml.kinds import INJECTION_KINDS
 from ml.simulate.anomalies import inject_episodes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INJECTION_KINDS)
 def test_injection_kinds_change_profiles_as_named(kind: str) -> None:
     day = np.linspace(0.1, 0.9, 48, dtype=np.float32)
     days, other = np.tile(day, (3, 1)), np.full((3, 48), 0.33, dtype=np.float32)
-    after = KINDS[kind](days.copy(), other, np.random.default_rng(5))
+    after = INJECTION_KINDS[kind](days.copy(), other, np.random.default_rng(5))
     total = after.sum() / days.sum()
     longest_run = max(np.diff(np.flatnonzero(np.diff(after.ravel(), prepend=-1, append=-1))))
     expected = {

@@ -38,7 +38,7 @@ from ml.benchmark.reasons import (
 )
 from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
-from ml.kinds import LASTING_NIGHTS, ONE_NIGHT, SLOW
+from ml.kinds import EPISODE_NIGHTS, GRADUAL_KINDS, ONE_NIGHT_KINDS
 from ml.schemas import REASONS
 from tests import fleets
 
@@ -96,12 +96,12 @@ def test_injected_share_is_near_target_with_half_in_episodes(
     assert 0.05 < truth.is_injected.sum() / truth.is_tested.sum() < 0.11
     lasting = np.zeros_like(truth.is_injected)
     for episode in truth.episodes:
-        assert episode.kind not in ONE_NIGHT
-        assert episode.n_nights <= LASTING_NIGHTS
+        assert episode.kind not in ONE_NIGHT_KINDS
+        assert episode.n_nights <= EPISODE_NIGHTS
         lasting[episode.row, episode.first_night : episode.first_night + episode.n_nights] = True
         assert truth.find_nights_of_kind(episode.kind)[episode.row, episode.first_night]
     assert 0.3 < (lasting & truth.is_injected).sum() / truth.is_injected.sum() < 0.7
-    assert (lasting | ~truth.find_nights_of_kind(SLOW[0])).all()
+    assert (lasting | ~truth.find_nights_of_kind(GRADUAL_KINDS[0])).all()
 
 
 def test_injection_is_reproducible_by_seed() -> None:

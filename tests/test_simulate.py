@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml.errors import UserError
-from ml.kinds import VISIBLE
+from ml.kinds import MIN_VISIBLE_SHARE
 from ml.schemas import Truth
 from ml.simulate import fleet
 from ml.simulate.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
@@ -127,7 +127,7 @@ def test_truth_marks_exactly_the_injected_nights(out: Path, receipt: SimulateRec
     # Single half-hours may be missing on a planted night, hence not quite VISIBLE; elsewhere only
     # the float noise of 1e-7 and the rounding of Float32 remain.
     usual = np.median(before.sum(axis=2), axis=1, keepdims=True)
-    assert (change >= 0.7 * VISIBLE * usual)[planted].all()
+    assert (change >= 0.7 * MIN_VISIBLE_SHARE * usual)[planted].all()
     assert change[~planted].max() < 1e-4
     assert receipt.n_injected_nights == truth.height == planted.sum()
 

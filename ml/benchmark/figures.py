@@ -21,7 +21,7 @@ from sklearn.metrics import auc, roc_curve
 
 from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth, Ints
 from ml.features import FloatArray
-from ml.kinds import LASTING_NIGHTS
+from ml.kinds import EPISODE_NIGHTS
 
 SILENCE_NIGHTS: Final = 14
 ALERT_BUDGETS: Final = (1, 3, 10)
@@ -149,7 +149,7 @@ class DetectorScores:
     @cached_property
     def running_peak_scores(self) -> Doubles:
         """Highest score of each lasting anomaly up to each of its nights, `[E, 14]`."""
-        peaks = np.full((len(self.truth.episodes), LASTING_NIGHTS), -np.inf)
+        peaks = np.full((len(self.truth.episodes), EPISODE_NIGHTS), -np.inf)
         for place, episode in enumerate(self.truth.episodes):
             span = slice(episode.first_night, episode.first_night + episode.n_nights)
             peaks[place, : episode.n_nights] = self.score[episode.row, span]

@@ -17,10 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.features import Fleet, median_and_mad
-from ml.kinds import KINDS, LASTING_NIGHTS, ONE_NIGHT, SLOW, Floats, Random, as_metered, visible
+from ml.kinds import (
+    EPISODE_NIGHTS,
+    GRADUAL_KINDS,
+    INJECTION_KINDS,
+    ONE_NIGHT_KINDS,
+    Float32Array,
+    RandomGenerator,
+    is_visibly_changed,
+    quantize_to_meter,
+)
 
 INJECTED_SHARE: Final = 0.08
-KIND_NAMES: Final = tuple(KINDS)
+KIND_NAMES: Final = tuple(INJECTION_KINDS)
 
 Ints = NDArray[np.int_]
 Bools = NDArray[np.bool_]
@@ -117,7 +126,7 @@ def inject_anomalies(
             )
             before = kwh[row, days]
             after = _inject_kind(before, name, other, random)
-            shows = visible(before, after, usual[row]) & counts[row, days]
+            shows = is_visibly_changed(before, after, usual[row]) & counts[row, days]
             kwh[row, days] = np.where(shows[:, None], after, before)
             kind[row, days][shows] = 1 + KIND_NAMES.index(name)
             if length > 1 and shows.any():
@@ -132,7 +141,7 @@ def inject_anomalies(
     return planted, GroundTruth(household_indices, counts, kind, tuple(lasting))
 
 
-def _assign_kinds(household_indices: Ints, random: Random) -> list[str]:
+def _assign_kinds(household_indices: Ints, random: RandomGenerator) -> list[str]:
     """The kind of each row: the copies of a household take consecutive kinds, in a drawn order."""
     order = random.permutation(len(KIND_NAMES))
     _, household, copies = np.unique(household_indices, return_inverse=True, return_counts=True)
@@ -142,42 +151,44 @@ def _assign_kinds(household_indices: Ints, random: Random) -> list[str]:
 
 
 def _draw_episodes(
-    is_tested: Bools, kind: str, injected_share: float, random: Random
+    is_tested: Bools, kind: str, injected_share: float, random: RandomGenerator
 ) -> list[tuple[int, int]]:
     """Where to plant in one row: first night and length, nights apart unless they last."""
     places = np.flatnonzero(is_tested)
     target = injected_share * len(places)
-    alone = 1.0 if kind in ONE_NIGHT else 0.0 if kind in SLOW else 0.5
+    alone = 1.0 if kind in ONE_NIGHT_KINDS else 0.0 if kind in GRADUAL_KINDS else 0.5
     found = []
-    last = places[-1] + 2 - LASTING_NIGHTS if len(places) else 0
-    if len(places) and last > places[0] and random.random() < (1 - alone) * target / LASTING_NIGHTS:
+    last = places[-1] + 2 - EPISODE_NIGHTS if len(places) else 0
+    if len(places) and last > places[0] and random.random() < (1 - alone) * target / EPISODE_NIGHTS:
         first = int(random.integers(places[0], last))
-        found.append((first, LASTING_NIGHTS))
-        places = places[(places < first - 1) | (places > first + LASTING_NIGHTS)]
+        found.append((first, EPISODE_NIGHTS))
+        places = places[(places < first - 1) | (places > first + EPISODE_NIGHTS)]
     drawn = random.permutation(places)[: int(alone * target + random.random())]
     return found + [(int(place), 1) for place in drawn]
 
 
-def _draw_other_household(household_indices: Ints, row: int, random: Random) -> int:
+def _draw_other_household(household_indices: Ints, row: int, random: RandomGenerator) -> int:
     others = household_indices[household_indices != household_indices[row]]
     return int(random.choice(others)) if len(others) else int(household_indices[row])
 
 
 def _inject_kind(
-    profiles_kwh: Floats, kind: str, other_profiles_kwh: Floats, random: Random
-) -> Floats:
-    after = as_metered(KINDS[kind](_fill_gaps_with_mean(profiles_kwh), other_profiles_kwh, random))
+    profiles_kwh: Float32Array, kind: str, other_profiles_kwh: Float32Array, random: RandomGenerator
+) -> Float32Array:
+    after = quantize_to_meter(
+        INJECTION_KINDS[kind](_fill_gaps_with_mean(profiles_kwh), other_profiles_kwh, random)
+    )
     return np.where(np.isnan(profiles_kwh), np.float32(np.nan), after)
 
 
-def _median_daily_kwh(kwh: Floats) -> Floats:
+def _median_daily_kwh(kwh: Float32Array) -> Float32Array:
     """Median kWh of the days `[R]` that have any reading."""
     daily = np.nansum(kwh, axis=2)
     daily[np.isnan(kwh).all(axis=2)] = np.nan
     return median_and_mad(daily)[0].astype(np.float32)
 
 
-def _fill_gaps_with_mean(profiles_kwh: Floats) -> Floats:
+def _fill_gaps_with_mean(profiles_kwh: Float32Array) -> Float32Array:
     """A copy of days `[L, 48]` with the mean of what is there in place of what is missing."""
     known = np.isfinite(profiles_kwh)
     mean = profiles_kwh[known].mean() if known.any() else np.float32(0)

@@ -15,7 +15,7 @@ from ml.benchmark.figures import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.benchmark.plant import KIND_NAMES
 from ml.benchmark.reasons import CORRECT_REASONS
 from ml.features import FloatArray
-from ml.kinds import LASTING_NIGHTS
+from ml.kinds import EPISODE_NIGHTS
 from ml.schemas import REASONS
 
 HIGHLIGHT_COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227", "#5b6bb5")
@@ -46,7 +46,7 @@ def draw_time_to_detection(
     detector_scores: Mapping[str, DetectorScores], highlighted: Sequence[str]
 ) -> Figure:
     """Share of lasting anomalies found by each of their nights, at the budget."""
-    nights = np.arange(1, LASTING_NIGHTS + 1, dtype=np.float64)
+    nights = np.arange(1, EPISODE_NIGHTS + 1, dtype=np.float64)
 
     def compute_line(scores: DetectorScores) -> LineData:
         limit = scores.find_budget_threshold(HEADLINE_BUDGET, np.ones(scores.n_households))

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from ml import kinds
-from ml.kinds import LASTING_NIGHTS, Random, as_metered, visible
+from ml.kinds import EPISODE_NIGHTS, RandomGenerator, is_visibly_changed, quantize_to_meter
 from ml.simulate.surroundings import Floats, Ints
 
 RECENT_NIGHTS: Final = 10
@@ -26,7 +26,9 @@ class SimulatedEpisode:
     kind: str
 
 
-def inject_episodes(kwh: Floats, episode_numbers: range, random: Random) -> list[SimulatedEpisode]:
+def inject_episodes(
+    kwh: Floats, episode_numbers: range, random: RandomGenerator
+) -> list[SimulatedEpisode]:
     """Plant the fleet's episodes `numbers` in a block [n, D, 48], in place.
 
     Kinds take turns by number; every other episode begins within the last nights of the period,
@@ -39,25 +41,27 @@ def inject_episodes(kwh: Floats, episode_numbers: range, random: Random) -> list
         kind = SIMULATED_KINDS[number % len(SIMULATED_KINDS)]
         days = _draw_nights(kwh.shape[1], kind, is_recent=number % 2 == 0, random=random)
         other = kwh[random.choice([h for h in range(len(kwh)) if h != home] or [home]), days]
-        changed = as_metered(kinds.KINDS[kind](kwh[home, days].copy(), other.copy(), random))
-        shows = visible(kwh[home, days], changed, usual[home])
+        changed = quantize_to_meter(
+            kinds.INJECTION_KINDS[kind](kwh[home, days].copy(), other.copy(), random)
+        )
+        shows = is_visibly_changed(kwh[home, days], changed, usual[home])
         kwh[home, days] = np.where(shows[:, None], changed, kwh[home, days])
         if shows.any():
             planted.append(SimulatedEpisode(int(home), tuple(days[shows].tolist()), kind))
     return planted
 
 
-def _draw_nights(n_nights: int, kind: str, is_recent: bool, random: Random) -> Ints:
+def _draw_nights(n_nights: int, kind: str, is_recent: bool, random: RandomGenerator) -> Ints:
     third = max(1, n_nights // 3)
     first = int(
         n_nights - random.integers(1, 1 + (min(RECENT_NIGHTS, third) if is_recent else third))
     )
-    length = 1 if random.random() < 0.5 else int(random.integers(2, LASTING_NIGHTS + 1))
-    if kind in kinds.ONE_NIGHT:
+    length = 1 if random.random() < 0.5 else int(random.integers(2, EPISODE_NIGHTS + 1))
+    if kind in kinds.ONE_NIGHT_KINDS:
         length = 1
-    if kind in kinds.SLOW:
+    if kind in kinds.GRADUAL_KINDS:
         first, length = (
-            max(n_nights - third, min(first, n_nights - LASTING_NIGHTS // 2)),
-            LASTING_NIGHTS,
+            max(n_nights - third, min(first, n_nights - EPISODE_NIGHTS // 2)),
+            EPISODE_NIGHTS,
         )
     return np.arange(first, min(first + length, n_nights))

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from scipy.signal import lfilter
 
-from ml.kinds import SUPPLY_KWH
+from ml.kinds import SUPPLY_LIMIT_KWH
 from ml.schemas import HALF_HOURS
 from ml.simulate.habits import HouseholdBehaviour
 from ml.simulate.surroundings import WAKING_DAY_HOURS, Bools, FleetEnvironment, Floats
@@ -40,7 +40,7 @@ def simulate_readings(
     _add_night_timers(total, behaviour, environment, random)
     total *= np.float32(1000)
     total += random.random(total.shape, dtype=np.float32) - np.float32(0.5)
-    total = np.clip(np.rint(total), 0, SUPPLY_KWH * 1000) / np.float32(1000)
+    total = np.clip(np.rint(total), 0, SUPPLY_LIMIT_KWH * 1000) / np.float32(1000)
     return total.reshape(n, days, HALF_HOURS)
 
 
