@@ -29,7 +29,7 @@ SPEED_COLUMNS: Final = {
     "precision": pl.String,
     "batch_size": pl.Int64,
     "nights_per_second": pl.Float64,
-    "kept_mb": pl.Float64,
+    "saved_tensors_mb": pl.Float64,
     "peak_mb": pl.Float64,
 }
 SpeedRow = tuple[Precision, int, float, float, float | None]
@@ -69,7 +69,7 @@ def measure_training_speed(
 ) -> pl.DataFrame:
     """A row a precision and batch size, up to the batch whose step takes long.
 
-    `precision`, `batch_size`, `nights_per_second`, `kept_mb` (tensors that wait for the backward
+    `precision`, `batch_size`, `nights_per_second`, `saved_tensors_mb` (tensors that wait for the backward
     pass) and `peak_mb` (all that a step allocates at most; null but on a GPU). Batches repeat the
     household-nights `[N]` where there are fewer.
     """

@@ -265,13 +265,13 @@ def draw_latent_plane(plane: "LatentPlane") -> Figure:
 
 
 def draw_training_speed(measurements: pl.DataFrame, device: str) -> Figure:
-    """What `paces` measured: household-nights a second and memory, by batch size and precision."""
+    """What `measure_training_speed` measured: household-nights a second and memory, by batch size and precision."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     speed, memory = figure.subplots(1, 2)
     on_gpu = measurements["peak_mb"].is_not_null().any()
     for panel, column in (
         (speed, "nights_per_second"),
-        (memory, "peak_mb" if on_gpu else "kept_mb"),
+        (memory, "peak_mb" if on_gpu else "saved_tensors_mb"),
     ):
         for (precision,), rows in measurements.group_by("precision", maintain_order=True):
             colour, name = PRECISION_STYLES[str(precision)]

@@ -265,7 +265,7 @@ def test_the_last_bits_of_readings_make_no_difference() -> None:
             compute_history_features(each[:, :-1], each[:, -1:], usual_level_kwh(each[:, :-1]))
             for each in (kwh, rounded)
         )
-    for name in ("half_hours", "night"):
+    for name in ("half_hour_features", "night_features"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-3)
 
 

@@ -16,8 +16,8 @@ from tests.test_train import equal
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "BATCH_SIZES", (2, 8))
-    monkeypatch.setattr(pace, "SECONDS", 0.001)
-    monkeypatch.setattr(pace, "LONGEST_STEP", 60.0)
+    monkeypatch.setattr(pace, "MIN_TIMING_S", 0.001)
+    monkeypatch.setattr(pace, "MAX_STEP_S", 60.0)
 
 
 def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
@@ -37,13 +37,13 @@ def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
     assert set(table["precision"]) >= expected
     assert (table["nights_per_second"] > 0).all()
     # Four times the nights keep about four times the tensors: what is not of a night is small.
-    small, large = whole["kept_mb"]
+    small, large = whole["saved_tensors_mb"]
     assert 3 < large / small <= 4.01
 
 
 def test_mixed_precision_keeps_less(briefly: None) -> None:
     _, table = measured("batchnorm_autoencoder")
-    kept = {key[0]: rows["kept_mb"] for key, rows in table.group_by("precision")}
+    kept = {key[0]: rows["saved_tensors_mb"] for key, rows in table.group_by("precision")}
     (full, mixed) = (kept[name][1] - kept[name][0] for name in ("32-true", "bf16-mixed"))
     # What grows with the batch, and is not the weights' own copies in bfloat16.
     assert mixed < 0.8 * full
@@ -66,7 +66,7 @@ def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None
 def test_a_long_step_is_the_last_of_its_precision(
     briefly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "LONGEST_STEP", 0.0)
+    monkeypatch.setattr(pace, "MAX_STEP_S", 0.0)
     _, table = measured(fleets.SEED_MODEL)
     assert set(table["batch_size"]) == {2}
     assert set(table["precision"]) == set(pace.list_supported_precisions())

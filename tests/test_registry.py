@@ -80,7 +80,10 @@ def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
     assert [metric.step for metric in epochs] == list(range(len(epochs)))
     pictures = {Path(file.path).stem for file in client.list_artifacts(version.run_id, "pictures")}
     assert pictures == {"loss", "profiles", "scores", "latent", "pace"}
-    assert {"nights_per_second/32-true/16", "kept_mb/32-true/16"} <= run.data.metrics.keys()
+    assert {
+        "nights_per_second/32-true/16",
+        "saved_tensors_mb/32-true/16",
+    } <= run.data.metrics.keys()
     assert run.data.params["device"]
 
 

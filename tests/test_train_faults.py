@@ -294,7 +294,7 @@ def test_windows_on_a_gpu_are_those_of_the_host(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept there, or sent batch by batch where they do not fit."""
-    monkeypatch.setattr("ml.windows.RESIDENT_SHARE", share)
+    monkeypatch.setattr("ml.windows.MAX_DEVICE_MEMORY_SHARE", share)
     known, places = fleets.fleet(fleets.kwh(4, 60)), torch.arange(240)
     on_gpu, host = (FleetWindows(known, 45, MIN_READINGS) for _ in range(2))
     on_gpu.move_to_device(torch.device("cuda"))
