@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.schemas import HALF_HOURS, filled
+from ml.schemas import HALF_HOURS, readings_as_array
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -195,7 +195,7 @@ def _scatter_readings(
     )
     h = within.get_column("household_id").cast(pl.Enum(household_ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
-    kwh[h, d] = filled(within).to_numpy()
+    kwh[h, d] = readings_as_array(within).to_numpy()
 
 
 def scale_fleet(fleet: Fleet, min_readings: int) -> ScaledFleet:

@@ -6,8 +6,8 @@ import dataframely as dy
 import polars as pl
 
 HALF_HOURS: Final = 48
-STATUSES: Final = ("scored", "cold_start", "incomplete", "missing")
-REASONS: Final = (
+SCORE_STATUSES: Final = ("scored", "cold_start", "incomplete", "missing")
+ANOMALY_REASONS: Final = (
     "spike",
     "outage",
     "stuck",
@@ -17,7 +17,7 @@ REASONS: Final = (
     "shifted",
     "unusual_shape",
 )
-RULES: Final = (
+QUARANTINE_RULES: Final = (
     "null",
     "not_a_number",
     "sentinel",
@@ -31,7 +31,7 @@ RULES: Final = (
 )
 
 
-class Days(dy.Schema):
+class HouseholdNights(dy.Schema):
     """The lake: one row a household-day, 48 half-hours from 00:00 UTC, null where missing.
 
     `n_readings` counts them: whoever asks for gaps need not read a trial of readings.
@@ -43,10 +43,10 @@ class Days(dy.Schema):
     kwh = dy.Array(dy.Float32(nullable=True), HALF_HOURS)
 
 
-def filled(days: pl.DataFrame) -> pl.Series:
+def readings_as_array(household_nights: pl.DataFrame) -> pl.Series:
     """The readings of household-days [n, 48], NaN instead of null."""
-    flat = days.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
-    return flat.reshape((days.height, HALF_HOURS))
+    flat = household_nights.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
+    return flat.reshape((household_nights.height, HALF_HOURS))
 
 
 class Quarantine(dy.Schema):
@@ -55,7 +55,7 @@ class Quarantine(dy.Schema):
     household_id = dy.String(nullable=True)
     ts_utc = dy.Datetime(time_unit="us", nullable=True)
     value = dy.String(nullable=True)
-    rule = dy.Enum(RULES)
+    rule = dy.Enum(QUARANTINE_RULES)
     file = dy.String()
 
 
@@ -95,7 +95,7 @@ class Scores(dy.Schema):
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
-    status = dy.Enum(STATUSES)
+    status = dy.Enum(SCORE_STATUSES)
     n_readings = dy.Int16(min=0, max=HALF_HOURS)
     score = dy.Float32(nullable=True)
     p_value = dy.Float32(nullable=True, min=0, max=1)
@@ -104,7 +104,7 @@ class Scores(dy.Schema):
     rank = dy.Int32(nullable=True, min=1)
     actual_kwh = dy.Float32(nullable=True)
     expected_kwh = dy.Float32(nullable=True)
-    reason = dy.Enum(REASONS, nullable=True)
+    reason = dy.Enum(ANOMALY_REASONS, nullable=True)
     model_version = dy.String()
 
 
@@ -121,7 +121,7 @@ class Anomalies(dy.Schema):
     excess_kwh = dy.Float32()
     score = dy.Float32()
     p_value = dy.Float32()
-    reason = dy.Enum(REASONS)
+    reason = dy.Enum(ANOMALY_REASONS)
     rank = dy.Int32(min=1)
     model_version = dy.String()
 
@@ -134,7 +134,7 @@ class Episodes(dy.Schema):
     last_night = dy.Date()
     nights = dy.Int32(min=1)
     excess_kwh = dy.Float32()
-    reason = dy.Enum(REASONS)
+    reason = dy.Enum(ANOMALY_REASONS)
     is_open = dy.Bool()
 
 
@@ -147,24 +147,24 @@ class Nights(dy.Schema):
     opened = dy.Int32(min=0)
     opened_per_1000 = dy.Float32(min=0)
     alert_budget = dy.Float32(min=0)
-    common_movement = dy.Float32()
-    tail_height = dy.Float32(min=0)
-    tail_height_learnt = dy.Float32(min=0)
+    fleet_shift = dy.Float32()
+    tail_inflation = dy.Float32(min=0)
+    calibration_tail_inflation = dy.Float32(min=0)
     calibration_size = dy.Int32(min=0)
     model_version = dy.String()
 
 
-class RawScores(dy.Schema):
+class ScoreCacheRows(dy.Schema):
     """What a night came to by itself, kept so that it need not be computed again."""
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
-    raw = dy.Float32(nullable=True)
-    rarity = dy.Float64(nullable=True)
+    log_odds = dy.Float32(nullable=True)
+    surprisal = dy.Float64(nullable=True)
     fingerprint = dy.String()
 
 
-class Truth(dy.Schema):
+class InjectedAnomalies(dy.Schema):
     """What a simulation planted: one row a household-night."""
 
     household_id = dy.String(primary_key=True)
@@ -183,14 +183,14 @@ class Deliveries(dy.Schema):
     ingested_at_utc = dy.Datetime(time_unit="us")
     rows_in = dy.Int64(min=0)
     rows_kept = dy.Int64(min=0)
-    rows_set_aside = dy.Int64(min=0)
+    rows_quarantined = dy.Int64(min=0)
     rows_repeated = dy.Int64(min=0)
     households = dy.Int64(min=0)
     first_ts_utc = dy.Datetime(time_unit="us", nullable=True)
     last_ts_utc = dy.Datetime(time_unit="us", nullable=True)
 
 
-class Spans(dy.Schema):
+class DeliverySpans(dy.Schema):
     """From when to when a delivered file has readings of each household it holds."""
 
     delivery = dy.String(primary_key=True)
@@ -211,6 +211,6 @@ class Runs(dy.Schema):
     last_night = dy.Date(nullable=True)
     rows_in = dy.Int64(nullable=True)
     rows_kept = dy.Int64(nullable=True)
-    rows_set_aside = dy.Int64(nullable=True)
+    rows_quarantined = dy.Int64(nullable=True)
     model_version = dy.String(nullable=True)
     message = dy.String(nullable=True)

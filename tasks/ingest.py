@@ -19,7 +19,7 @@ from ml.errors import UserError
 from ml.ingest.conflicts import LAKE, Given, present, resolve
 from ml.ingest.delivered import ABOUT, readings, recognise
 from ml.ingest.rules import about, household_days, sift, spans, widest
-from ml.schemas import filled
+from ml.schemas import readings_as_array
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
 from tasks.settings import settings
@@ -224,7 +224,7 @@ def _merged(month: date) -> Merged:
     given = _given(month)
     if not given:
         return Merged(month, is_changed=False, n_present=present(held, call))
-    resolved = resolve([Given(LAKE, held.with_columns(kwh=filled(held))), *given])
+    resolved = resolve([Given(LAKE, held.with_columns(kwh=readings_as_array(held))), *given])
     if resolved.aside.height:
         keep(resolved.aside, lake.staging() / f"aside/month={month:%Y-%m}.arrow")
     is_changed = not resolved.days.equals(held)

@@ -34,20 +34,20 @@ Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
 Table = Literal["scores", "anomalies", "episodes", "nights"]
 
 SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
-    "days": schemas.Days,
+    "days": schemas.HouseholdNights,
     "households": schemas.Households,
     "weather": schemas.Weather,
     "holidays": schemas.Holidays,
     "tariffs": schemas.Tariffs,
     "deliveries": schemas.Deliveries,
     "quarantine": schemas.Quarantine,
-    "spans": schemas.Spans,
+    "spans": schemas.DeliverySpans,
     "runs": schemas.Runs,
     "scores": schemas.Scores,
     "anomalies": schemas.Anomalies,
     "episodes": schemas.Episodes,
     "nights": schemas.Nights,
-    "raw_scores": schemas.RawScores,
+    "raw_scores": schemas.ScoreCacheRows,
 }
 
 
@@ -139,7 +139,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
 def replace_month(month: date, days: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one month of the lake; rows come sorted by night and household."""
     path = (root or home()) / f"lake/days/month={month:%Y-%m}/days.parquet"
-    replace(path, schemas.Days.validate(days))
+    replace(path, schemas.HouseholdNights.validate(days))
 
 
 def replace_reference(name: Reference, frame: pl.DataFrame, root: Path | None = None) -> None:
@@ -162,7 +162,7 @@ def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
 def remember_night(night: date, raw_scores: pl.DataFrame) -> None:
     """Keep what a network made of a night."""
     path = home() / f"memory/raw_scores/night={night}/raw_scores.parquet"
-    replace(path, schemas.RawScores.validate(raw_scores))
+    replace(path, schemas.ScoreCacheRows.validate(raw_scores))
 
 
 @contextmanager

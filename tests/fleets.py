@@ -9,7 +9,7 @@ import torch
 from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet
 from ml.models.network import Windows
-from ml.schemas import Days, Holidays, Households, Tariffs, Weather
+from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
 from ml.score import calibrate_detector
 from ml.windows import FleetWindows
 
@@ -54,7 +54,7 @@ def days(readings: np.ndarray, start: date = START) -> pl.DataFrame:
         }
     )
     kept = frame.filter(np.isfinite(readings).any(axis=2).ravel())
-    return Days.validate(kept.sort("night", "household_id"))
+    return HouseholdNights.validate(kept.sort("night", "household_id"))
 
 
 def references() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

@@ -81,7 +81,7 @@ def days() -> pl.DataFrame:
     rows = [
         (night, household, 48 - kwh.count(None), kwh) for (household, night), kwh in READ.items()
     ]
-    return table(schemas.Days, rows)
+    return table(schemas.HouseholdNights, rows)
 
 
 def scores() -> pl.DataFrame:

@@ -39,7 +39,7 @@ from ml.benchmark.reasons import (
 from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
 from ml.kinds import EPISODE_NIGHTS, GRADUAL_KINDS, ONE_NIGHT_KINDS
-from ml.schemas import REASONS
+from ml.schemas import ANOMALY_REASONS
 from tests import fleets
 
 NIGHTS = slice(40, 96)
@@ -373,7 +373,9 @@ def test_fusion_is_maximum_surprisal_of_rules() -> None:
 
 def test_every_kind_has_correct_reasons() -> None:
     assert tuple(CORRECT_REASONS) == KIND_NAMES
-    assert all(reasons and set(reasons) <= set(REASONS) for reasons in CORRECT_REASONS.values())
+    assert all(
+        reasons and set(reasons) <= set(ANOMALY_REASONS) for reasons in CORRECT_REASONS.values()
+    )
 
 
 def test_reasons_are_counted_by_kind_for_found_nights() -> None:

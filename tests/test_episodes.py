@@ -5,7 +5,7 @@ from datetime import date, timedelta
 import polars as pl
 
 from ml.episodes import episodes
-from ml.schemas import REASONS
+from ml.schemas import ANOMALY_REASONS
 
 FIRST = date(2013, 6, 1)
 
@@ -16,7 +16,7 @@ def flagged(household_id: str, offsets: list[int], reasons: list[str]) -> pl.Dat
             "household_id": [household_id] * len(offsets),
             "night": pl.Series([FIRST + timedelta(days=i) for i in offsets], dtype=pl.Date),
             "excess_kwh": pl.Series([1.5] * len(offsets), dtype=pl.Float32),
-            "reason": pl.Series(reasons, dtype=pl.Enum(REASONS)),
+            "reason": pl.Series(reasons, dtype=pl.Enum(ANOMALY_REASONS)),
         }
     )
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml.ingest.stamps import read
-from ml.schemas import RULES
+from ml.schemas import QUARANTINE_RULES
 from tasks import lake, warehouse
 from tasks.delivered import Table, about_rows, tables
 from tasks.ingest import groups, stage
@@ -157,7 +157,7 @@ def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
 
 
 def test_every_rule_of_a_single_row_is_met_above() -> None:
-    assert {rule for *_, rule in BROKEN} | {"duplicate", "superseded"} == set(RULES)
+    assert {rule for *_, rule in BROKEN} | {"duplicate", "superseded"} == set(QUARANTINE_RULES)
 
 
 def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) -> None:

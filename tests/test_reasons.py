@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ml.reasons import USUAL_NIGHTS, explain, past_nights, reasons, run_lengths, spans
-from ml.schemas import REASONS
+from ml.schemas import ANOMALY_REASONS
 
 CLOCK = np.arange(48)
 HALF_HOUR = timedelta(minutes=30)
@@ -151,7 +151,7 @@ def test_any_night_has_a_reason_and_its_own(
 ) -> None:
     """Whatever is flagged beside it."""
     together = reasons(actual, expected, past)
-    assert set(together) <= set(REASONS)
+    assert set(together) <= set(ANOMALY_REASONS)
     assert together[1:2] == reasons(actual[1:2], expected[1:2], past[1:2])
 
 

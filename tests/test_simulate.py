@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ml.errors import UserError
 from ml.kinds import MIN_VISIBLE_SHARE
-from ml.schemas import Truth
+from ml.schemas import InjectedAnomalies
 from ml.simulate import fleet
 from ml.simulate.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
 from ml.simulate.dirt import SENTINEL_KWH
@@ -133,7 +133,7 @@ def test_truth_marks_exactly_the_injected_nights(out: Path, receipt: SimulateRec
 
 
 def test_truth_is_valid_and_covers_recent_nights(out: Path, receipt: SimulateReceipt) -> None:
-    truth = Truth.validate(pl.read_parquet(out / "truth.parquet"))
+    truth = InjectedAnomalies.validate(pl.read_parquet(out / "truth.parquet"))
     assert set(truth["kind"]) <= set(SIMULATED_KINDS)
     # 3 % of 300 households are 9; one whose change would not show may be left out.
     assert 8 <= receipt.n_injected_households <= 9

@@ -9,7 +9,7 @@ import polars as pl
 import polars.selectors as cs
 import pytest
 
-from ml.schemas import RULES
+from ml.schemas import QUARANTINE_RULES
 from tasks import lake, warehouse
 from tests import small_home
 from tests.small_home import NIGHTS
@@ -497,7 +497,7 @@ def test_superseded_readings_of_earlier_files_add_up(name: str) -> None:
     )
     aside = small_home.quarantine().with_columns(
         file=pl.Series(["block.csv", "block.csv", name]),
-        rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(RULES)),
+        rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(QUARANTINE_RULES)),
     )
     lake.replace_ledger("deliveries", "second", entry)
     lake.replace_ledger("quarantine", "second", aside)

@@ -16,7 +16,7 @@ from ml.benchmark.plant import KIND_NAMES
 from ml.benchmark.reasons import CORRECT_REASONS
 from ml.features import FloatArray
 from ml.kinds import EPISODE_NIGHTS
-from ml.schemas import REASONS
+from ml.schemas import ANOMALY_REASONS
 
 HIGHLIGHT_COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227", "#5b6bb5")
 MUTED_COLOUR: Final = "#c3c7ca"
@@ -162,7 +162,7 @@ def draw_reasons(reason_table: pl.DataFrame, detector: str) -> Figure:
 
     `nights`: kind, and a column of counts for each of `REASONS`.
     """
-    counts = reason_table.select(REASONS).to_numpy().astype(float)
+    counts = reason_table.select(ANOMALY_REASONS).to_numpy().astype(float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(7.5, 1.6 + 0.32 * len(counts)), layout="constrained")
     panel = figure.subplots()
@@ -170,13 +170,15 @@ def draw_reasons(reason_table: pl.DataFrame, detector: str) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if share[row, column] > 0.6 else TEXT_COLOUR
         panel.text(column, row, f"{count:.0f}", ha="center", va="center", color=shade, fontsize=7)
-        if REASONS[column] in CORRECT_REASONS.get(reason_table["kind"][row], ()):
+        if ANOMALY_REASONS[column] in CORRECT_REASONS.get(reason_table["kind"][row], ()):
             corner = (column - 0.46, row - 0.44)
             panel.add_patch(
                 Rectangle(corner, 0.92, 0.88, fill=False, ec=HIGHLIGHT_COLOURS[1], lw=1.4)
             )
     panel.set_xticks(
-        range(len(REASONS)), [_replace_underscores(reason) for reason in REASONS], fontsize=8
+        range(len(ANOMALY_REASONS)),
+        [_replace_underscores(reason) for reason in ANOMALY_REASONS],
+        fontsize=8,
     )
     panel.set_yticks(
         range(len(counts)),

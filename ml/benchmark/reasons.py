@@ -8,7 +8,7 @@ import polars as pl
 from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth
 from ml.features import Fleet, FloatArray
 from ml.reasons import past_nights, reasons
-from ml.schemas import REASONS
+from ml.schemas import ANOMALY_REASONS
 
 NO_INJECTION: Final = "nothing injected"
 CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
@@ -51,14 +51,14 @@ def count_reasons_by_kind(
 def tabulate_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
     """A row a kind, nothing last: a count of each reason, and what share of them is right."""
     kinds = pl.DataFrame({"kind": [*KIND_NAMES, NO_INJECTION]})
-    by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in REASONS]
+    by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in ANOMALY_REASONS]
     counts = (
         _grade_reasons(reason_counts)
         .group_by("kind")
         .agg(*by_reason, _share_of_nights("is_right").alias("right"))
     )
     joined = kinds.join(counts, on="kind", how="left", maintain_order="left")
-    return joined.with_columns(pl.col(REASONS).fill_null(0))
+    return joined.with_columns(pl.col(ANOMALY_REASONS).fill_null(0))
 
 
 def describe_reason_accuracy(reason_counts: pl.DataFrame) -> str:

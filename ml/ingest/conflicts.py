@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ml.ingest.rules import HALF_HOUR_US, RULE, Bools, Indices, Readings
-from ml.schemas import HALF_HOURS, filled
+from ml.schemas import HALF_HOURS, readings_as_array
 
 LAKE: Final = -1  # the rank of what earlier calls delivered
 ASIDE: Final = pl.Schema(
@@ -105,7 +105,7 @@ def present(days: pl.DataFrame, spans: pl.DataFrame) -> int:
         for name in ("first_ts_utc", "last_ts_utc")
     )
     slot = np.arange(HALF_HOURS)
-    is_read = ~np.isnan(filled(inside).to_numpy())
+    is_read = ~np.isnan(readings_as_array(inside).to_numpy())
     return int(np.count_nonzero(is_read & (first <= slot) & (slot <= last)))
 
 

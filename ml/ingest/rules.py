@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ml.ingest.stamps import read, text
-from ml.schemas import HALF_HOURS, RULES
+from ml.schemas import HALF_HOURS, QUARANTINE_RULES
 
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
@@ -23,7 +23,7 @@ SENTINELS: Final = (4294967.295, 2147483.647, 4294967295.0, 2147483647.0)
 EARLIEST: Final = datetime(2000, 1, 1)
 LATEST: Final = datetime(2099, 12, 31, 23, 30)
 NULLS: Final = ("Null", "null", "NULL")
-RULE: Final = pl.Enum(RULES)
+RULE: Final = pl.Enum(QUARANTINE_RULES)
 # As many household-days may be laid out empty.
 MOST_EMPTY: Final = 1_000_000
 

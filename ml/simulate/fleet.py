@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.schemas import Truth
+from ml.schemas import InjectedAnomalies
 from ml.simulate import dirt, homes
 from ml.simulate.anomalies import ANOMALOUS_HOUSEHOLD_SHARE, SimulatedEpisode, inject_episodes
 from ml.simulate.habits import draw_behaviour
@@ -152,4 +152,4 @@ def _build_truth(
         for day in episode.night_indices
     ]
     columns = {"household_id": pl.String, "night": pl.Date, "kind": pl.String}
-    return Truth.validate(pl.DataFrame(rows, schema=columns, orient="row"))
+    return InjectedAnomalies.validate(pl.DataFrame(rows, schema=columns, orient="row"))
