@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.ingest.stamps import read
+from ml.ingest.stamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
 from tasks import lake, warehouse
 from tasks.delivered import Table, about_rows, tables
@@ -296,7 +296,7 @@ STAMPS = [
 def test_a_stamp_means_the_same_whatever_stands_beside_it(
     cells: list[tuple[str | None, datetime | None]],
 ) -> None:
-    found = read(pl.Series([cell for cell, _ in cells], dtype=pl.String))
+    found = parse_timestamps(pl.Series([cell for cell, _ in cells], dtype=pl.String))
     assert found.to_list() == [meant for _, meant in cells]
 
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from ml.errors import UserError
 from ml.ingest.delivered import ABOUT, PRICES, Shape
-from ml.ingest.stamps import read, stamp, text
+from ml.ingest.stamps import parse_timestamps, select_timestamp, strip_text
 from ml.schemas import Holidays, Households, Tariffs, Weather
 
 KEYS: Final = {
@@ -65,11 +65,11 @@ def registered(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _texts(rows: pl.DataFrame, column: str) -> pl.Series:
-    return rows.select(text(column)).to_series()
+    return rows.select(strip_text(column)).to_series()
 
 
 def _stamps(rows: pl.DataFrame, column: str) -> pl.Series:
-    ts = read(rows.select(stamp(column, rows.schema[column])).to_series())
+    ts = parse_timestamps(rows.select(select_timestamp(column, rows.schema[column])).to_series())
     return _whole(ts, _texts(rows, column), column, "no time")
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.stamps import stamp
+from ml.ingest.stamps import select_timestamp
 
 Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
 READING: Final = ("household_id", "ts_utc", "kwh")
@@ -131,7 +131,7 @@ def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
     about = {name: theirs for name, theirs in shape.optional.items() if theirs in dtypes}
     return frame.select(
         pl.col(household).cast(pl.String).alias("household_id"),
-        stamp(when, dtypes[when]),
+        select_timestamp(when, dtypes[when]),
         pl.col(kwh).alias("value"),
         _number(kwh, dtypes[kwh]).alias("kwh"),
         *(pl.col(theirs).cast(pl.String).alias(name) for name, theirs in about.items()),

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.ingest.stamps import read, text
+from ml.ingest.stamps import parse_timestamps, strip_text
 from ml.schemas import HALF_HOURS, QUARANTINE_RULES
 
 Bools = NDArray[np.bool_]
@@ -89,14 +89,16 @@ class Sifted:
 
 def sift(delivered: pl.DataFrame, supply_limit_kwh: float) -> Sifted:
     """Split rows into those that keep every rule and those set aside, with the rule."""
-    stamped = delivered.with_columns(read(delivered.get_column("stamp")).alias("ts_utc"))
+    stamped = delivered.with_columns(
+        parse_timestamps(delivered.get_column("stamp")).alias("ts_utc")
+    )
     measured = stamped.lazy().with_columns(*_measured(supply_limit_kwh))
     rows = measured.collect(engine="streaming")  # a piece at a time stays in a core's cache
     names, household = _households(rows.get_column("household_id"))
     is_good = rows.get_column("is_plain").to_numpy() & (household >= 0)
     odd = np.flatnonzero(~is_good)
     first = [pl.when(test).then(pl.lit(rule, RULE)) for rule, test in _violations(supply_limit_kwh)]
-    suspects = rows[odd].with_columns(text("household_id"), text("value"))
+    suspects = rows[odd].with_columns(strip_text("household_id"), strip_text("value"))
     judged = suspects.with_columns(rule=pl.coalesce(first))
     is_good[odd] = judged.get_column("rule").is_null().to_numpy()
     bad = judged.filter(pl.col("rule").is_not_null()).select(
@@ -127,7 +129,7 @@ def household_days(sifted: Sifted) -> tuple[pl.DataFrame, pl.DataFrame]:
         }
     )
     taken = sifted.delivered(again).select(
-        text("household_id"),
+        strip_text("household_id"),
         pl.Series("ts_utc", sifted.half_hour[again] * np.int64(HALF_HOUR_US)).cast(
             pl.Datetime("us")
         ),
@@ -194,7 +196,7 @@ def _households(ids: pl.Series) -> tuple[pl.Series, Codes]:
     Text is looked at once a run of equal cells, as most files are sorted by household.
     """
     runs = ids.rle()
-    values = runs.struct.unnest().select(text("value")).to_series()
+    values = runs.struct.unnest().select(strip_text("value")).to_series()
     names = values.drop_nulls().unique().sort()
     codes = values.cast(pl.Enum(names)).to_physical().cast(pl.Int32).fill_null(-1).to_numpy()
     return names, np.repeat(codes, runs.struct.field("len").to_numpy())
@@ -222,6 +224,6 @@ def widest(parts: list[pl.DataFrame]) -> pl.DataFrame:
 def about(sifted: Sifted, columns: Iterable[str]) -> pl.DataFrame:
     """What good rows say of their households besides readings: one row a household."""
     starts = np.flatnonzero(np.diff(sifted.household, prepend=-1))
-    told = sifted.delivered(starts).with_columns(text("household_id"))
-    every = told.group_by("household_id").agg(text(name).max() for name in columns)
+    told = sifted.delivered(starts).with_columns(strip_text("household_id"))
+    every = told.group_by("household_id").agg(strip_text(name).max() for name in columns)
     return every.sort("household_id")
