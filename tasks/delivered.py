@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from ml.errors import UserError
-from ml.ingest.delivered import clean
+from ml.ingest.delivered import clean_column_name
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
 BATCH_ROWS: Final = 2_000_000
@@ -79,7 +79,7 @@ def columns(table: Table) -> list[str]:
     if table.member is None and packing(table.path) == "parquet":
         _check_parquet(table)
         with _readable(table.file):
-            return [clean(name) for name in pl.read_parquet_schema(table.path)]
+            return [clean_column_name(name) for name in pl.read_parquet_schema(table.path)]
     with _readable(table.file), _stream(table) as stream:
         header = next(
             (line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip()), b""
@@ -87,7 +87,7 @@ def columns(table: Table) -> list[str]:
         if not header:
             raise UserError(f"{table.file}: is empty")
         names = pl.read_csv(BytesIO(header), infer_schema=False).columns
-    return [clean(name) for name in names]
+    return [clean_column_name(name) for name in names]
 
 
 def digest(table: Table) -> str:
@@ -224,7 +224,7 @@ def _scan_csv(path: Path) -> pl.LazyFrame:
 
 def _clean(frame: pl.LazyFrame) -> pl.LazyFrame:
     names = frame.collect_schema().names()
-    return frame.rename({name: clean(name) for name in names})
+    return frame.rename({name: clean_column_name(name) for name in names})
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from ml.errors import UserError
-from ml.ingest.delivered import HOUSEHOLD_COLUMNS, Kind, Shape, recognise
+from ml.ingest.delivered import HOUSEHOLD_ID_COLUMNS, TableFormat, TableKind, recognise_format
 from tasks import lake
 from tasks.delivered import SUFFIXES, Table, columns, naming, tables
 
-COMPANIONS: Final[tuple[Kind, ...]] = ("households", "weather", "holidays", "tariffs")
+COMPANIONS: Final[tuple[TableKind, ...]] = ("households", "weather", "holidays", "tariffs")
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Found:
     """What a call delivers, in the order of file names; nothing in it depends on argument order."""
 
     readings: list[Table] = field(default_factory=list)
-    companions: list[tuple[Kind, Table]] = field(default_factory=list)
+    companions: list[tuple[TableKind, Table]] = field(default_factory=list)
     left_aside: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -30,7 +30,7 @@ class _Candidate:
     is_named: bool
 
 
-def discover(sources: list[str], options: Mapping[Kind, str | None]) -> Found:
+def discover(sources: list[str], options: Mapping[TableKind, str | None]) -> Found:
     """Find the delivered tables of files, directories and globs, and their companions."""
     found = Found()
     named = list(_candidates(sources, found))
@@ -105,10 +105,10 @@ def _examine(candidate: _Candidate, found: Found) -> None:
 
 def _sort_in(table: Table, names: list[str], is_named: bool, found: Found) -> None:
     try:
-        shape = recognise(names)
+        shape = recognise_format(names)
     except UserError as error:
         message = f"{table.file}: {error}"
-        is_failure = is_named or HOUSEHOLD_COLUMNS & {*names}
+        is_failure = is_named or HOUSEHOLD_ID_COLUMNS & {*names}
         (found.failures if is_failure else found.left_aside).append(message)
         return
     if shape.kind == "readings":
@@ -131,14 +131,14 @@ def _adopt(path: Path, found: Found) -> None:
     """Take a file beside the named ones where it is a companion; another is nobody's fault."""
     try:
         for table in tables(path, path.name):
-            shape = recognise(columns(table))
+            shape = recognise_format(columns(table))
             if shape.kind in COMPANIONS:
                 found.companions.append((shape.kind, table))
     except UserError:
         return
 
 
-def _take(kind: Kind, path: Path, found: Found) -> None:
+def _take(kind: TableKind, path: Path, found: Found) -> None:
     """Take the companion that an option names."""
     try:
         if not path.exists():
@@ -151,7 +151,7 @@ def _take(kind: Kind, path: Path, found: Found) -> None:
         found.failures.append(str(error))
 
 
-def _shape(table: Table) -> Shape:
+def _shape(table: Table) -> TableFormat:
     names = columns(table)
     with naming(table.file):
-        return recognise(names)
+        return recognise_format(names)

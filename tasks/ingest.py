@@ -17,7 +17,7 @@ import polars as pl
 
 from ml.errors import UserError
 from ml.ingest.conflicts import LAKE, Given, present, resolve
-from ml.ingest.delivered import ABOUT, readings, recognise
+from ml.ingest.delivered import HOUSEHOLD_ATTRIBUTES, recognise_format, select_readings
 from ml.ingest.rules import about, household_days, sift, spans, widest
 from ml.schemas import readings_as_array
 from tasks import lake, task
@@ -154,7 +154,7 @@ def side_by_side() -> joblib.Parallel:
 
 def _standard(table: Table, frame: pl.LazyFrame) -> pl.LazyFrame:
     with naming(table.file):
-        return readings(frame, recognise(frame.collect_schema()))
+        return select_readings(frame, recognise_format(frame.collect_schema()))
 
 
 def _is_known(delivery: str, rank: int) -> bool:
@@ -174,7 +174,7 @@ def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> _Part:
     days, taken = household_days(sifted)
     _keep_months(work, part, "days", days)
     _keep_months(work, part, "taken", taken)
-    names = [name for name in ABOUT if name in rows.columns]
+    names = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
     return _Part(rows.height, spans(days), about(sifted, names) if names else None)
 
 

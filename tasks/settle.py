@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from ml.errors import UserError
 from ml.ingest.companions import KEYS, companion, merged, registered
 from ml.ingest.conflicts import ASIDE, LAKE
-from ml.ingest.delivered import Kind, recognise
+from ml.ingest.delivered import TableKind, recognise_format
 from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
 from tasks.delivered import Table, naming, read
@@ -210,7 +210,7 @@ def _covered(months: list[Merged]) -> dict[str, Any]:
 
 
 def _references(
-    companions: list[tuple[Kind, Table]], new: list[Staged], failures: list[str]
+    companions: list[tuple[TableKind, Table]], new: list[Staged], failures: list[str]
 ) -> list[str]:
     """Prepare the references that this call changes; their names."""
     given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
@@ -234,7 +234,7 @@ def _references(
 def _companion(table: Table) -> pl.DataFrame:
     rows = read(table, lake.staging() / "companion")
     with naming(table.file):
-        return companion(rows, recognise(rows.columns))
+        return companion(rows, recognise_format(rows.columns))
 
 
 def _refer(name: lake.Reference, given: list[pl.DataFrame]) -> bool:

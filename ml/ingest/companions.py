@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.delivered import ABOUT, PRICES, Shape
+from ml.ingest.delivered import HOUSEHOLD_ATTRIBUTES, TARIFF_PRICES, TableFormat
 from ml.ingest.stamps import parse_timestamps, select_timestamp, strip_text
 from ml.schemas import Holidays, Households, Tariffs, Weather
 
@@ -24,7 +24,7 @@ SCHEMAS: Final = {
 }
 
 
-def companion(rows: pl.DataFrame, shape: Shape) -> pl.DataFrame:
+def companion(rows: pl.DataFrame, shape: TableFormat) -> pl.DataFrame:
     """A delivered companion as its reference table, one row a key, sorted.
 
     Raises:
@@ -41,10 +41,10 @@ def companion(rows: pl.DataFrame, shape: Shape) -> pl.DataFrame:
     }
     names = schema.column_names()
     table = pl.DataFrame(
-        [read.get(name, _texts)(rows, shape.required[name]).alias(name) for name in names]
+        [read.get(name, _texts)(rows, shape.required_columns[name]).alias(name) for name in names]
     )
     if table.get_column(key).null_count():
-        raise UserError(f"column {shape.required[key]!r} has empty cells")
+        raise UserError(f"column {shape.required_columns[key]!r} has empty cells")
     unique = table.sort(*names).unique(subset=key, keep="last", maintain_order=True)
     refused = schema.filter(unique, cast=True).failure.counts()
     if refused:
@@ -59,7 +59,7 @@ def merged(parts: list[pl.DataFrame], key: str) -> pl.DataFrame:
 
 def registered(parts: list[pl.DataFrame]) -> pl.DataFrame:
     """The register of households out of several: the last that says something wins, column-wise."""
-    last = [pl.col(name).drop_nulls().last() for name in ABOUT]
+    last = [pl.col(name).drop_nulls().last() for name in HOUSEHOLD_ATTRIBUTES]
     every = pl.concat(parts, how="diagonal").group_by("household_id", maintain_order=True)
     return every.agg(last).sort("household_id")
 
@@ -84,8 +84,8 @@ def _numbers(rows: pl.DataFrame, column: str) -> pl.Series:
 
 def _prices(rows: pl.DataFrame, column: str) -> pl.Series:
     written = _texts(rows, column)
-    price = written.cast(pl.Enum(PRICES), strict=False)
-    return _whole(price, written, column, f"none of {', '.join(PRICES)}")
+    price = written.cast(pl.Enum(TARIFF_PRICES), strict=False)
+    return _whole(price, written, column, f"none of {', '.join(TARIFF_PRICES)}")
 
 
 def _whole(read: pl.Series, written: pl.Series, column: str, fault: str) -> pl.Series:

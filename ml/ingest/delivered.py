@@ -9,136 +9,150 @@ import polars as pl
 from ml.errors import UserError
 from ml.ingest.stamps import select_timestamp
 
-Kind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
-READING: Final = ("household_id", "ts_utc", "kwh")
-ABOUT: Final = ("tariff", "acorn", "acorn_group")
-HOUSEHOLD_COLUMNS: Final = frozenset({"LCLid", "household_id"})
-PRICES: Final = ("Low", "Normal", "High")
+TableKind = Literal["readings", "households", "weather", "holidays", "tariffs", "other"]
+READING_COLUMNS: Final = ("household_id", "ts_utc", "kwh")
+HOUSEHOLD_ATTRIBUTES: Final = ("tariff", "acorn", "acorn_group")
+HOUSEHOLD_ID_COLUMNS: Final = frozenset({"LCLid", "household_id"})
+TARIFF_PRICES: Final = ("Low", "Normal", "High")
 
 
 @dataclass(frozen=True)
-class Shape:
+class TableFormat:
     """A delivered table: our names of its columns against theirs."""
 
-    kind: Kind
+    kind: TableKind
     title: str
-    required: dict[str, str]
-    optional: dict[str, str] = field(default_factory=dict)
-    takes_others: bool = False
+    required_columns: dict[str, str]
+    optional_columns: dict[str, str] = field(default_factory=dict)
+    allows_extra_columns: bool = False
 
-    def fits(self, columns: frozenset[str]) -> bool:
+    def matches_columns(self, columns: frozenset[str]) -> bool:
         """Whether a table with these columns has this shape."""
-        required = frozenset(self.required.values())
-        known = required | frozenset(self.optional.values())
-        return required <= columns and (self.takes_others or columns <= known)
+        required = frozenset(self.required_columns.values())
+        known = required | frozenset(self.optional_columns.values())
+        return required <= columns and (self.allows_extra_columns or columns <= known)
 
     @property
-    def expected(self) -> str:
+    def expected_columns(self) -> str:
         """The columns, for a message."""
-        optional = "".join(f" [{name}]" for name in self.optional.values())
-        return ", ".join(self.required.values()) + optional
+        optional = "".join(f" [{name}]" for name in self.optional_columns.values())
+        return ", ".join(self.required_columns.values()) + optional
 
 
-_ABOUT: Final = dict(zip(ABOUT, ("stdorToU", "Acorn", "Acorn_grouped"), strict=True))
-READINGS: Final = (
-    Shape(
-        "readings", "Kaggle", dict(zip(READING, ("LCLid", "tstp", "energy(kWh/hh)"), strict=True))
+_DATASTORE_ATTRIBUTES: Final = dict(
+    zip(HOUSEHOLD_ATTRIBUTES, ("stdorToU", "Acorn", "Acorn_grouped"), strict=True)
+)
+READING_FORMATS: Final = (
+    TableFormat(
+        "readings",
+        "Kaggle",
+        dict(zip(READING_COLUMNS, ("LCLid", "tstp", "energy(kWh/hh)"), strict=True)),
     ),
     *(
-        Shape(
+        TableFormat(
             "readings",
             "Datastore",
-            dict(zip(READING, ("LCLid", "DateTime", kwh), strict=True)),
-            _ABOUT,
+            dict(zip(READING_COLUMNS, ("LCLid", "DateTime", kwh), strict=True)),
+            _DATASTORE_ATTRIBUTES,
         )
         for kwh in ("KWH/hh (per half hour)", "KWH/hh")
     ),
-    Shape("readings", "Meterwatch", {name: name for name in READING}),
+    TableFormat("readings", "Meterwatch", {name: name for name in READING_COLUMNS}),
 )
-SHAPES: Final = (
-    *READINGS,
-    Shape("households", "households", {"household_id": "LCLid", **_ABOUT}, {"": "file"}),
-    Shape("households", "households", {name: name for name in ("household_id", *ABOUT)}),
-    Shape(
+TABLE_FORMATS: Final = (
+    *READING_FORMATS,
+    TableFormat(
+        "households", "households", {"household_id": "LCLid", **_DATASTORE_ATTRIBUTES}, {"": "file"}
+    ),
+    TableFormat(
+        "households", "households", {name: name for name in ("household_id", *HOUSEHOLD_ATTRIBUTES)}
+    ),
+    TableFormat(
         "weather",
         "weather",
         {"ts_utc": "time", "temperature_c": "temperature", "humidity": "humidity"},
-        takes_others=True,
+        allows_extra_columns=True,
     ),
-    Shape("weather", "weather", {name: name for name in ("ts_utc", "temperature_c", "humidity")}),
-    Shape("holidays", "bank holidays", {"day": "Bank holidays", "name": "Type"}),
-    Shape("holidays", "bank holidays", {"day": "day", "name": "name"}),
-    Shape("tariffs", "tariffs", {"ts_utc": "TariffDateTime", "price": "Tariff"}),
-    Shape("tariffs", "tariffs", {"ts_utc": "ts_utc", "price": "price"}),
-    Shape(
+    TableFormat(
+        "weather", "weather", {name: name for name in ("ts_utc", "temperature_c", "humidity")}
+    ),
+    TableFormat("holidays", "bank holidays", {"day": "Bank holidays", "name": "Type"}),
+    TableFormat("holidays", "bank holidays", {"day": "day", "name": "name"}),
+    TableFormat("tariffs", "tariffs", {"ts_utc": "TariffDateTime", "price": "Tariff"}),
+    TableFormat("tariffs", "tariffs", {"ts_utc": "ts_utc", "price": "price"}),
+    TableFormat(
         "other",
         "Acorn profiles",
         {name: name for name in ("MAIN CATEGORIES", "CATEGORIES", "REFERENCE")},
-        takes_others=True,
+        allows_extra_columns=True,
     ),
-    Shape(
+    TableFormat(
         "other",
         "planted anomalies",
         {name: name for name in ("household_id", "night", "kind")},
-        takes_others=True,
+        allows_extra_columns=True,
     ),
 )
 
 
-def clean(column: str) -> str:
+def clean_column_name(column: str) -> str:
     """A header cell without padding, quotes and byte-order mark."""
     return column.strip(' \t\r\n"\ufeff')
 
 
-def recognise(columns: Iterable[str]) -> Shape:
+def recognise_format(columns: Iterable[str]) -> TableFormat:
     """The shape of a table with these (clean) columns.
 
     Raises:
         UserError: no shape fits; the message says what differs from the nearest one.
     """
     found = list(columns)
-    for shape in SHAPES:
-        if shape.fits(frozenset(found)):
+    for shape in TABLE_FORMATS:
+        if shape.matches_columns(frozenset(found)):
             return shape
-    raise UserError(_difference(found))
+    raise UserError(_describe_mismatch(found))
 
 
-def _difference(columns: list[str]) -> str:
-    nearest = max(READINGS, key=lambda shape: len({*shape.required.values()} & {*columns}))
-    known = {*nearest.required.values(), *nearest.optional.values()}
+def _describe_mismatch(columns: list[str]) -> str:
+    nearest = max(
+        READING_FORMATS, key=lambda shape: len({*shape.required_columns.values()} & {*columns})
+    )
+    known = {*nearest.required_columns.values(), *nearest.optional_columns.values()}
     unknown = [name for name in columns if name not in known]
-    missing = [name for name in nearest.required.values() if name not in columns]
+    missing = [name for name in nearest.required_columns.values() if name not in columns]
     if len(missing) > 1:
-        return f"no readings: its columns are {_listed(columns)}; expected {READINGS[0].expected}"
-    problems = [f"unknown column {_listed(unknown)}"] if unknown else []
-    problems += [f"no column {_listed(missing)}"] if missing else []
-    return f"{', '.join(problems)}; expected {nearest.expected}"
+        return f"no readings: its columns are {_quote_columns(columns)}; expected {READING_FORMATS[0].expected_columns}"
+    problems = [f"unknown column {_quote_columns(unknown)}"] if unknown else []
+    problems += [f"no column {_quote_columns(missing)}"] if missing else []
+    return f"{', '.join(problems)}; expected {nearest.expected_columns}"
 
 
-def _listed(columns: list[str], most: int = 6) -> str:
-    more = f" and {len(columns) - most} more" if len(columns) > most else ""
-    return ", ".join(repr(name) for name in columns[:most]) + more
+def _quote_columns(columns: list[str], max_listed: int = 6) -> str:
+    more = f" and {len(columns) - max_listed} more" if len(columns) > max_listed else ""
+    return ", ".join(repr(name) for name in columns[:max_listed]) + more
 
 
-def readings(frame: pl.LazyFrame, shape: Shape) -> pl.LazyFrame:
+def select_readings(frame: pl.LazyFrame, table_format: TableFormat) -> pl.LazyFrame:
     """Rows under our names: `household_id`, `stamp`, `value` as delivered, and `kwh`.
 
     Raises:
         UserError: a column holds something else than times or numbers.
     """
     dtypes = frame.collect_schema()
-    household, when, kwh = (shape.required[name] for name in READING)
-    about = {name: theirs for name, theirs in shape.optional.items() if theirs in dtypes}
+    household, when, kwh = (table_format.required_columns[name] for name in READING_COLUMNS)
+    about = {
+        name: theirs for name, theirs in table_format.optional_columns.items() if theirs in dtypes
+    }
     return frame.select(
         pl.col(household).cast(pl.String).alias("household_id"),
         select_timestamp(when, dtypes[when]),
         pl.col(kwh).alias("value"),
-        _number(kwh, dtypes[kwh]).alias("kwh"),
+        _parse_number(kwh, dtypes[kwh]).alias("kwh"),
         *(pl.col(theirs).cast(pl.String).alias(name) for name, theirs in about.items()),
     )
 
 
-def _number(column: str, dtype: pl.DataType) -> pl.Expr:
+def _parse_number(column: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.String:
         return pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
     if dtype.is_numeric() or dtype == pl.Null:
