@@ -18,7 +18,13 @@ import polars as pl
 from ml.errors import UserError
 from ml.ingest.conflicts import LAKE, Given, present, resolve
 from ml.ingest.delivered import HOUSEHOLD_ATTRIBUTES, recognise_format, select_readings
-from ml.ingest.rules import about, household_days, sift, spans, widest
+from ml.ingest.rules import (
+    build_household_nights,
+    collect_household_attributes,
+    find_reading_spans,
+    merge_reading_spans,
+    validate_rows,
+)
 from ml.schemas import readings_as_array
 from tasks import lake, task
 from tasks.delivered import Table, batches, digest, naming, opened
@@ -135,7 +141,7 @@ def _stage_new(rank: int, table: Table, delivery: str, tell: Tell) -> Staged:
     if not (rows_in := sum(part.rows_in for part in parts)):
         raise UserError(f"{table.file}: has no rows below its header")
     if found := [part.spans for part in parts if part.spans is not None]:
-        keep(widest(found), work.place / "spans.arrow")
+        keep(merge_reading_spans(found), work.place / "spans.arrow")
     if told := [part.about for part in parts if part.about is not None]:
         keep(
             pl.concat(told).group_by("household_id").max().sort("household_id"),
@@ -165,17 +171,21 @@ def _is_known(delivery: str, rank: int) -> bool:
 
 
 def _stage_part(work: _Staging, part: int, rows: pl.DataFrame) -> _Part:
-    sifted = sift(rows, work.supply_limit_kwh)
+    sifted = validate_rows(rows, work.supply_limit_kwh)
     work.tell(rows.height)
-    if sifted.bad.height:
-        keep(sifted.bad, work.place / f"bad/{part:06d}.arrow")
+    if sifted.quarantined_rows.height:
+        keep(sifted.quarantined_rows, work.place / f"bad/{part:06d}.arrow")
     if not len(sifted.kwh):
         return _Part(rows.height)
-    days, taken = household_days(sifted)
+    days, taken = build_household_nights(sifted)
     _keep_months(work, part, "days", days)
     _keep_months(work, part, "taken", taken)
     names = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
-    return _Part(rows.height, spans(days), about(sifted, names) if names else None)
+    return _Part(
+        rows.height,
+        find_reading_spans(days),
+        collect_household_attributes(sifted, names) if names else None,
+    )
 
 
 def _keep_months(work: _Staging, part: int, name: str, frame: pl.DataFrame) -> None:
@@ -193,7 +203,7 @@ def plan(staged: Iterable[Staged]) -> list[date]:
     found = [kept(path) for path in _all(f"{rank:06d}/spans.arrow" for rank in new)]
     if not found:
         return []
-    call = widest(found)
+    call = merge_reading_spans(found)
     keep(call, lake.staging() / "spans.arrow")
     given = {path.parent.name for path in _all(["*/days/month=*/*.arrow"])}
     held = {path.parent.name for path in lake.files("days")}

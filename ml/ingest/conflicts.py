@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.ingest.rules import HALF_HOUR_US, RULE, Bools, Indices, Readings
+from ml.ingest.rules import HALF_HOUR_US, RULE_DTYPE, Bools, Indices, Readings
 from ml.schemas import HALF_HOURS, readings_as_array
 
 LAKE: Final = -1  # the rank of what earlier calls delivered
@@ -22,7 +22,7 @@ ASIDE: Final = pl.Schema(
         ("household_id", pl.String()),
         ("ts_utc", pl.Datetime("us")),
         ("value", pl.String()),
-        ("rule", RULE),
+        ("rule", RULE_DTYPE),
         ("rank", pl.Int32()),
         ("by", pl.Int32()),
     ]
