@@ -16,7 +16,12 @@ import joblib  # type: ignore[import-untyped]
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.conflicts import LAKE, Given, present, resolve
+from ml.ingest.conflicts import (
+    LAKE_RANK,
+    DeliveredHouseholdNights,
+    count_readings_in_spans,
+    resolve_conflicts,
+)
 from ml.ingest.delivered import HOUSEHOLD_ATTRIBUTES, recognise_format, select_readings
 from ml.ingest.rules import (
     build_household_nights,
@@ -233,22 +238,36 @@ def _merged(month: date) -> Merged:
     held = _held(month)
     given = _given(month)
     if not given:
-        return Merged(month, is_changed=False, n_present=present(held, call))
-    resolved = resolve([Given(LAKE, held.with_columns(kwh=readings_as_array(held))), *given])
-    if resolved.aside.height:
-        keep(resolved.aside, lake.staging() / f"aside/month={month:%Y-%m}.arrow")
-    is_changed = not resolved.days.equals(held)
+        return Merged(month, is_changed=False, n_present=count_readings_in_spans(held, call))
+    resolved = resolve_conflicts(
+        [
+            DeliveredHouseholdNights(LAKE_RANK, held.with_columns(kwh=readings_as_array(held))),
+            *given,
+        ]
+    )
+    if resolved.losing_readings.height:
+        keep(resolved.losing_readings, lake.staging() / f"aside/month={month:%Y-%m}.arrow")
+    is_changed = not resolved.household_nights.equals(held)
     if is_changed:
-        lake.replace_month(month, resolved.days, root=lake.prepared())
-    return Merged(month, is_changed, present(resolved.days, call), resolved.repeated)
+        lake.replace_month(month, resolved.household_nights, root=lake.prepared())
+    return Merged(
+        month,
+        is_changed,
+        count_readings_in_spans(resolved.household_nights, call),
+        resolved.n_repeated_by_rank,
+    )
 
 
-def _given(month: date) -> list[Given]:
+def _given(month: date) -> list[DeliveredHouseholdNights]:
     """What the staged files give of a month, in their order and that of their parts."""
     given = []
     for path in _all([f"*/days/month={month:%Y-%m}/*.arrow"]):
         rank, taken = path.parents[2], path.parents[2] / f"taken/{path.parent.name}/{path.name}"
-        given.append(Given(int(rank.name), kept(path), kept(taken) if taken.exists() else None))
+        given.append(
+            DeliveredHouseholdNights(
+                int(rank.name), kept(path), kept(taken) if taken.exists() else None
+            )
+        )
     return given
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ml.errors import UserError
 from ml.ingest.companions import KEYS, companion, merged, registered
-from ml.ingest.conflicts import ASIDE, LAKE
+from ml.ingest.conflicts import LAKE_RANK, LOSING_READINGS_SCHEMA
 from ml.ingest.delivered import TableKind, recognise_format
 from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
@@ -95,7 +95,7 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
     aside = _aside()
-    superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE))
+    superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE_RANK))
     now = datetime.now(UTC).replace(tzinfo=None)
     repeated = sum((Counter(month.repeated) for month in months), Counter[int]())
     entered = side_by_side()(
@@ -128,7 +128,7 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
 def _aside() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
     found = sorted(lake.staging().glob("aside/*.arrow"))
-    return pl.concat([pl.DataFrame(schema=ASIDE), *(kept(path) for path in found)])
+    return pl.concat([pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(kept(path) for path in found)])
 
 
 def _enter(
