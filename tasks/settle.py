@@ -9,7 +9,12 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from ml.errors import UserError
-from ml.ingest.companions import KEYS, companion, merged, registered
+from ml.ingest.companions import (
+    KEY_COLUMNS,
+    merge_household_registers,
+    merge_reference_tables,
+    parse_reference_table,
+)
 from ml.ingest.conflicts import LAKE_RANK, LOSING_READINGS_SCHEMA
 from ml.ingest.delivered import TableKind, recognise_format
 from ml.schemas import Deliveries, Quarantine
@@ -234,16 +239,16 @@ def _references(
 def _companion(table: Table) -> pl.DataFrame:
     rows = read(table, lake.staging() / "companion")
     with naming(table.file):
-        return companion(rows, recognise_format(rows.columns))
+        return parse_reference_table(rows, recognise_format(rows.columns))
 
 
 def _refer(name: lake.Reference, given: list[pl.DataFrame]) -> bool:
     """Lay what was given over a reference; whether that changes it."""
     present = lake.read(name)
     if name == "households":
-        after = registered([present, *given])
+        after = merge_household_registers([present, *given])
     else:
-        after = merged([present, *given], KEYS[name])
+        after = merge_reference_tables([present, *given], KEY_COLUMNS[name])
     if after.equals(present):
         return False
     lake.replace_reference(name, after, root=lake.prepared())
