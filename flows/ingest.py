@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows import flow
 from tasks import lake
-from tasks.delivered import Table, about_rows
+from tasks.delivered import DeliveredTable, estimate_row_count
 from tasks.discover import discover
 from tasks.ingest import Staged, Tell, groups, merge, plan, stage
 from tasks.report import leave
@@ -96,8 +96,8 @@ def _row(bar: Progress, name: str, total: int) -> Tell:
     return lambda count: bar.advance(row, count)
 
 
-def _stage_all(tables: list[Table], bar: Progress) -> list[Staged]:
-    rows = _row(bar, "rows read", sum(map(about_rows, tables)))
+def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[Staged]:
+    rows = _row(bar, "rows read", sum(map(estimate_row_count, tables)))
     files = _row(bar, "files", len(tables))
     staged = []
     for group in groups(tables):

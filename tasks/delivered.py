@@ -20,11 +20,11 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from ml.errors import UserError
 from ml.ingest.delivered import clean_column_name
 
-SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
+DELIVERED_SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
 BATCH_ROWS: Final = 2_000_000
-LONGEST_LINE: Final = 1 << 20
-FIRST_BYTES: Final = 1 << 16
-UNREADABLE: Final = (
+MAX_HEADER_BYTES: Final = 1 << 20
+SAMPLE_BYTES: Final = 1 << 16
+READ_ERRORS: Final = (
     OSError,
     EOFError,
     zlib.error,
@@ -34,32 +34,32 @@ UNREADABLE: Final = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )
-Packing = Literal["parquet", "gzip", "zip", "plain"]
+FileContainer = Literal["parquet", "gzip", "zip", "plain"]
 
 
 @dataclass(frozen=True)
-class Table:
+class DeliveredTable:
     """One delivered table: a file, or a member of a zip; `file` is its name in every report."""
 
     path: Path
     file: str
-    member: str | None = None
+    zip_member: str | None = None
 
 
-def tables(path: Path, file: str) -> list[Table]:
+def list_tables(path: Path, file: str) -> list[DeliveredTable]:
     """The tables that a file holds: itself, or the CSV members of a zip."""
-    if packing(path) != "zip":
-        return [Table(path, file)]
-    with _readable(file), zipfile.ZipFile(path) as archive:
+    if detect_container(path) != "zip":
+        return [DeliveredTable(path, file)]
+    with _explain_read_errors(file), zipfile.ZipFile(path) as archive:
         members = sorted(name for name in archive.namelist() if name.lower().endswith(".csv"))
     if not members:
         raise UserError(f"{file}: holds no CSV file")
-    return [Table(path, f"{file}/{member}", member) for member in members]
+    return [DeliveredTable(path, f"{file}/{member}", member) for member in members]
 
 
-def packing(path: Path) -> Packing:
+def detect_container(path: Path) -> FileContainer:
     """How a file is packed, by its first bytes; a Parquet file's name is believed too."""
-    with _readable(path.name), path.open("rb") as file:
+    with _explain_read_errors(path.name), path.open("rb") as file:
         start = file.read(4)
     if not start:
         raise UserError(f"{path.name}: is empty")
@@ -70,19 +70,20 @@ def packing(path: Path) -> Packing:
     return "zip" if start == b"PK\x03\x04" else "plain"
 
 
-def columns(table: Table) -> list[str]:
+def read_column_names(table: DeliveredTable) -> list[str]:
     """The names of a table's columns, clean.
 
     Raises:
         UserError: the table is empty or cannot be read.
     """
-    if table.member is None and packing(table.path) == "parquet":
-        _check_parquet(table)
-        with _readable(table.file):
+    if table.zip_member is None and detect_container(table.path) == "parquet":
+        _require_whole_parquet(table)
+        with _explain_read_errors(table.file):
             return [clean_column_name(name) for name in pl.read_parquet_schema(table.path)]
-    with _readable(table.file), _stream(table) as stream:
+    with _explain_read_errors(table.file), _open_stream(table) as stream:
         header = next(
-            (line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip()), b""
+            (line for line in iter(lambda: stream.readline(MAX_HEADER_BYTES), b"") if line.strip()),
+            b"",
         )
         if not header:
             raise UserError(f"{table.file}: is empty")
@@ -90,77 +91,77 @@ def columns(table: Table) -> list[str]:
     return [clean_column_name(name) for name in names]
 
 
-def digest(table: Table) -> str:
+def hash_content(table: DeliveredTable) -> str:
     """What the table's content hashes to: the key of the delivery."""
-    if table.member is None:
-        with _readable(table.file), table.path.open("rb") as file:
+    if table.zip_member is None:
+        with _explain_read_errors(table.file), table.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    with _readable(table.file), _stream(table) as stream:
+    with _explain_read_errors(table.file), _open_stream(table) as stream:
         content = hashlib.sha256()
         while block := stream.read(1 << 20):
             content.update(block)
     return content.hexdigest()
 
 
-def about_rows(table: Table) -> int:
+def estimate_row_count(table: DeliveredTable) -> int:
     """How many rows a table has: of Parquet exactly, of text by its first lines; 0 if not known."""
     try:
-        if table.member is None and packing(table.path) == "parquet":
+        if table.zip_member is None and detect_container(table.path) == "parquet":
             return int(pq.read_metadata(table.path).num_rows)
-        with _stream(table) as stream:
-            start = stream.read(FIRST_BYTES)
-        return _unpacked_size(table) * start.count(b"\n") // max(len(start), 1)
-    except (UserError, *UNREADABLE):
+        with _open_stream(table) as stream:
+            start = stream.read(SAMPLE_BYTES)
+        return _estimate_unpacked_bytes(table) * start.count(b"\n") // max(len(start), 1)
+    except (UserError, *READ_ERRORS):
         return 0
 
 
-def _unpacked_size(table: Table) -> int:
-    if table.member is not None:
+def _estimate_unpacked_bytes(table: DeliveredTable) -> int:
+    if table.zip_member is not None:
         with zipfile.ZipFile(table.path) as archive:
-            return archive.getinfo(table.member).file_size
+            return archive.getinfo(table.zip_member).file_size
     with table.path.open("rb") as file:
-        if packing(table.path) == "plain":
+        if detect_container(table.path) == "plain":
             return file.seek(0, SEEK_END)
         file.seek(-4, SEEK_END)  # RFC 1952: the size, modulo 4 GiB
         return int.from_bytes(file.read(), "little")
 
 
 @contextmanager
-def opened(table: Table, scratch: Path) -> Iterator[pl.LazyFrame]:
+def scan_table(table: DeliveredTable, scratch_dir: Path) -> Iterator[pl.LazyFrame]:
     """Scan a table under its clean column names; what is packed is unpacked below `scratch`."""
-    kind = "zip" if table.member else packing(table.path)
+    kind = "zip" if table.zip_member else detect_container(table.path)
     if kind == "parquet":
-        _check_parquet(table)
-        yield _clean(pl.scan_parquet(table.path, glob=False, hive_partitioning=False))
+        _require_whole_parquet(table)
+        yield _clean_column_names(pl.scan_parquet(table.path, glob=False, hive_partitioning=False))
     elif kind == "plain":
         yield _scan_csv(table.path)
     else:
-        scratch.mkdir(parents=True, exist_ok=True)
-        plain = scratch / "unpacked.csv"
-        with plain.open("wb") as file, _stream(table) as stream:
-            _copy(table, stream, file)
+        scratch_dir.mkdir(parents=True, exist_ok=True)
+        plain = scratch_dir / "unpacked.csv"
+        with plain.open("wb") as file, _open_stream(table) as stream:
+            _write_unpacked(table, stream, file)
         yield _scan_csv(plain)
         plain.unlink()
 
 
-def batches(table: Table, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+def iterate_batches(table: DeliveredTable, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """The rows of a table's scan, a batch at a time, in any order.
 
     Raises:
         UserError: a row or a page cannot be read.
     """
-    with _readable(table.file, table):
+    with _explain_read_errors(table.file, table):
         yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, lazy=True)
 
 
-def read(table: Table, scratch: Path) -> pl.DataFrame:
+def read_table(table: DeliveredTable, scratch_dir: Path) -> pl.DataFrame:
     """Read a whole small table."""
-    with opened(table, scratch) as frame, _readable(table.file, table):
+    with scan_table(table, scratch_dir) as frame, _explain_read_errors(table.file, table):
         return frame.collect()
 
 
 @contextmanager
-def naming(file: str) -> Iterator[None]:
+def name_file_in_errors(file: str) -> Iterator[None]:
     """Put the file's name before what is wrong with its content."""
     try:
         yield
@@ -169,25 +170,25 @@ def naming(file: str) -> Iterator[None]:
 
 
 @contextmanager
-def _readable(file: str, table: Table | None = None) -> Iterator[None]:
+def _explain_read_errors(file: str, table: DeliveredTable | None = None) -> Iterator[None]:
     """Turn whatever reading a delivered file raises into one line that names it."""
     try:
         yield
-    except UNREADABLE as error:
-        ragged = _ragged(table) if table and "more fields" in str(error) else None
-        reason = ragged or f"cannot be read ({_first_line(error)})"
+    except READ_ERRORS as error:
+        ragged = _describe_ragged_line(table) if table and "more fields" in str(error) else None
+        reason = ragged or f"cannot be read ({_summarize_error(error)})"
         raise UserError(f"{file}: {reason}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def _summarize_error(error: BaseException) -> str:
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return said.strip().splitlines()[0] if said.strip() else type(error).__name__
 
 
-def _ragged(table: Table) -> str | None:
+def _describe_ragged_line(table: DeliveredTable) -> str | None:
     """Say which line has more fields than the header."""
     with (
-        _stream(table) as stream,
+        _open_stream(table) as stream,
         TextIOWrapper(stream, "utf-8", errors="replace", newline="") as lines,
     ):
         rows = csv.reader(lines)
@@ -198,7 +199,7 @@ def _ragged(table: Table) -> str | None:
     return None
 
 
-def _check_parquet(table: Table) -> None:
+def _require_whole_parquet(table: DeliveredTable) -> None:
     """Refuse a Parquet file that ends before its column chunks do: Polars panics on it."""
     try:
         about = pq.read_metadata(table.path)
@@ -206,7 +207,7 @@ def _check_parquet(table: Table) -> None:
         chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{table.file}: is not a whole Parquet file ({_first_line(error)})"
+            f"{table.file}: is not a whole Parquet file ({_summarize_error(error)})"
         ) from error
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
     ends = [
@@ -218,22 +219,22 @@ def _check_parquet(table: Table) -> None:
 
 def _scan_csv(path: Path) -> pl.LazyFrame:
     """Scan a CSV as text; blank lines are no rows."""
-    frame = _clean(pl.scan_csv(path, infer_schema=False, glob=False))
+    frame = _clean_column_names(pl.scan_csv(path, infer_schema=False, glob=False))
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
-def _clean(frame: pl.LazyFrame) -> pl.LazyFrame:
+def _clean_column_names(frame: pl.LazyFrame) -> pl.LazyFrame:
     names = frame.collect_schema().names()
     return frame.rename({name: clean_column_name(name) for name in names})
 
 
 @contextmanager
-def _stream(table: Table) -> Iterator[IO[bytes]]:
+def _open_stream(table: DeliveredTable) -> Iterator[IO[bytes]]:
     """The bytes of a CSV, unpacked."""
-    if table.member is not None:
-        with zipfile.ZipFile(table.path) as archive, archive.open(table.member) as stream:
+    if table.zip_member is not None:
+        with zipfile.ZipFile(table.path) as archive, archive.open(table.zip_member) as stream:
             yield stream
-    elif packing(table.path) == "gzip":
+    elif detect_container(table.path) == "gzip":
         with gzip.open(table.path) as unpacked, BufferedReader(unpacked) as stream:
             yield stream
     else:
@@ -241,6 +242,6 @@ def _stream(table: Table) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def _copy(table: Table, stream: IO[bytes], file: IO[bytes]) -> None:
-    with _readable(table.file):
-        shutil.copyfileobj(stream, file, length=1 << 20)
+def _write_unpacked(table: DeliveredTable, stream: IO[bytes], target: IO[bytes]) -> None:
+    with _explain_read_errors(table.file):
+        shutil.copyfileobj(stream, target, length=1 << 20)

@@ -8,7 +8,13 @@ from typing import Final
 from ml.errors import UserError
 from ml.ingest.delivered import HOUSEHOLD_ID_COLUMNS, TableFormat, TableKind, recognise_format
 from tasks import lake
-from tasks.delivered import SUFFIXES, Table, columns, naming, tables
+from tasks.delivered import (
+    DELIVERED_SUFFIXES,
+    DeliveredTable,
+    list_tables,
+    name_file_in_errors,
+    read_column_names,
+)
 
 COMPANIONS: Final[tuple[TableKind, ...]] = ("households", "weather", "holidays", "tariffs")
 
@@ -17,8 +23,8 @@ COMPANIONS: Final[tuple[TableKind, ...]] = ("households", "weather", "holidays",
 class Found:
     """What a call delivers, in the order of file names; nothing in it depends on argument order."""
 
-    readings: list[Table] = field(default_factory=list)
-    companions: list[tuple[TableKind, Table]] = field(default_factory=list)
+    readings: list[DeliveredTable] = field(default_factory=list)
+    companions: list[tuple[TableKind, DeliveredTable]] = field(default_factory=list)
     left_aside: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -77,7 +83,7 @@ def _inside(directory: Path) -> Iterator[_Candidate]:
 
 
 def _is_table(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+    return path.name.lower().endswith(DELIVERED_SUFFIXES) and path.is_file()
 
 
 def _once(candidates: list[_Candidate]) -> list[_Candidate]:
@@ -92,18 +98,18 @@ def _naming(candidate: _Candidate) -> tuple[bool, str]:
 def _examine(candidate: _Candidate, found: Found) -> None:
     """Sort the tables of one file by what they hold."""
     try:
-        held = tables(candidate.path, candidate.file)
+        held = list_tables(candidate.path, candidate.file)
     except UserError as error:
         found.failures.append(str(error))
         return
     for table in held:
         try:
-            _sort_in(table, columns(table), candidate.is_named, found)
+            _sort_in(table, read_column_names(table), candidate.is_named, found)
         except UserError as error:
             found.failures.append(str(error))
 
 
-def _sort_in(table: Table, names: list[str], is_named: bool, found: Found) -> None:
+def _sort_in(table: DeliveredTable, names: list[str], is_named: bool, found: Found) -> None:
     try:
         shape = recognise_format(names)
     except UserError as error:
@@ -130,8 +136,8 @@ def _beside(candidates: list[_Candidate]) -> list[Path]:
 def _adopt(path: Path, found: Found) -> None:
     """Take a file beside the named ones where it is a companion; another is nobody's fault."""
     try:
-        for table in tables(path, path.name):
-            shape = recognise_format(columns(table))
+        for table in list_tables(path, path.name):
+            shape = recognise_format(read_column_names(table))
             if shape.kind in COMPANIONS:
                 found.companions.append((shape.kind, table))
     except UserError:
@@ -143,7 +149,7 @@ def _take(kind: TableKind, path: Path, found: Found) -> None:
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        for table in tables(path, path.name):
+        for table in list_tables(path, path.name):
             if _shape(table).kind != kind:
                 raise UserError(f"{table.file}: holds {_shape(table).title}, not {kind}")
             found.companions.append((kind, table))
@@ -151,7 +157,7 @@ def _take(kind: TableKind, path: Path, found: Found) -> None:
         found.failures.append(str(error))
 
 
-def _shape(table: Table) -> TableFormat:
-    names = columns(table)
-    with naming(table.file):
+def _shape(table: DeliveredTable) -> TableFormat:
+    names = read_column_names(table)
+    with name_file_in_errors(table.file):
         return recognise_format(names)

@@ -32,7 +32,13 @@ from ml.ingest.rules import (
 )
 from ml.schemas import readings_as_array
 from tasks import lake, task
-from tasks.delivered import Table, batches, digest, naming, opened
+from tasks.delivered import (
+    DeliveredTable,
+    hash_content,
+    iterate_batches,
+    name_file_in_errors,
+    scan_table,
+)
 from tasks.settings import settings
 
 MOST_GROUPS: Final = 200
@@ -92,7 +98,7 @@ class _Part:
     about: pl.DataFrame | None = None
 
 
-def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
+def groups(tables: list[DeliveredTable]) -> list[list[tuple[int, DeliveredTable]]]:
     """Ranked tables in at most so many groups that each may be a recorded task."""
     ranked = list(enumerate(tables))
     size = max(LEAST_GROUP, -(-len(ranked) // MOST_GROUPS))
@@ -100,14 +106,14 @@ def groups(tables: list[Table]) -> list[list[tuple[int, Table]]]:
 
 
 @task(name="stage", retries=2, task_run_name="stage {group[0][1].file}")
-def stage(group: list[tuple[int, Table]], tell: Tell) -> list[Staged]:
+def stage(group: list[tuple[int, DeliveredTable]], tell: Tell) -> list[Staged]:
     """Stage delivered tables as household-days a month; one that cannot be read leaves nothing.
 
     `tell` hears of every batch of rows.
     """
     deliveries = side_by_side()(joblib.delayed(_digest)(table) for _, table in group)
-    first: list[tuple[int, Table, str | UserError]] = []
-    again: list[tuple[int, Table, str | UserError]] = []
+    first: list[tuple[int, DeliveredTable, str | UserError]] = []
+    again: list[tuple[int, DeliveredTable, str | UserError]] = []
     for (rank, table), delivery in zip(group, deliveries, strict=True):
         is_copy = any(delivery == other for _, _, other in first)
         (again if is_copy else first).append((rank, table, delivery))
@@ -116,14 +122,14 @@ def stage(group: list[tuple[int, Table]], tell: Tell) -> list[Staged]:
     return sorted(staged + [_stage(*each, tell) for each in again], key=attrgetter("rank"))
 
 
-def _digest(table: Table) -> str | UserError:
+def _digest(table: DeliveredTable) -> str | UserError:
     try:
-        return digest(table)
+        return hash_content(table)
     except UserError as error:
         return error
 
 
-def _stage(rank: int, table: Table, delivery: str | UserError, tell: Tell) -> Staged:
+def _stage(rank: int, table: DeliveredTable, delivery: str | UserError, tell: Tell) -> Staged:
     shutil.rmtree(of_rank(rank), ignore_errors=True)
     try:
         if isinstance(delivery, UserError):
@@ -134,12 +140,12 @@ def _stage(rank: int, table: Table, delivery: str | UserError, tell: Tell) -> St
         return Staged(rank, table.file, failure=str(error))
 
 
-def _stage_new(rank: int, table: Table, delivery: str, tell: Tell) -> Staged:
+def _stage_new(rank: int, table: DeliveredTable, delivery: str, tell: Tell) -> Staged:
     if _is_known(delivery, rank):
         return Staged(rank, table.file, delivery, is_known=True)
     work = _Staging(rank, of_rank(rank), settings().supply_limit_kwh, tell)
-    with opened(table, work.place) as frame:
-        every = batches(table, _standard(table, frame))
+    with scan_table(table, work.place) as frame:
+        every = iterate_batches(table, _standard(table, frame))
         parts: list[_Part] = side_by_side()(
             joblib.delayed(_stage_part)(work, part, rows) for part, rows in enumerate(every)
         )
@@ -163,8 +169,8 @@ def side_by_side() -> joblib.Parallel:
     return joblib.Parallel(n_jobs, backend="threading", pre_dispatch="n_jobs + 1")
 
 
-def _standard(table: Table, frame: pl.LazyFrame) -> pl.LazyFrame:
-    with naming(table.file):
+def _standard(table: DeliveredTable, frame: pl.LazyFrame) -> pl.LazyFrame:
+    with name_file_in_errors(table.file):
         return select_readings(frame, recognise_format(frame.collect_schema()))
 
 

@@ -19,7 +19,7 @@ from ml.ingest.conflicts import LAKE_RANK, LOSING_READINGS_SCHEMA
 from ml.ingest.delivered import TableKind, recognise_format
 from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
-from tasks.delivered import Table, naming, read
+from tasks.delivered import DeliveredTable, name_file_in_errors, read_table
 from tasks.discover import Found
 from tasks.ingest import Merged, Staged, kept, of_rank, side_by_side
 
@@ -215,7 +215,7 @@ def _covered(months: list[Merged]) -> dict[str, Any]:
 
 
 def _references(
-    companions: list[tuple[TableKind, Table]], new: list[Staged], failures: list[str]
+    companions: list[tuple[TableKind, DeliveredTable]], new: list[Staged], failures: list[str]
 ) -> list[str]:
     """Prepare the references that this call changes; their names."""
     given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
@@ -236,9 +236,9 @@ def _references(
     return [name for name, tables in given.items() if tables and _refer(name, tables)]
 
 
-def _companion(table: Table) -> pl.DataFrame:
-    rows = read(table, lake.staging() / "companion")
-    with naming(table.file):
+def _companion(table: DeliveredTable) -> pl.DataFrame:
+    rows = read_table(table, lake.staging() / "companion")
+    with name_file_in_errors(table.file):
         return parse_reference_table(rows, recognise_format(rows.columns))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml.ingest.stamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
 from tasks import lake, warehouse
-from tasks.delivered import Table, about_rows, tables
+from tasks.delivered import DeliveredTable, estimate_row_count, list_tables
 from tasks.ingest import groups, stage
 from tests.deliveries import (
     KAGGLE,
@@ -338,15 +338,15 @@ def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, name: str) -> None:
     source = csv(tmp_path / name, rows({slot: slot % 9 / 10 for slot in range(20_000)}))
-    (table,), heard = tables(source, name), list[int]()
+    (table,), heard = list_tables(source, name), list[int]()
     with lake.writing():
         (group,) = groups([table])
         (staged,) = stage(group, heard.append)
     assert sum(heard) == staged.rows_in == 20_000
-    assert about_rows(table) == pytest.approx(20_000, rel=0.02)
+    assert estimate_row_count(table) == pytest.approx(20_000, rel=0.02)
 
 
 def test_a_bar_promises_nothing_of_what_cannot_be_read(tmp_path: Path) -> None:
     whole = csv(tmp_path / "a.csv.gz", rows({0: 0.1, 1: 0.2})).read_bytes()
     (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
-    assert about_rows(Table(tmp_path / "b.csv.gz", "b.csv.gz")) == 0
+    assert estimate_row_count(DeliveredTable(tmp_path / "b.csv.gz", "b.csv.gz")) == 0
