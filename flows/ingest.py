@@ -12,7 +12,7 @@ from rich.text import Text
 from flows import flow
 from tasks import lake
 from tasks.delivered import DeliveredTable, estimate_row_count
-from tasks.discover import discover
+from tasks.discover import discover_tables
 from tasks.ingest import Staged, Tell, groups, merge, plan, stage
 from tasks.report import leave
 from tasks.runs import Record, recorded
@@ -47,7 +47,7 @@ def ingest(
         IngestError: something could not be read; everything else is in the lake.
     """
     with recorded("ingest") as record, lake.writing():
-        found = discover(
+        found = discover_tables(
             sources,
             {
                 "weather": weather,
@@ -57,7 +57,7 @@ def ingest(
             },
         )
         with _bar() as bar:
-            staged = _stage_all(found.readings, bar)
+            staged = _stage_all(found.reading_tables, bar)
             months = plan(staged)
             merged = merge(months, _row(bar, "months merged", len(months)))
             receipt = settle(found, staged, merged)

@@ -20,7 +20,7 @@ from ml.ingest.delivered import TableKind, recognise_format
 from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
 from tasks.delivered import DeliveredTable, name_file_in_errors, read_table
-from tasks.discover import Found
+from tasks.discover import DiscoveredTables
 from tasks.ingest import Merged, Staged, kept, of_rank, side_by_side
 
 SPANS: Final = pl.Schema(
@@ -96,7 +96,7 @@ def _count(number: int, noun: str) -> str:
 
 
 @task(name="settle", task_run_name="settle")
-def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestReceipt:
+def settle(found: DiscoveredTables, staged: list[Staged], months: list[Merged]) -> IngestReceipt:
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
     aside = _aside()
@@ -111,7 +111,7 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
     )
     counts = sum(entered, Counter[str]())
     failures = [*found.failures, *(each.failure for each in staged if each.failure)]
-    references = _references(found.companions, new, failures)
+    references = _references(found.reference_tables, new, failures)
     receipt = IngestReceipt(
         **_covered(months),
         files=tuple(each.file for each in new),
@@ -123,7 +123,7 @@ def settle(found: Found, staged: list[Staged], months: list[Merged]) -> IngestRe
         months=tuple(f"{each.month:%Y-%m}" for each in months if each.is_changed),
         references=tuple(references),
         already_ingested=tuple(each.file for each in staged if each.is_known),
-        left_aside=tuple(found.left_aside),
+        left_aside=tuple(found.ignored_files),
         failures=tuple(failures),
     )
     lake.publish()
