@@ -13,7 +13,14 @@ from flows import flow
 from tasks import lake
 from tasks.delivered import DeliveredTable, estimate_row_count
 from tasks.discover import discover_tables
-from tasks.ingest import Staged, Tell, groups, merge, plan, stage
+from tasks.ingest import (
+    ProgressCallback,
+    StagedTable,
+    group_tables,
+    merge_months,
+    plan_months,
+    stage_tables,
+)
 from tasks.report import leave
 from tasks.runs import Record, recorded
 from tasks.settle import IngestError, IngestReceipt, settle
@@ -58,8 +65,8 @@ def ingest(
         )
         with _bar() as bar:
             staged = _stage_all(found.reading_tables, bar)
-            months = plan(staged)
-            merged = merge(months, _row(bar, "months merged", len(months)))
+            months = plan_months(staged)
+            merged = merge_months(months, _row(bar, "months merged", len(months)))
             receipt = settle(found, staged, merged)
         _report(receipt, record)
         if receipt.failures:
@@ -90,18 +97,18 @@ def _bar() -> Progress:
     )
 
 
-def _row(bar: Progress, name: str, total: int) -> Tell:
+def _row(bar: Progress, name: str, total: int) -> ProgressCallback:
     """A row of the bar, and how to tell it that so many more are done."""
     row = bar.add_task(name, total=total)
     return lambda count: bar.advance(row, count)
 
 
-def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[Staged]:
+def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[StagedTable]:
     rows = _row(bar, "rows read", sum(map(estimate_row_count, tables)))
     files = _row(bar, "files", len(tables))
     staged = []
-    for group in groups(tables):
-        staged += stage(group, rows)
+    for group in group_tables(tables):
+        staged += stage_tables(group, rows)
         files(len(group))
     return staged
 

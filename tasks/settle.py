@@ -21,7 +21,7 @@ from ml.schemas import Deliveries, Quarantine
 from tasks import lake, report, task
 from tasks.delivered import DeliveredTable, name_file_in_errors, read_table
 from tasks.discover import DiscoveredTables
-from tasks.ingest import Merged, Staged, kept, of_rank, side_by_side
+from tasks.ingest import MergedMonth, StagedTable, load_staged, make_thread_pool, staged_table_dir
 
 SPANS: Final = pl.Schema(
     [
@@ -96,16 +96,22 @@ def _count(number: int, noun: str) -> str:
 
 
 @task(name="settle", task_run_name="settle")
-def settle(found: DiscoveredTables, staged: list[Staged], months: list[Merged]) -> IngestReceipt:
+def settle(
+    found: DiscoveredTables, staged: list[StagedTable], months: list[MergedMonth]
+) -> IngestReceipt:
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
     aside = _aside()
     superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE_RANK))
     now = datetime.now(UTC).replace(tzinfo=None)
-    repeated = sum((Counter(month.repeated) for month in months), Counter[int]())
-    entered = side_by_side()(
+    repeated = sum((Counter(month.n_repeated_by_rank) for month in months), Counter[int]())
+    entered = make_thread_pool()(
         joblib.delayed(_enter)(
-            each, aside, superseded, repeated[each.rank], now + timedelta(microseconds=each.rank)
+            each,
+            aside,
+            superseded,
+            repeated[each.delivery_rank],
+            now + timedelta(microseconds=each.delivery_rank),
         )
         for each in new
     )
@@ -122,7 +128,7 @@ def settle(found: DiscoveredTables, staged: list[Staged], months: list[Merged]) 
         superseded_earlier=superseded.height,
         months=tuple(f"{each.month:%Y-%m}" for each in months if each.is_changed),
         references=tuple(references),
-        already_ingested=tuple(each.file for each in staged if each.is_known),
+        already_ingested=tuple(each.file for each in staged if each.is_already_ingested),
         left_aside=tuple(found.ignored_files),
         failures=tuple(failures),
     )
@@ -133,17 +139,26 @@ def settle(found: DiscoveredTables, staged: list[Staged], months: list[Merged]) 
 def _aside() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
     found = sorted(lake.staging().glob("aside/*.arrow"))
-    return pl.concat([pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(kept(path) for path in found)])
+    return pl.concat(
+        [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in found)]
+    )
 
 
 def _enter(
-    staged: Staged, aside: pl.DataFrame, superseded: pl.DataFrame, n_repeated: int, at: datetime
+    staged: StagedTable,
+    aside: pl.DataFrame,
+    superseded: pl.DataFrame,
+    n_repeated: int,
+    at: datetime,
 ) -> Counter[str]:
     """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
-    bad = [kept(path) for path in sorted(of_rank(staged.rank).glob("bad/*.arrow"))]
-    own = pl.concat([*bad, aside.filter(pl.col("rank") == staged.rank).drop("rank", "by")])
+    bad = [
+        load_staged(path)
+        for path in sorted(staged_table_dir(staged.delivery_rank).glob("bad/*.arrow"))
+    ]
+    own = pl.concat([*bad, aside.filter(pl.col("rank") == staged.delivery_rank).drop("rank", "by")])
     own = own.with_columns(file=pl.lit(staged.file))
-    earlier = superseded.filter(pl.col("by") == staged.rank).select(own.columns)
+    earlier = superseded.filter(pl.col("by") == staged.delivery_rank).select(own.columns)
     rows = pl.concat([own, earlier])
     if rows.height:
         names = Quarantine.column_names()
@@ -157,14 +172,14 @@ def _enter(
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
 
-def _spans(staged: Staged) -> pl.DataFrame:
-    path = of_rank(staged.rank) / "spans.arrow"
-    spans = kept(path) if path.exists() else pl.DataFrame(schema=SPANS)
+def _spans(staged: StagedTable) -> pl.DataFrame:
+    path = staged_table_dir(staged.delivery_rank) / "spans.arrow"
+    spans = load_staged(path) if path.exists() else pl.DataFrame(schema=SPANS)
     return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS)
 
 
 def _entry(
-    staged: Staged, n_aside: int, n_repeated: int, spans: pl.DataFrame, at: datetime
+    staged: StagedTable, n_aside: int, n_repeated: int, spans: pl.DataFrame, at: datetime
 ) -> pl.DataFrame:
     row = {
         "delivery": staged.delivery,
@@ -199,31 +214,31 @@ def _named_earlier(superseded: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _covered(months: list[Merged]) -> dict[str, Any]:
+def _covered(months: list[MergedMonth]) -> dict[str, Any]:
     """Households and nights of this call, and the half-hours that the lake misses between."""
     if not months:
         return {}
-    call = kept(lake.staging() / "spans.arrow")
+    call = load_staged(lake.staging() / "spans.arrow")
     first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
         "households": call.height,
         "first_night": first.dt.date().min(),
         "last_night": last.dt.date().max(),
-        "missing_half_hours": expected - sum(month.n_present for month in months),
+        "missing_half_hours": expected - sum(month.n_readings_in_spans for month in months),
     }
 
 
 def _references(
-    companions: list[tuple[TableKind, DeliveredTable]], new: list[Staged], failures: list[str]
+    companions: list[tuple[TableKind, DeliveredTable]], new: list[StagedTable], failures: list[str]
 ) -> list[str]:
     """Prepare the references that this call changes; their names."""
     given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
     for each in new:
-        of_file = of_rank(each.rank)
+        of_file = staged_table_dir(each.delivery_rank)
         paths = [of_file / "spans.arrow", of_file / "about.arrow"]
         told = [
-            kept(path).drop("first_ts_utc", "last_ts_utc", strict=False)
+            load_staged(path).drop("first_ts_utc", "last_ts_utc", strict=False)
             for path in paths
             if path.exists()
         ]

@@ -12,7 +12,7 @@ from ml.ingest.stamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
 from tasks import lake, warehouse
 from tasks.delivered import DeliveredTable, estimate_row_count, list_tables
-from tasks.ingest import groups, stage
+from tasks.ingest import group_tables, stage_tables
 from tests.deliveries import (
     KAGGLE,
     START,
@@ -340,8 +340,8 @@ def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, n
     source = csv(tmp_path / name, rows({slot: slot % 9 / 10 for slot in range(20_000)}))
     (table,), heard = list_tables(source, name), list[int]()
     with lake.writing():
-        (group,) = groups([table])
-        (staged,) = stage(group, heard.append)
+        (group,) = group_tables([table])
+        (staged,) = stage_tables(group, heard.append)
     assert sum(heard) == staged.rows_in == 20_000
     assert estimate_row_count(table) == pytest.approx(20_000, rel=0.02)
 
