@@ -23,7 +23,7 @@ from tasks.ingest import (
 )
 from tasks.report import leave
 from tasks.runs import Record, recorded
-from tasks.settle import IngestError, IngestReceipt, settle
+from tasks.settle import IngestError, IngestReceipt, commit_ingest
 
 Sources = Annotated[
     list[str],
@@ -67,7 +67,7 @@ def ingest(
             staged = _stage_all(found.reading_tables, bar)
             months = plan_months(staged)
             merged = merge_months(months, _row(bar, "months merged", len(months)))
-            receipt = settle(found, staged, merged)
+            receipt = commit_ingest(found, staged, merged)
         _report(receipt, record)
         if receipt.failures:
             raise IngestError(receipt)
@@ -115,6 +115,6 @@ def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[StagedTable]
 
 def _report(receipt: IngestReceipt, record: Record) -> None:
     record.rows_in, record.rows_kept = receipt.rows_in, receipt.rows_kept
-    record.rows_set_aside = receipt.rows_set_aside
+    record.rows_set_aside = receipt.rows_quarantined
     record.first_night, record.last_night = receipt.first_night, receipt.last_night
     leave("ingest", receipt.markdown())

@@ -71,7 +71,7 @@ def check_tables(since: date) -> dict[str, int]:
 
 def _touched(ingested: IngestReceipt, first: date) -> date:
     """The first night that a run may have changed."""
-    return min([date.fromisoformat(f"{month}-01") for month in ingested.months] + [first])
+    return min([date.fromisoformat(f"{month}-01") for month in ingested.changed_months] + [first])
 
 
 def _report(receipt: NightlyReceipt) -> None:

@@ -23,7 +23,7 @@ from tasks.delivered import DeliveredTable, name_file_in_errors, read_table
 from tasks.discover import DiscoveredTables
 from tasks.ingest import MergedMonth, StagedTable, load_staged, make_thread_pool, staged_table_dir
 
-SPANS: Final = pl.Schema(
+SPANS_SCHEMA: Final = pl.Schema(
     [
         ("household_id", pl.String()),
         ("first_ts_utc", pl.Datetime("us")),
@@ -40,45 +40,45 @@ class IngestReceipt(BaseModel):
     files: tuple[str, ...] = ()
     rows_in: int = 0
     rows_kept: int = 0
-    rows_set_aside: int = 0
-    by_rule: dict[str, int] = {}
-    superseded_earlier: int = 0
-    households: int = 0
+    rows_quarantined: int = 0
+    quarantined_by_rule: dict[str, int] = {}
+    n_earlier_superseded: int = 0
+    n_households: int = 0
     first_night: date | None = None
     last_night: date | None = None
-    missing_half_hours: int = 0
-    months: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
+    n_missing_half_hours: int = 0
+    changed_months: tuple[str, ...] = ()
+    changed_references: tuple[str, ...] = ()
     already_ingested: tuple[str, ...] = ()
-    left_aside: tuple[str, ...] = ()
+    ignored_files: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What happened, for a terminal."""
-        rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.by_rule.items())
+        rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.quarantined_by_rule.items())
         said = [
-            f"{_count(len(self.files), 'file')}: {self.rows_in:,} rows delivered, "
-            f"{self.rows_kept:,} kept, {self.rows_set_aside:,} set aside"
+            f"{_format_count(len(self.files), 'file')}: {self.rows_in:,} rows delivered, "
+            f"{self.rows_kept:,} kept, {self.rows_quarantined:,} set aside"
             + (f" ({rules})" if rules else "")
         ]
-        if self.superseded_earlier:
-            said.append(f"{_count(self.superseded_earlier, 'earlier reading')} superseded")
-        if self.households:
+        if self.n_earlier_superseded:
+            said.append(f"{_format_count(self.n_earlier_superseded, 'earlier reading')} superseded")
+        if self.n_households:
             said.append(
-                f"{_count(self.households, 'household')}, {self.first_night} to {self.last_night}, "
-                f"{_count(self.missing_half_hours, 'half-hour')} missing between their readings"
+                f"{_format_count(self.n_households, 'household')}, {self.first_night} to {self.last_night}, "
+                f"{_format_count(self.n_missing_half_hours, 'half-hour')} missing between their readings"
             )
-        if self.months:
-            span = f"{self.months[0]} to {self.months[-1]}"
-            said.append(f"{_count(len(self.months), 'month')} written ({span})")
-        if self.references:
-            said.append(f"references written: {', '.join(self.references)}")
+        if self.changed_months:
+            span = f"{self.changed_months[0]} to {self.changed_months[-1]}"
+            said.append(f"{_format_count(len(self.changed_months), 'month')} written ({span})")
+        if self.changed_references:
+            said.append(f"references written: {', '.join(self.changed_references)}")
         said += [f"already ingested: {file}" for file in self.already_ingested]
-        return said + [f"left aside: {line}" for line in self.left_aside]
+        return said + [f"left aside: {line}" for line in self.ignored_files]
 
     def markdown(self) -> str:
         """What happened, for the run's page."""
-        rows = report.delivered(self.rows_in, self.rows_kept, self.by_rule)
+        rows = report.delivered(self.rows_in, self.rows_kept, self.quarantined_by_rule)
         said = self.lines() + [f"failed: {line}" for line in self.failures]
         return rows + "\n".join(f"- {line}" for line in said) + "\n"
 
@@ -91,22 +91,22 @@ class IngestError(UserError):
         self.receipt = receipt
 
 
-def _count(number: int, noun: str) -> str:
+def _format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @task(name="settle", task_run_name="settle")
-def settle(
-    found: DiscoveredTables, staged: list[StagedTable], months: list[MergedMonth]
+def commit_ingest(
+    discovered: DiscoveredTables, staged: list[StagedTable], merged_months: list[MergedMonth]
 ) -> IngestReceipt:
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
-    aside = _aside()
-    superseded = _named_earlier(aside.filter(pl.col("rank") == LAKE_RANK))
+    aside = _load_losing_readings()
+    superseded = _name_superseded_files(aside.filter(pl.col("rank") == LAKE_RANK))
     now = datetime.now(UTC).replace(tzinfo=None)
-    repeated = sum((Counter(month.n_repeated_by_rank) for month in months), Counter[int]())
+    repeated = sum((Counter(month.n_repeated_by_rank) for month in merged_months), Counter[int]())
     entered = make_thread_pool()(
-        joblib.delayed(_enter)(
+        joblib.delayed(_prepare_delivery)(
             each,
             aside,
             superseded,
@@ -116,27 +116,27 @@ def settle(
         for each in new
     )
     counts = sum(entered, Counter[str]())
-    failures = [*found.failures, *(each.failure for each in staged if each.failure)]
-    references = _references(found.reference_tables, new, failures)
+    failures = [*discovered.failures, *(each.failure for each in staged if each.failure)]
+    references = _prepare_references(discovered.reference_tables, new, failures)
     receipt = IngestReceipt(
-        **_covered(months),
+        **_summarize_coverage(merged_months),
         files=tuple(each.file for each in new),
         rows_in=(rows_in := sum(each.rows_in for each in new)),
         rows_kept=rows_in - counts.total(),
-        rows_set_aside=counts.total(),
-        by_rule=dict(counts.most_common()),
-        superseded_earlier=superseded.height,
-        months=tuple(f"{each.month:%Y-%m}" for each in months if each.is_changed),
-        references=tuple(references),
+        rows_quarantined=counts.total(),
+        quarantined_by_rule=dict(counts.most_common()),
+        n_earlier_superseded=superseded.height,
+        changed_months=tuple(f"{each.month:%Y-%m}" for each in merged_months if each.is_changed),
+        changed_references=tuple(references),
         already_ingested=tuple(each.file for each in staged if each.is_already_ingested),
-        left_aside=tuple(found.ignored_files),
+        ignored_files=tuple(discovered.ignored_files),
         failures=tuple(failures),
     )
     lake.publish()
     return receipt
 
 
-def _aside() -> pl.DataFrame:
+def _load_losing_readings() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
     found = sorted(lake.staging().glob("aside/*.arrow"))
     return pl.concat(
@@ -144,19 +144,21 @@ def _aside() -> pl.DataFrame:
     )
 
 
-def _enter(
+def _prepare_delivery(
     staged: StagedTable,
-    aside: pl.DataFrame,
+    losing_readings: pl.DataFrame,
     superseded: pl.DataFrame,
     n_repeated: int,
-    at: datetime,
+    ingested_at_utc: datetime,
 ) -> Counter[str]:
     """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
     bad = [
         load_staged(path)
         for path in sorted(staged_table_dir(staged.delivery_rank).glob("bad/*.arrow"))
     ]
-    own = pl.concat([*bad, aside.filter(pl.col("rank") == staged.delivery_rank).drop("rank", "by")])
+    own = pl.concat(
+        [*bad, losing_readings.filter(pl.col("rank") == staged.delivery_rank).drop("rank", "by")]
+    )
     own = own.with_columns(file=pl.lit(staged.file))
     earlier = superseded.filter(pl.col("by") == staged.delivery_rank).select(own.columns)
     rows = pl.concat([own, earlier])
@@ -165,29 +167,33 @@ def _enter(
         lake.replace_ledger(
             "quarantine", staged.delivery, rows.select(names).sort(names), root=lake.prepared()
         )
-    spans = _spans(staged)
+    spans = _load_spans(staged)
     lake.replace_ledger("spans", staged.delivery, spans, root=lake.prepared())
-    entry = _entry(staged, own.height, n_repeated, spans, at)
+    entry = _build_ledger_entry(staged, own.height, n_repeated, spans, ingested_at_utc)
     lake.replace_ledger("deliveries", staged.delivery, entry, root=lake.prepared())
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
 
-def _spans(staged: StagedTable) -> pl.DataFrame:
+def _load_spans(staged: StagedTable) -> pl.DataFrame:
     path = staged_table_dir(staged.delivery_rank) / "spans.arrow"
-    spans = load_staged(path) if path.exists() else pl.DataFrame(schema=SPANS)
-    return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS)
+    spans = load_staged(path) if path.exists() else pl.DataFrame(schema=SPANS_SCHEMA)
+    return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS_SCHEMA)
 
 
-def _entry(
-    staged: StagedTable, n_aside: int, n_repeated: int, spans: pl.DataFrame, at: datetime
+def _build_ledger_entry(
+    staged: StagedTable,
+    n_quarantined: int,
+    n_repeated: int,
+    spans: pl.DataFrame,
+    ingested_at_utc: datetime,
 ) -> pl.DataFrame:
     row = {
         "delivery": staged.delivery,
         "file": staged.file,
-        "ingested_at_utc": at,
+        "ingested_at_utc": ingested_at_utc,
         "rows_in": staged.rows_in,
-        "rows_kept": staged.rows_in - n_aside,
-        "rows_set_aside": n_aside,
+        "rows_kept": staged.rows_in - n_quarantined,
+        "rows_set_aside": n_quarantined,
         "rows_repeated": n_repeated,
         "households": spans.height,
         "first_ts_utc": spans.get_column("first_ts_utc").min(),
@@ -197,7 +203,7 @@ def _entry(
     return pl.DataFrame([row], schema=schema)
 
 
-def _named_earlier(superseded: pl.DataFrame) -> pl.DataFrame:
+def _name_superseded_files(superseded: pl.DataFrame) -> pl.DataFrame:
     """Name for readings of earlier calls the latest earlier delivery that covers their stamp."""
     if superseded.is_empty():
         return superseded.with_columns(file=pl.lit(""))
@@ -214,9 +220,9 @@ def _named_earlier(superseded: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _covered(months: list[MergedMonth]) -> dict[str, Any]:
+def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
     """Households and nights of this call, and the half-hours that the lake misses between."""
-    if not months:
+    if not merged_months:
         return {}
     call = load_staged(lake.staging() / "spans.arrow")
     first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
@@ -225,16 +231,18 @@ def _covered(months: list[MergedMonth]) -> dict[str, Any]:
         "households": call.height,
         "first_night": first.dt.date().min(),
         "last_night": last.dt.date().max(),
-        "missing_half_hours": expected - sum(month.n_readings_in_spans for month in months),
+        "missing_half_hours": expected - sum(month.n_readings_in_spans for month in merged_months),
     }
 
 
-def _references(
-    companions: list[tuple[TableKind, DeliveredTable]], new: list[StagedTable], failures: list[str]
+def _prepare_references(
+    reference_tables: list[tuple[TableKind, DeliveredTable]],
+    new_tables: list[StagedTable],
+    failures: list[str],
 ) -> list[str]:
     """Prepare the references that this call changes; their names."""
     given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
-    for each in new:
+    for each in new_tables:
         of_file = staged_table_dir(each.delivery_rank)
         paths = [of_file / "spans.arrow", of_file / "about.arrow"]
         told = [
@@ -243,27 +251,29 @@ def _references(
             if path.exists()
         ]
         given["households"] += told
-    for kind, table in companions:
+    for kind, table in reference_tables:
         try:
-            given[cast(lake.Reference, kind)].append(_companion(table))
+            given[cast(lake.Reference, kind)].append(_read_reference_table(table))
         except UserError as error:
             failures.append(str(error))
-    return [name for name, tables in given.items() if tables and _refer(name, tables)]
+    return [
+        name for name, tables in given.items() if tables and _update_reference_table(name, tables)
+    ]
 
 
-def _companion(table: DeliveredTable) -> pl.DataFrame:
+def _read_reference_table(table: DeliveredTable) -> pl.DataFrame:
     rows = read_table(table, lake.staging() / "companion")
     with name_file_in_errors(table.file):
         return parse_reference_table(rows, recognise_format(rows.columns))
 
 
-def _refer(name: lake.Reference, given: list[pl.DataFrame]) -> bool:
+def _update_reference_table(name: lake.Reference, delivered: list[pl.DataFrame]) -> bool:
     """Lay what was given over a reference; whether that changes it."""
     present = lake.read(name)
     if name == "households":
-        after = merge_household_registers([present, *given])
+        after = merge_household_registers([present, *delivered])
     else:
-        after = merge_reference_tables([present, *given], KEY_COLUMNS[name])
+        after = merge_reference_tables([present, *delivered], KEY_COLUMNS[name])
     if after.equals(present):
         return False
     lake.replace_reference(name, after, root=lake.prepared())

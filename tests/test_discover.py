@@ -70,7 +70,7 @@ def test_companions_written_with_our_names_are_taken_too(home: Path, tmp_path: P
     for name in UNNAMED:
         lake.read(name).write_parquet(tmp_path / f"again/{name}.parquet")
     receipt = take_in(tmp_path / "again")
-    assert receipt.references == ()
+    assert receipt.changed_references == ()
     _check_companions()
 
 
@@ -90,10 +90,10 @@ def test_a_later_companion_wins_by_key_and_an_equal_one_writes_nothing(
         WEATHER,
     )
     take_in(tmp_path / "1")
-    assert take_in(tmp_path / "2").references == ("weather",)
+    assert take_in(tmp_path / "2").changed_references == ("weather",)
     assert lake.read("weather").get_column("temperature_c").to_list() == [1, 3, 4]
     csv(tmp_path / "2/c.csv", rows({2: 0.1}))
-    assert take_in(tmp_path / "2").references == ()
+    assert take_in(tmp_path / "2").changed_references == ()
 
 
 def test_the_register_learns_from_readings_and_forgets_nothing(home: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_directory_may_hold_what_is_not_ours(home: Path, tmp_path: Path) -> No
     pl.DataFrame(truth).write_parquet(tmp_path / "in/truth.parquet")
     receipt = take_in(tmp_path / "in")
     assert receipt.files == ("a.csv",)
-    assert [line.split(":")[0] for line in receipt.left_aside] == ["prices.csv"]
+    assert [line.split(":")[0] for line in receipt.ignored_files] == ["prices.csv"]
 
 
 def test_globs_and_a_source_named_twice(home: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_homes_own_state_is_not_delivered(home: Path, tmp_path: Path) -> Non
     csv(tmp_path / "a.csv", rows({0: 0.1}))
     take_in(tmp_path)
     receipt = take_in(tmp_path)
-    assert (receipt.already_ingested, receipt.left_aside) == (("a.csv",), ())
+    assert (receipt.already_ingested, receipt.ignored_files) == (("a.csv",), ())
 
 
 def test_what_lands_in_the_home_is_delivered(home: Path) -> None:

@@ -32,8 +32,8 @@ ONE = {("MAC000001", stamp(0)): 0.163, ("MAC000001", stamp(1)): 0.25}
 def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) -> None:
     receipt = take_in(london / "raw/LCL_MAC000002.csv")
     assert (receipt.rows_in, receipt.rows_kept) == (24_158, 24_140)
-    assert receipt.by_rule == {"duplicate": 17, "null": 1}
-    assert receipt.missing_half_hours == 52
+    assert receipt.quarantined_by_rule == {"duplicate": 17, "null": 1}
+    assert receipt.n_missing_half_hours == 52
     bad = lake.read("quarantine").filter(pl.col("rule") == "null").row(0)
     expected = datetime(2012, 12, 19, 12, 37, 27)
     assert bad == ("MAC000002", expected, "Null", "null", "LCL_MAC000002.csv")
@@ -44,7 +44,7 @@ def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
     assert receipt.rows_in == 3_775_636 + 52_558 + 24_158
     # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
     # Float32; 17 rows are double within the Datastore file.
-    assert receipt.by_rule == {"duplicate": 52_558 + 17_520 + 17, "null": 1}
+    assert receipt.quarantined_by_rule == {"duplicate": 52_558 + 17_520 + 17, "null": 1}
     held = lake.scan("days").select(pl.col("kwh").arr.eval(pl.element().is_not_null()).arr.sum())
     assert held.sum().collect().item() == receipt.rows_kept
     register, weather = lake.read("households"), lake.read("weather")
@@ -54,7 +54,7 @@ def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
         ("Low", 1_660),
         ("Normal", 15_072),
     ]
-    assert receipt.failures == receipt.left_aside == ()
+    assert receipt.failures == receipt.ignored_files == ()
 
 
 def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_every_way_to_write_a_reading(
     written = [line.format(stamp(0), stamp(1)) for line in lines]
     receipt = take_in(csv(tmp_path / name, written, header))
     assert readings() == ONE
-    assert (receipt.rows_in, receipt.rows_set_aside) == (2, 0)
+    assert (receipt.rows_in, receipt.rows_quarantined) == (2, 0)
 
 
 @pytest.mark.parametrize("unit", ["ns", "us", "ms"])
@@ -151,7 +151,7 @@ def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
 ) -> None:
     source = csv(tmp_path / "a.csv", [(household, at, value), *rows({40: 12, 41: "-0"})])
     receipt = take_in(source)
-    assert receipt.by_rule == {rule: 1}
+    assert receipt.quarantined_by_rule == {rule: 1}
     assert set_aside()[0][1:] == (value.strip() or None, rule, "a.csv")
     assert [*readings().values()] == [12, 0]
 
@@ -167,7 +167,7 @@ def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) 
     assert readings()["MAC000001", stamp(1)] == 0.9
     assert set_aside() == [(stamp(1), "0.2", "superseded", "z.csv")]
     # The reading given again is kept; the superseded one was not among this call's rows.
-    assert (receipt.rows_in, receipt.rows_kept, receipt.superseded_earlier) == (2, 2, 1)
+    assert (receipt.rows_in, receipt.rows_kept, receipt.n_earlier_superseded) == (2, 2, 1)
     take_in(csv(tmp_path / "4/b.csv", rows({1: 0.2})))
     assert readings()["MAC000001", stamp(1)] == 0.2
     assert set_aside()[1] == (stamp(1), "0.9", "superseded", "a.csv")
@@ -186,7 +186,7 @@ def test_within_a_call_the_later_file_name_wins(
         (stamp(1), "0.5", "duplicate", "b.csv"),
     ]
     assert (receipt.rows_in, receipt.rows_kept) == (4, 2)
-    assert receipt.by_rule == {"duplicate": 1, "superseded": 1}
+    assert receipt.quarantined_by_rule == {"duplicate": 1, "superseded": 1}
 
 
 def test_minus_zero_is_zero(home: Path, tmp_path: Path) -> None:
@@ -211,16 +211,16 @@ def test_within_a_file_the_largest_wins_in_any_order(
 def test_float_noise_is_no_conflict(home: Path, tmp_path: Path) -> None:
     take_in(csv(tmp_path / "1.csv", rows({0: "6.5279999"})))
     receipt = take_in(csv(tmp_path / "2.csv", rows({0: "6.528"})))
-    assert (receipt.superseded_earlier, receipt.months) == (0, ())
+    assert (receipt.n_earlier_superseded, receipt.changed_months) == (0, ())
 
 
 def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None:
     take_in(csv(tmp_path / "1.csv", rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
     may = {path: path.stat().st_mtime_ns for path in lake.files("days")}
     receipt = take_in(csv(tmp_path / "2.csv", rows({0: 0.1, 2_900: 0.4})))
-    assert receipt.months == ("2013-08",)
+    assert receipt.changed_months == ("2013-08",)
     # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
-    assert receipt.missing_half_hours == 2_901 - 3
+    assert receipt.n_missing_half_hours == 2_901 - 3
     changed = [path for path in lake.files("days") if path.stat().st_mtime_ns != may[path]]
     assert [path.parent.name for path in changed] == ["month=2013-08"]
 
@@ -236,7 +236,7 @@ def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
         ("b.zip/readings.csv", 3, 2, 1, 0, 2, START, datetime(2013, 6, 3, 3, 30)),
     ]
     assert receipt.already_ingested == ("copy.csv",)
-    assert receipt.rows_in == receipt.rows_kept + receipt.rows_set_aside == 6
+    assert receipt.rows_in == receipt.rows_kept + receipt.rows_quarantined == 6
 
 
 def test_rows_add_up_over_calls_that_overlap(home: Path, tmp_path: Path) -> None:

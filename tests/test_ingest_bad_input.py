@@ -188,7 +188,7 @@ def test_an_option_that_names_another_table_is_refused(home: Path, tmp_path: Pat
 
 def test_a_short_row_is_set_aside(home: Path, tmp_path: Path) -> None:
     source = csv(tmp_path / "a.csv", [f"MAC000001,{stamp(1)}", *rows({0: 0.5}, "MAC000009")])
-    assert take_in(source).by_rule == {"null": 1}
+    assert take_in(source).quarantined_by_rule == {"null": 1}
 
 
 def test_a_bad_delivery_leaves_the_lake_as_it_was(home: Path, tmp_path: Path) -> None:
