@@ -29,24 +29,24 @@ Sources = Annotated[
     list[str],
     Field(min_length=1, description="files, directories or globs of delivered readings"),
 ]
-Companion = Annotated[
+ReferencePath = Annotated[
     str | None, Field(description="a file of this kind; empty: what lies beside the readings")
 ]
 
 
-def name_of_sources() -> str:
+def format_run_name() -> str:
     """The run's name: the first source and how many more."""
     first, *more = flow_run.parameters["sources"]
     return f"ingest {first}" + (f" and {len(more)} more" if more else "")
 
 
-@flow(name="ingest", flow_run_name=name_of_sources)
+@flow(name="ingest", flow_run_name=format_run_name)
 def ingest(
     sources: Sources,
-    weather: Companion = None,
-    holidays: Companion = None,
-    households: Companion = None,
-    tariffs: Companion = None,
+    weather: ReferencePath = None,
+    holidays: ReferencePath = None,
+    households: ReferencePath = None,
+    tariffs: ReferencePath = None,
 ) -> IngestReceipt:
     """Bring delivered readings and what lies beside them into the lake.
 
@@ -63,18 +63,18 @@ def ingest(
                 "tariffs": tariffs,
             },
         )
-        with _bar() as bar:
-            staged = _stage_all(found.reading_tables, bar)
+        with _build_progress_bar() as bar:
+            staged = _stage_all_tables(found.reading_tables, bar)
             months = plan_months(staged)
-            merged = merge_months(months, _row(bar, "months merged", len(months)))
+            merged = merge_months(months, _add_progress_row(bar, "months merged", len(months)))
             receipt = commit_ingest(found, staged, merged)
-        _report(receipt, record)
+        _record_receipt(receipt, record)
         if receipt.failures:
             raise IngestError(receipt)
     return receipt
 
 
-class _Pace(ProgressColumn):
+class _RateColumn(ProgressColumn):
     """How much is done a second."""
 
     def render(self, task: Row) -> Text:
@@ -83,29 +83,29 @@ class _Pace(ProgressColumn):
         return Text(f"{pace:,.0f}/s" if pace else "")
 
 
-def _bar() -> Progress:
+def _build_progress_bar() -> Progress:
     """A progress bar where a person watches."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,} of {task.total:,}"),
-        _Pace(),
+        _RateColumn(),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
 
 
-def _row(bar: Progress, name: str, total: int) -> ProgressCallback:
+def _add_progress_row(bar: Progress, description: str, total: int) -> ProgressCallback:
     """A row of the bar, and how to tell it that so many more are done."""
-    row = bar.add_task(name, total=total)
+    row = bar.add_task(description, total=total)
     return lambda count: bar.advance(row, count)
 
 
-def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[StagedTable]:
-    rows = _row(bar, "rows read", sum(map(estimate_row_count, tables)))
-    files = _row(bar, "files", len(tables))
+def _stage_all_tables(tables: list[DeliveredTable], bar: Progress) -> list[StagedTable]:
+    rows = _add_progress_row(bar, "rows read", sum(map(estimate_row_count, tables)))
+    files = _add_progress_row(bar, "files", len(tables))
     staged = []
     for group in group_tables(tables):
         staged += stage_tables(group, rows)
@@ -113,7 +113,7 @@ def _stage_all(tables: list[DeliveredTable], bar: Progress) -> list[StagedTable]
     return staged
 
 
-def _report(receipt: IngestReceipt, record: Record) -> None:
+def _record_receipt(receipt: IngestReceipt, record: Record) -> None:
     record.rows_in, record.rows_kept = receipt.rows_in, receipt.rows_kept
     record.rows_set_aside = receipt.rows_quarantined
     record.first_night, record.last_night = receipt.first_night, receipt.last_night
