@@ -13,21 +13,21 @@ from tasks import lake
 from tasks.settle import IngestReceipt
 
 START = datetime(2013, 6, 3)
-KAGGLE = "LCLid,tstp,energy(kWh/hh)"
-Row = tuple[str, str, str]
+KAGGLE_HEADER = "LCLid,tstp,energy(kWh/hh)"
+ReadingRow = tuple[str, str, str]
 
 
-def stamp(slot: int) -> str:
+def format_timestamp(slot: int) -> str:
     """The half-hour `slot` after START, as Kaggle writes it."""
     return f"{START + timedelta(minutes=30 * slot):%Y-%m-%d %H:%M:%S}"
 
 
-def rows(values: dict[int, object], household: str = "MAC000001") -> list[Row]:
+def build_rows(values: dict[int, object], household_id: str = "MAC000001") -> list[ReadingRow]:
     """Rows of one household: value by slot after START."""
-    return [(household, stamp(slot), str(value)) for slot, value in values.items()]
+    return [(household_id, format_timestamp(slot), str(value)) for slot, value in values.items()]
 
 
-def csv(path: Path, lines: list[Row] | list[str], header: str = KAGGLE) -> Path:
+def write_csv(path: Path, lines: list[ReadingRow] | list[str], header: str = KAGGLE_HEADER) -> Path:
     """Write a CSV, gzipped or zipped if the name says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = [line if isinstance(line, str) else ",".join(line) for line in lines]
@@ -42,12 +42,12 @@ def csv(path: Path, lines: list[Row] | list[str], header: str = KAGGLE) -> Path:
     return path
 
 
-def take_in(*sources: Path | str, **options: str) -> IngestReceipt:
+def ingest_sources(*sources: Path | str, **options: str) -> IngestReceipt:
     """Ingest without a Prefect server."""
     return ingest.fn([str(source) for source in sources], **options)
 
 
-def readings() -> dict[tuple[str, str], float]:
+def load_readings() -> dict[tuple[str, str], float]:
     """What the lake holds: value by household and stamp."""
     slots = (
         lake.scan("days")
@@ -61,15 +61,15 @@ def readings() -> dict[tuple[str, str], float]:
     return {(household, at): round(kwh, 3) for household, at, kwh in held.collect().iter_rows()}
 
 
-def set_aside() -> list[tuple[str | None, str | None, str, str]]:
+def load_quarantine() -> list[tuple[str | None, str | None, str, str]]:
     """What the quarantine holds: stamp, value, rule, file."""
     found = lake.read("quarantine").with_columns(pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S"))
     return sorted(found.select("ts_utc", "value", "rule", "file").rows(), key=str)
 
 
-def fingerprint(home: Path, below: str = "lake") -> dict[str, str]:
+def hash_files(home: Path, subdirectory: str = "lake") -> dict[str, str]:
     """A hash of every file below a directory of the home, or of one file."""
-    top = home / below
+    top = home / subdirectory
     found = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
     return {
         str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found

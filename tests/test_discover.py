@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks import lake
-from tests.deliveries import csv, rows, take_in
+from tests.deliveries import build_rows, ingest_sources, write_csv
 
 WEATHER = "summary,time,temperature,humidity"
 HOUSEHOLDS = "LCLid,stdorToU,Acorn,Acorn_grouped,file"
@@ -15,14 +15,14 @@ UNNAMED = ("households", "weather", "holidays", "tariffs")
 
 
 def _companions(directory: Path) -> None:
-    csv(
+    write_csv(
         directory / "x1.csv",
         ["Clear,2013-06-03 01:00:00,10.5,0.9", "Clear,2013-06-03 00:00:00,9.25,"],
         WEATHER,
     )
-    csv(directory / "x2.csv", ['MAC000001,ToU,ACORN-,ACORN-,"block_0\r"'], HOUSEHOLDS)
-    csv(directory / "x3.csv", ['2013-06-03,"A holiday\r"'], "Bank holidays,Type")
-    csv(
+    write_csv(directory / "x2.csv", ['MAC000001,ToU,ACORN-,ACORN-,"block_0\r"'], HOUSEHOLDS)
+    write_csv(directory / "x3.csv", ['2013-06-03,"A holiday\r"'], "Bank holidays,Type")
+    write_csv(
         directory / "x4.csv",
         ['"2013-06-03 00:00:00","Low\r"', '"2013-06-03 00:30:00","High\r"'],
         "TariffDateTime,Tariff",
@@ -43,33 +43,33 @@ def _check_companions() -> None:
 def test_companions_are_found_inside_a_directory_or_beside_a_file(
     home: Path, tmp_path: Path, place: str
 ) -> None:
-    source = csv(tmp_path / "in/a.csv", rows({0: 0.1}))
+    source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     _companions(tmp_path / place)
-    take_in(source if place == "." else source.parent)
+    ingest_sources(source if place == "." else source.parent)
     _check_companions()
 
 
 def test_companions_by_option_count_alone(home: Path, tmp_path: Path) -> None:
-    source = csv(tmp_path / "in/a.csv", rows({0: 0.1}))
+    source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     _companions(tmp_path / "far")
-    csv(tmp_path / "in/near.csv", ["Dull,2013-06-03 00:00:00,-3,0.5"], WEATHER)
+    write_csv(tmp_path / "in/near.csv", ["Dull,2013-06-03 00:00:00,-3,0.5"], WEATHER)
     far = {
         name: str(tmp_path / f"far/x{i}.csv") for i, name in enumerate(("weather", *UNNAMED[:1]), 1)
     }
-    take_in(
+    ingest_sources(
         source, **far, holidays=str(tmp_path / "far/x3.csv"), tariffs=str(tmp_path / "far/x4.csv")
     )
     _check_companions()
 
 
 def test_companions_written_with_our_names_are_taken_too(home: Path, tmp_path: Path) -> None:
-    source = csv(tmp_path / "in/a.csv", rows({0: 0.1}))
+    source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     _companions(tmp_path / "in")
-    take_in(source)
-    csv(tmp_path / "again/b.csv", rows({1: 0.1}))
+    ingest_sources(source)
+    write_csv(tmp_path / "again/b.csv", build_rows({1: 0.1}))
     for name in UNNAMED:
         lake.read(name).write_parquet(tmp_path / f"again/{name}.parquet")
-    receipt = take_in(tmp_path / "again")
+    receipt = ingest_sources(tmp_path / "again")
     assert receipt.changed_references == ()
     _check_companions()
 
@@ -77,34 +77,36 @@ def test_companions_written_with_our_names_are_taken_too(home: Path, tmp_path: P
 def test_a_later_companion_wins_by_key_and_an_equal_one_writes_nothing(
     home: Path, tmp_path: Path
 ) -> None:
-    csv(tmp_path / "1/a.csv", rows({0: 0.1}))
-    csv(
+    write_csv(tmp_path / "1/a.csv", build_rows({0: 0.1}))
+    write_csv(
         tmp_path / "1/w.csv",
         ["x,2013-06-03 00:00:00,1,0.5", "x,2013-06-03 01:00:00,2,0.5"],
         WEATHER,
     )
-    csv(tmp_path / "2/b.csv", rows({1: 0.1}))
-    csv(
+    write_csv(tmp_path / "2/b.csv", build_rows({1: 0.1}))
+    write_csv(
         tmp_path / "2/w.csv",
         ["x,2013-06-03 01:00:00,3,0.5", "x,2013-06-03 02:00:00,4,0.5"],
         WEATHER,
     )
-    take_in(tmp_path / "1")
-    assert take_in(tmp_path / "2").changed_references == ("weather",)
+    ingest_sources(tmp_path / "1")
+    assert ingest_sources(tmp_path / "2").changed_references == ("weather",)
     assert lake.read("weather").get_column("temperature_c").to_list() == [1, 3, 4]
-    csv(tmp_path / "2/c.csv", rows({2: 0.1}))
-    assert take_in(tmp_path / "2").changed_references == ()
+    write_csv(tmp_path / "2/c.csv", build_rows({2: 0.1}))
+    assert ingest_sources(tmp_path / "2").changed_references == ()
 
 
 def test_the_register_learns_from_readings_and_forgets_nothing(home: Path, tmp_path: Path) -> None:
-    csv(
+    write_csv(
         tmp_path / "1/a.csv",
         [f"MAC000002,ToU,{at},0.1,ACORN-E,Affluent" for at in ("2013-06-03", "2013-06-04")],
         "LCLid,stdorToU,DateTime,KWH/hh,Acorn,Acorn_grouped",
     )
-    take_in(tmp_path / "1")
-    csv(tmp_path / "2/b.csv", rows({5: 0.1}, "MAC000002") + rows({5: 0.1}, "MAC000007"))
-    take_in(tmp_path / "2")
+    ingest_sources(tmp_path / "1")
+    write_csv(
+        tmp_path / "2/b.csv", build_rows({5: 0.1}, "MAC000002") + build_rows({5: 0.1}, "MAC000007")
+    )
+    ingest_sources(tmp_path / "2")
     assert lake.read("households").rows() == [
         ("MAC000002", "ToU", "ACORN-E", "Affluent"),
         ("MAC000007", None, None, None),
@@ -112,39 +114,39 @@ def test_the_register_learns_from_readings_and_forgets_nothing(home: Path, tmp_p
 
 
 def test_a_directory_may_hold_what_is_not_ours(home: Path, tmp_path: Path) -> None:
-    csv(tmp_path / "in/a.csv", rows({0: 0.1}))
-    csv(
+    write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
+    write_csv(
         tmp_path / "in/acorn_details.csv",
         ["a,b,c,1"],
         "MAIN CATEGORIES,CATEGORIES,REFERENCE,ACORN-A",
     )
-    csv(tmp_path / "in/prices.csv", ["1,2"], "year,price")
-    csv(tmp_path / "in/.hidden.csv", ["1,2"], "LCLid,price")
+    write_csv(tmp_path / "in/prices.csv", ["1,2"], "year,price")
+    write_csv(tmp_path / "in/.hidden.csv", ["1,2"], "LCLid,price")
     (tmp_path / "in/README.md").write_text("hello")
     truth = {"household_id": ["MAC1"], "night": [date(2013, 6, 3)], "kind": ["spike"]}
     pl.DataFrame(truth).write_parquet(tmp_path / "in/truth.parquet")
-    receipt = take_in(tmp_path / "in")
+    receipt = ingest_sources(tmp_path / "in")
     assert receipt.files == ("a.csv",)
     assert [line.split(":")[0] for line in receipt.ignored_files] == ["prices.csv"]
 
 
 def test_globs_and_a_source_named_twice(home: Path, tmp_path: Path) -> None:
-    a = csv(tmp_path / "in/a.csv", rows({0: 0.1}))
-    csv(tmp_path / "in/deep/b.csv", rows({1: 0.1}))
-    receipt = take_in(tmp_path / "in/**/*.csv", a, tmp_path / "in")
+    a = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
+    write_csv(tmp_path / "in/deep/b.csv", build_rows({1: 0.1}))
+    receipt = ingest_sources(tmp_path / "in/**/*.csv", a, tmp_path / "in")
     assert receipt.files == ("a.csv", "b.csv")
 
 
 def test_the_homes_own_state_is_not_delivered(home: Path, tmp_path: Path) -> None:
-    csv(tmp_path / "a.csv", rows({0: 0.1}))
-    take_in(tmp_path)
-    receipt = take_in(tmp_path)
+    write_csv(tmp_path / "a.csv", build_rows({0: 0.1}))
+    ingest_sources(tmp_path)
+    receipt = ingest_sources(tmp_path)
     assert (receipt.already_ingested, receipt.ignored_files) == (("a.csv",), ())
 
 
 def test_what_lands_in_the_home_is_delivered(home: Path) -> None:
-    csv(home / "landing/a.csv", rows({0: 0.1}))
-    assert take_in(home / "landing").rows_kept == 1
+    write_csv(home / "landing/a.csv", build_rows({0: 0.1}))
+    assert ingest_sources(home / "landing").rows_kept == 1
 
 
 def test_a_zip_holds_several_tables(home: Path, tmp_path: Path) -> None:
@@ -153,13 +155,13 @@ def test_a_zip_holds_several_tables(home: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with zipfile.ZipFile(tmp_path / "in/x.zip", "w") as archive:
         for path in (
-            csv(tmp_path / "b.csv", rows({0: 0.1})),
-            csv(tmp_path / "a.csv", rows({0: 0.2})),
+            write_csv(tmp_path / "b.csv", build_rows({0: 0.1})),
+            write_csv(tmp_path / "a.csv", build_rows({0: 0.2})),
         ):
             archive.write(path, f"halfhourly/{path.name}")
-        archive.write(csv(tmp_path / "w.csv", ["x,2013-06-03,1,0.5"], WEATHER), "w.csv")
+        archive.write(write_csv(tmp_path / "w.csv", ["x,2013-06-03,1,0.5"], WEATHER), "w.csv")
         archive.writestr("notes.txt", "hello")
-    receipt = take_in(tmp_path / "in")
+    receipt = ingest_sources(tmp_path / "in")
     assert receipt.files == ("x.zip/halfhourly/a.csv", "x.zip/halfhourly/b.csv")
     assert lake.read("weather").height == 1
     superseded = lake.read("quarantine").select("value", "rule", "file").row(0)

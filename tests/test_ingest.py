@@ -14,23 +14,23 @@ from tasks import lake, warehouse
 from tasks.delivered import DeliveredTable, estimate_row_count, list_tables
 from tasks.ingest import group_tables, stage_tables
 from tests.deliveries import (
-    KAGGLE,
+    KAGGLE_HEADER,
     START,
-    csv,
-    fingerprint,
-    readings,
-    rows,
-    set_aside,
-    stamp,
-    take_in,
+    build_rows,
+    format_timestamp,
+    hash_files,
+    ingest_sources,
+    load_quarantine,
+    load_readings,
+    write_csv,
 )
 
 DATASTORE = "LCLid,stdorToU,DateTime,KWH/hh (per half hour) "
-ONE = {("MAC000001", stamp(0)): 0.163, ("MAC000001", stamp(1)): 0.25}
+ONE = {("MAC000001", format_timestamp(0)): 0.163, ("MAC000001", format_timestamp(1)): 0.25}
 
 
 def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) -> None:
-    receipt = take_in(london / "raw/LCL_MAC000002.csv")
+    receipt = ingest_sources(london / "raw/LCL_MAC000002.csv")
     assert (receipt.rows_in, receipt.rows_kept) == (24_158, 24_140)
     assert receipt.quarantined_by_rule == {"duplicate": 17, "null": 1}
     assert receipt.n_missing_half_hours == 52
@@ -40,7 +40,7 @@ def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) ->
 
 
 def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
-    receipt = take_in(london)
+    receipt = ingest_sources(london)
     assert receipt.rows_in == 3_775_636 + 52_558 + 24_158
     # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
     # Float32; 17 rows are double within the Datastore file.
@@ -58,10 +58,10 @@ def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
 
 
 def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
-    source = csv(tmp_path / "in/a.csv", rows({0: 0.1, 1: "Null", 2: 0.3, 3: 99}))
-    take_in(source)
+    source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1, 1: "Null", 2: 0.3, 3: 99}))
+    ingest_sources(source)
     before = {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
-    receipt = take_in(source.parent)
+    receipt = ingest_sources(source.parent)
     assert receipt.already_ingested == ("a.csv",)
     assert receipt.rows_in == 0
     assert before == {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
@@ -71,7 +71,7 @@ def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "header", "lines"),
     [
-        ("a.csv", KAGGLE, ["MAC000001,{0}, 0.163 ", " MAC000001 , {1} ,0.25"]),
+        ("a.csv", KAGGLE_HEADER, ["MAC000001,{0}, 0.163 ", " MAC000001 , {1} ,0.25"]),
         ("a.csv", DATASTORE, ["MAC000001,Std,{0}.0000000, 0.163 \r", "MAC000001,Std,{1}.0,0.25\r"]),
         (
             "a.csv.gz",
@@ -102,9 +102,9 @@ def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
 def test_every_way_to_write_a_reading(
     home: Path, tmp_path: Path, name: str, header: str, lines: list[str]
 ) -> None:
-    written = [line.format(stamp(0), stamp(1)) for line in lines]
-    receipt = take_in(csv(tmp_path / name, written, header))
-    assert readings() == ONE
+    written = [line.format(format_timestamp(0), format_timestamp(1)) for line in lines]
+    receipt = ingest_sources(write_csv(tmp_path / name, written, header))
+    assert load_readings() == ONE
     assert (receipt.rows_in, receipt.rows_quarantined) == (2, 0)
 
 
@@ -119,29 +119,29 @@ def test_every_type_of_parquet_column(
     value = pl.Series(["0.163", "0.25"]).cast(dtype)
     frame = pl.DataFrame({"household_id": ["MAC000001"] * 2, "ts_utc": aware, "kwh": value})
     frame.write_parquet(tmp_path / "a.parquet")
-    take_in(tmp_path / "a.parquet")
-    assert readings() == ONE
+    ingest_sources(tmp_path / "a.parquet")
+    assert load_readings() == ONE
 
 
 # value, stamp, household -> the rule that the row breaks first, in the order of ml.schemas.RULES
 BROKEN = [
     ("Null", "2013-06-03 12:37:27", "", "null"),
-    ("", stamp(0), "MAC000001", "null"),
+    ("", format_timestamp(0), "MAC000001", "null"),
     (" ", "nonsense", "MAC000001", "null"),
     ("abc", "2013-06-03 00:10:00", "MAC000001", "not_a_number"),
-    ("NaN", stamp(0), "MAC000001", "not_a_number"),
-    ("inf", stamp(0), "MAC000001", "not_a_number"),
+    ("NaN", format_timestamp(0), "MAC000001", "not_a_number"),
+    ("inf", format_timestamp(0), "MAC000001", "not_a_number"),
     ("0.5", "01/06/2013 00:00", "MAC000001", "bad_timestamp"),
     ("4294967.295", "nonsense", "MAC000001", "sentinel"),
-    ("2147483647", stamp(0), "MAC000001", "sentinel"),
+    ("2147483647", format_timestamp(0), "MAC000001", "sentinel"),
     ("0.5", "", "MAC000001", "bad_timestamp"),
     ("0.5", "2013-02-30 00:00:00", "MAC000001", "bad_timestamp"),
     ("0.5", "9999-01-01 00:00:00", "MAC000001", "bad_timestamp"),
     ("-0.5", "2013-06-03 00:29:59", "MAC000001", "off_grid"),
     ("0.5", "2013-06-03 00:30:00.5000000", "MAC000001", "off_grid"),
-    ("-0.001", stamp(0), "", "negative"),
-    ("12.001", stamp(0), "", "above_limit"),
-    ("0.5", stamp(0), " ", "no_household"),
+    ("-0.001", format_timestamp(0), "", "negative"),
+    ("12.001", format_timestamp(0), "", "above_limit"),
+    ("0.5", format_timestamp(0), " ", "no_household"),
 ]
 
 
@@ -149,11 +149,13 @@ BROKEN = [
 def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
     home: Path, tmp_path: Path, value: str, at: str, household: str, rule: str
 ) -> None:
-    source = csv(tmp_path / "a.csv", [(household, at, value), *rows({40: 12, 41: "-0"})])
-    receipt = take_in(source)
+    source = write_csv(
+        tmp_path / "a.csv", [(household, at, value), *build_rows({40: 12, 41: "-0"})]
+    )
+    receipt = ingest_sources(source)
     assert receipt.quarantined_by_rule == {rule: 1}
-    assert set_aside()[0][1:] == (value.strip() or None, rule, "a.csv")
-    assert [*readings().values()] == [12, 0]
+    assert load_quarantine()[0][1:] == (value.strip() or None, rule, "a.csv")
+    assert [*load_readings().values()] == [12, 0]
 
 
 def test_every_rule_of_a_single_row_is_met_above() -> None:
@@ -161,36 +163,39 @@ def test_every_rule_of_a_single_row_is_met_above() -> None:
 
 
 def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) -> None:
-    take_in(csv(tmp_path / "1/z.csv", rows({0: 0.1, 1: 0.2, 60: 0.3})))
-    take_in(csv(tmp_path / "2/other.csv", rows({0: 7}, "MAC000009")))
-    receipt = take_in(csv(tmp_path / "3/a.csv", rows({0: 0.1, 1: 0.9})))
-    assert readings()["MAC000001", stamp(1)] == 0.9
-    assert set_aside() == [(stamp(1), "0.2", "superseded", "z.csv")]
+    ingest_sources(write_csv(tmp_path / "1/z.csv", build_rows({0: 0.1, 1: 0.2, 60: 0.3})))
+    ingest_sources(write_csv(tmp_path / "2/other.csv", build_rows({0: 7}, "MAC000009")))
+    receipt = ingest_sources(write_csv(tmp_path / "3/a.csv", build_rows({0: 0.1, 1: 0.9})))
+    assert load_readings()["MAC000001", format_timestamp(1)] == 0.9
+    assert load_quarantine() == [(format_timestamp(1), "0.2", "superseded", "z.csv")]
     # The reading given again is kept; the superseded one was not among this call's rows.
     assert (receipt.rows_in, receipt.rows_kept, receipt.n_earlier_superseded) == (2, 2, 1)
-    take_in(csv(tmp_path / "4/b.csv", rows({1: 0.2})))
-    assert readings()["MAC000001", stamp(1)] == 0.2
-    assert set_aside()[1] == (stamp(1), "0.9", "superseded", "a.csv")
+    ingest_sources(write_csv(tmp_path / "4/b.csv", build_rows({1: 0.2})))
+    assert load_readings()["MAC000001", format_timestamp(1)] == 0.2
+    assert load_quarantine()[1] == (format_timestamp(1), "0.9", "superseded", "a.csv")
 
 
 @pytest.mark.parametrize("sources", [("b.csv", "z/a.csv"), ("z", "b.csv"), (".",)])
 def test_within_a_call_the_later_file_name_wins(
     home: Path, tmp_path: Path, sources: tuple[str, ...]
 ) -> None:
-    csv(tmp_path / "z/a.csv", rows({0: 0.9, 1: 0.5}))
-    csv(tmp_path / "b.csv", rows({0: 0.1, 1: 0.5}))
-    receipt = take_in(*(tmp_path / source for source in sources))
-    assert readings() == {("MAC000001", stamp(0)): 0.1, ("MAC000001", stamp(1)): 0.5}
-    assert [(at, value, rule, Path(file).name) for at, value, rule, file in set_aside()] == [
-        (stamp(0), "0.9", "superseded", "a.csv"),
-        (stamp(1), "0.5", "duplicate", "b.csv"),
+    write_csv(tmp_path / "z/a.csv", build_rows({0: 0.9, 1: 0.5}))
+    write_csv(tmp_path / "b.csv", build_rows({0: 0.1, 1: 0.5}))
+    receipt = ingest_sources(*(tmp_path / source for source in sources))
+    assert load_readings() == {
+        ("MAC000001", format_timestamp(0)): 0.1,
+        ("MAC000001", format_timestamp(1)): 0.5,
+    }
+    assert [(at, value, rule, Path(file).name) for at, value, rule, file in load_quarantine()] == [
+        (format_timestamp(0), "0.9", "superseded", "a.csv"),
+        (format_timestamp(1), "0.5", "duplicate", "b.csv"),
     ]
     assert (receipt.rows_in, receipt.rows_kept) == (4, 2)
     assert receipt.quarantined_by_rule == {"duplicate": 1, "superseded": 1}
 
 
 def test_minus_zero_is_zero(home: Path, tmp_path: Path) -> None:
-    take_in(csv(tmp_path / "a.csv", rows({0: "-0", 1: "0"})))
+    ingest_sources(write_csv(tmp_path / "a.csv", build_rows({0: "-0", 1: "0"})))
     assert str(lake.read("days").item(0, "kwh").head(2).to_list()) == "[0.0, 0.0]"
 
 
@@ -198,10 +203,12 @@ def test_minus_zero_is_zero(home: Path, tmp_path: Path) -> None:
 def test_within_a_file_the_largest_wins_in_any_order(
     home: Path, tmp_path: Path, order: tuple[int, ...]
 ) -> None:
-    lines = rows({0: 0.5}) + rows({0: 0.7}) + rows({0: 0.7}) + rows({0: 0.6})
-    take_in(csv(tmp_path / "a.csv", [lines[i] for i in order]))
-    assert readings() == {("MAC000001", stamp(0)): 0.7}
-    assert sorted(row[1:3] for row in set_aside()) == [
+    lines = (
+        build_rows({0: 0.5}) + build_rows({0: 0.7}) + build_rows({0: 0.7}) + build_rows({0: 0.6})
+    )
+    ingest_sources(write_csv(tmp_path / "a.csv", [lines[i] for i in order]))
+    assert load_readings() == {("MAC000001", format_timestamp(0)): 0.7}
+    assert sorted(row[1:3] for row in load_quarantine()) == [
         ("0.5", "superseded"),
         ("0.6", "superseded"),
         ("0.7", "duplicate"),
@@ -209,15 +216,15 @@ def test_within_a_file_the_largest_wins_in_any_order(
 
 
 def test_float_noise_is_no_conflict(home: Path, tmp_path: Path) -> None:
-    take_in(csv(tmp_path / "1.csv", rows({0: "6.5279999"})))
-    receipt = take_in(csv(tmp_path / "2.csv", rows({0: "6.528"})))
+    ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: "6.5279999"})))
+    receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: "6.528"})))
     assert (receipt.n_earlier_superseded, receipt.changed_months) == (0, ())
 
 
 def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None:
-    take_in(csv(tmp_path / "1.csv", rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
+    ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
     may = {path: path.stat().st_mtime_ns for path in lake.files("days")}
-    receipt = take_in(csv(tmp_path / "2.csv", rows({0: 0.1, 2_900: 0.4})))
+    receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: 0.1, 2_900: 0.4})))
     assert receipt.changed_months == ("2013-08",)
     # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
     assert receipt.n_missing_half_hours == 2_901 - 3
@@ -226,10 +233,10 @@ def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None
 
 
 def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
-    csv(tmp_path / "in/a.csv", rows({0: 0.1, 1: "Null", 50: 0.2}))
-    csv(tmp_path / "in/b.zip", rows({0: 0.1, 1: 0.4}) + rows({7: 3}, "MAC000002"))
-    csv(tmp_path / "in/copy.csv", rows({0: 0.1, 1: "Null", 50: 0.2}))
-    receipt = take_in(tmp_path / "in")
+    write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1, 1: "Null", 50: 0.2}))
+    write_csv(tmp_path / "in/b.zip", build_rows({0: 0.1, 1: 0.4}) + build_rows({7: 3}, "MAC000002"))
+    write_csv(tmp_path / "in/copy.csv", build_rows({0: 0.1, 1: "Null", 50: 0.2}))
+    receipt = ingest_sources(tmp_path / "in")
     entries = lake.read("deliveries").sort("file").drop("delivery", "ingested_at_utc")
     assert entries.rows() == [
         ("a.csv", 3, 2, 1, 0, 1, START, datetime(2013, 6, 4, 1)),
@@ -240,10 +247,13 @@ def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
 
 
 def test_rows_add_up_over_calls_that_overlap(home: Path, tmp_path: Path) -> None:
-    take_in(csv(tmp_path / "1/a.csv", rows({0: 0.1, 1: 0.2, 2: "Null"})))
-    take_in(csv(tmp_path / "2/a.csv", rows({0: 0.1, 1: 0.9, 3: 0.3}) + rows({0: 0.1})))
-    take_in(
-        csv(tmp_path / "3/b.csv", rows({0: 0.1, 1: 0.2})), csv(tmp_path / "3/c.csv", rows({1: 0.9}))
+    ingest_sources(write_csv(tmp_path / "1/a.csv", build_rows({0: 0.1, 1: 0.2, 2: "Null"})))
+    ingest_sources(
+        write_csv(tmp_path / "2/a.csv", build_rows({0: 0.1, 1: 0.9, 3: 0.3}) + build_rows({0: 0.1}))
+    )
+    ingest_sources(
+        write_csv(tmp_path / "3/b.csv", build_rows({0: 0.1, 1: 0.2})),
+        write_csv(tmp_path / "3/c.csv", build_rows({1: 0.9})),
     )
     entries = lake.read("deliveries").sort("ingested_at_utc")
     # The second a.csv repeats slot 0 of the first. Of the third call, b.csv repeats slot 0; its
@@ -265,9 +275,9 @@ def deliveries(draw: st.DrawFn) -> list[list[tuple[str, int, str]]]:
 
 
 def _deliver(path: Path, lines: list[tuple[str, int, str]], how: int) -> None:
-    table = [(household, stamp(slot), value) for household, slot, value in lines]
+    table = [(household, format_timestamp(slot), value) for household, slot, value in lines]
     if how < 3:
-        csv(path.with_suffix((".csv", ".csv.gz", ".zip")[how]), table)
+        write_csv(path.with_suffix((".csv", ".csv.gz", ".zip")[how]), table)
         return
     frame = pl.DataFrame(table, schema=["LCLid", "tstp", "energy(kWh/hh)"], orient="row")
     typed = frame.with_columns(
@@ -306,8 +316,12 @@ def test_half_hours_a_century_apart_need_no_table_of_all_between(
     far = {"2000-01-01 00:00:00": 0.1, "2099-12-31 23:30:00": 0.2}
     homes = [f"MAC{i:06d}" for i in range(60)]
     expected = {(name, at): kwh for name in homes for at, kwh in far.items()}
-    take_in(csv(tmp_path / "a.csv", [(name, at, f"{kwh}") for (name, at), kwh in expected.items()]))
-    assert readings() == expected
+    ingest_sources(
+        write_csv(
+            tmp_path / "a.csv", [(name, at, f"{kwh}") for (name, at), kwh in expected.items()]
+        )
+    )
+    assert load_readings() == expected
 
 
 @given(deliveries(), st.lists(st.integers(0, 4), min_size=5, max_size=5), st.booleans())
@@ -326,18 +340,18 @@ def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
     _deliver(root / "whole/all", sorted(line for lines in files for line in lines), 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METERWATCH_HOME", str(root / "one"))
-        take_in(root / "whole")
+        ingest_sources(root / "whole")
         patch.setenv("METERWATCH_HOME", str(root / "other"))
         cut = sorted((root / "cut").iterdir(), reverse=True)
         for source in cut if one_by_one else [root / "cut"]:
-            take_in(source)
+            ingest_sources(source)
     for part in ("lake/days", "lake/households.parquet"):
-        assert fingerprint(root / "one", part) == fingerprint(root / "other", part) != {}
+        assert hash_files(root / "one", part) == hash_files(root / "other", part) != {}
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, name: str) -> None:
-    source = csv(tmp_path / name, rows({slot: slot % 9 / 10 for slot in range(20_000)}))
+    source = write_csv(tmp_path / name, build_rows({slot: slot % 9 / 10 for slot in range(20_000)}))
     (table,), heard = list_tables(source, name), list[int]()
     with lake.writing():
         (group,) = group_tables([table])
@@ -347,6 +361,6 @@ def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, n
 
 
 def test_a_bar_promises_nothing_of_what_cannot_be_read(tmp_path: Path) -> None:
-    whole = csv(tmp_path / "a.csv.gz", rows({0: 0.1, 1: 0.2})).read_bytes()
+    whole = write_csv(tmp_path / "a.csv.gz", build_rows({0: 0.1, 1: 0.2})).read_bytes()
     (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
     assert estimate_row_count(DeliveredTable(tmp_path / "b.csv.gz", "b.csv.gz")) == 0

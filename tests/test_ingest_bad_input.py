@@ -9,10 +9,18 @@ import pytest
 from ml.errors import UserError
 from tasks import lake
 from tasks.settle import IngestError
-from tests.deliveries import KAGGLE, csv, fingerprint, readings, rows, stamp, take_in
+from tests.deliveries import (
+    KAGGLE_HEADER,
+    build_rows,
+    format_timestamp,
+    hash_files,
+    ingest_sources,
+    load_readings,
+    write_csv,
+)
 
-MANY = rows({slot: slot % 7 / 10 for slot in range(20_000)})
-GOOD = {("MAC000009", stamp(0)): 0.5}
+MANY = build_rows({slot: slot % 7 / 10 for slot in range(20_000)})
+GOOD = {("MAC000009", format_timestamp(0)): 0.5}
 
 
 def _missing(path: Path) -> Path:
@@ -30,11 +38,11 @@ def _blank(path: Path) -> Path:
 
 
 def _header_only(path: Path) -> Path:
-    return csv(path / "header.csv", [])
+    return write_csv(path / "header.csv", [])
 
 
 def _cut_parquet(path: Path, keep: slice, tail: int = 0) -> Path:
-    frame = pl.DataFrame(MANY, schema=KAGGLE.split(","), orient="row")
+    frame = pl.DataFrame(MANY, schema=KAGGLE_HEADER.split(","), orient="row")
     frame.write_parquet(path / "cut.parquet", compression="uncompressed")
     whole = (path / "cut.parquet").read_bytes()
     (path / "cut.parquet").write_bytes(whole[keep] + (whole[-tail:] if tail else b""))
@@ -42,7 +50,7 @@ def _cut_parquet(path: Path, keep: slice, tail: int = 0) -> Path:
 
 
 def _cut_gzip(path: Path) -> Path:
-    whole = csv(path / "cut.csv.gz", MANY).read_bytes()
+    whole = write_csv(path / "cut.csv.gz", MANY).read_bytes()
     (path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
     return path / "cut.csv.gz"
 
@@ -64,28 +72,32 @@ BAD = {
     "cannot be read (Compressed file ended": _cut_gzip,
     "cannot be read (File is not a zip file": lambda path: _write(path, "x.zip", b"PK\x03\x04\0\0"),
     "cannot be read (invalid utf-8": lambda path: _write(
-        path, "latin.csv", f"{KAGGLE}\nMAC\xe9,{stamp(0)},1\n".encode("latin-1")
+        path, "latin.csv", f"{KAGGLE_HEADER}\nMAC\xe9,{format_timestamp(0)},1\n".encode("latin-1")
     ),
-    "no readings: its columns are 'year', 'price'": lambda path: csv(
+    "no readings: its columns are 'year', 'price'": lambda path: write_csv(
         path / "other.csv", ["1,2"], "year,price"
     ),
-    "holds Acorn profiles, not readings": lambda path: csv(
+    "holds Acorn profiles, not readings": lambda path: write_csv(
         path / "acorn.csv", ["a,b,c"], "MAIN CATEGORIES,CATEGORIES,REFERENCE"
     ),
-    "unknown column 'note'; expected LCLid, tstp, energy(kWh/hh)": lambda path: csv(
-        path / "note.csv", [f"MAC000001,{stamp(0)},1,hi"], KAGGLE + ",note"
+    "unknown column 'note'; expected LCLid, tstp, energy(kWh/hh)": lambda path: write_csv(
+        path / "note.csv", [f"MAC000001,{format_timestamp(0)},1,hi"], KAGGLE_HEADER + ",note"
     ),
-    "unknown column 'energy', no column 'energy(kWh/hh)'": lambda path: csv(
-        path / "energy.csv", [f"MAC000001,{stamp(0)},1"], "LCLid,tstp,energy"
+    "unknown column 'energy', no column 'energy(kWh/hh)'": lambda path: write_csv(
+        path / "energy.csv", [f"MAC000001,{format_timestamp(0)},1"], "LCLid,tstp,energy"
     ),
-    "line 3 has 4 fields where the header has 3": lambda path: csv(
-        path / "ragged.csv", [f"MAC000001,{stamp(0)},1", f"MAC000001,{stamp(1)},0,5", *MANY[:3]]
+    "line 3 has 4 fields where the header has 3": lambda path: write_csv(
+        path / "ragged.csv",
+        [f"MAC000001,{format_timestamp(0)},1", f"MAC000001,{format_timestamp(1)},0,5", *MANY[:3]],
     ),
     "column 'tstp' holds Int64, expected time stamps": lambda path: _frame(
         path, LCLid=["MAC000001"], tstp=pl.Series([1]), **{"energy(kWh/hh)": pl.Series([1.0])}
     ),
     "column 'energy(kWh/hh)' holds Boolean, expected numbers": lambda path: _frame(
-        path, LCLid=["MAC000001"], tstp=[stamp(0)], **{"energy(kWh/hh)": pl.Series([True])}
+        path,
+        LCLid=["MAC000001"],
+        tstp=[format_timestamp(0)],
+        **{"energy(kWh/hh)": pl.Series([True])},
     ),
 }
 
@@ -101,14 +113,16 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(
     home: Path, tmp_path: Path, reason: str, is_first: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bad = BAD[reason](tmp_path)
-    good = csv(tmp_path / ("z.csv" if is_first else "A.csv"), rows({0: 0.5}, "MAC000009"))
+    good = write_csv(
+        tmp_path / ("z.csv" if is_first else "A.csv"), build_rows({0: 0.5}, "MAC000009")
+    )
     with pytest.raises(IngestError) as caught:
-        take_in(bad, good)
+        ingest_sources(bad, good)
     (line,) = str(caught.value).splitlines()
     assert line.startswith((f"{bad.name}: ", f"{bad}: "))
     assert reason.strip() in line
     assert caught.value.receipt.failures == (line,)
-    assert readings() == GOOD
+    assert load_readings() == GOOD
     assert lake.read("deliveries").get_column("file").to_list() == [good.name]
     assert not (home / "staging").exists()
     assert capfd.readouterr().err == ""
@@ -116,42 +130,47 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(
 
 def test_every_bad_file_has_its_line(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        take_in(_empty(tmp_path), _missing(tmp_path), _cut_gzip(tmp_path))
+        ingest_sources(_empty(tmp_path), _missing(tmp_path), _cut_gzip(tmp_path))
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_failed_call_is_in_the_ledger_of_runs(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        take_in(_empty(tmp_path), csv(tmp_path / "z.csv", rows({0: 0.5}, "MAC000009")))
+        ingest_sources(
+            _empty(tmp_path), write_csv(tmp_path / "z.csv", build_rows({0: 0.5}, "MAC000009"))
+        )
     run = lake.read("runs").row(0, named=True)
     assert (run["verb"], run["state"], run["rows_kept"]) == ("ingest", "failed", 1)
 
 
 def test_a_mended_file_is_taken_in(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        take_in(
-            csv(tmp_path / "a.csv", [*rows({0: 0.5}, "MAC000009"), f"MAC000009,{stamp(1)},0,5"])
+        ingest_sources(
+            write_csv(
+                tmp_path / "a.csv",
+                [*build_rows({0: 0.5}, "MAC000009"), f"MAC000009,{format_timestamp(1)},0,5"],
+            )
         )
-    assert readings() == {}
-    take_in(csv(tmp_path / "a.csv", rows({0: 0.5}, "MAC000009")))
-    assert readings() == GOOD
+    assert load_readings() == {}
+    ingest_sources(write_csv(tmp_path / "a.csv", build_rows({0: 0.5}, "MAC000009")))
+    assert load_readings() == GOOD
 
 
 def test_a_household_table_of_unknown_shape_in_a_directory_fails(
     home: Path, tmp_path: Path
 ) -> None:
-    csv(tmp_path / "in/a.csv", rows({0: 0.5}, "MAC000009"))
-    csv(tmp_path / "in/b.csv", ["MAC000001,1"], "LCLid,daily_kwh")
+    write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
+    write_csv(tmp_path / "in/b.csv", ["MAC000001,1"], "LCLid,daily_kwh")
     with pytest.raises(UserError, match=r"^b\.csv: no readings"):
-        take_in(tmp_path / "in")
-    assert readings() == GOOD
+        ingest_sources(tmp_path / "in")
+    assert load_readings() == GOOD
 
 
 @pytest.mark.parametrize("name", ["", "weather.csv"])
 def test_a_source_without_readings_is_a_mistake(home: Path, tmp_path: Path, name: str) -> None:
-    csv(tmp_path / "in/weather.csv", ["2013-06-03,1,0.5"], "time,temperature,humidity")
+    write_csv(tmp_path / "in/weather.csv", ["2013-06-03,1,0.5"], "time,temperature,humidity")
     with pytest.raises(UserError, match="holds no delivered readings"):
-        take_in(tmp_path / "in" / name)
+        ingest_sources(tmp_path / "in" / name)
 
 
 @pytest.mark.parametrize(
@@ -167,35 +186,37 @@ def test_a_source_without_readings_is_a_mistake(home: Path, tmp_path: Path, name
 def test_a_companion_with_a_bad_cell_is_refused(
     home: Path, tmp_path: Path, header: str, line: str, reason: str
 ) -> None:
-    csv(tmp_path / "in/a.csv", rows({0: 0.5}, "MAC000009"))
-    csv(tmp_path / "in/beside.csv", [line], header)
+    write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
+    write_csv(tmp_path / "in/beside.csv", [line], header)
     with pytest.raises(UserError, match=reason) as caught:
-        take_in(tmp_path / "in")
+        ingest_sources(tmp_path / "in")
     assert str(caught.value).startswith("beside.csv: ")
-    assert readings() == GOOD
+    assert load_readings() == GOOD
 
 
 def test_an_option_that_names_another_table_is_refused(home: Path, tmp_path: Path) -> None:
-    good = csv(tmp_path / "in/a.csv", rows({0: 0.5}, "MAC000009"))
-    prices = csv(tmp_path / "p.csv", ["2013-06-03,Low"], "TariffDateTime,Tariff")
+    good = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
+    prices = write_csv(tmp_path / "p.csv", ["2013-06-03,Low"], "TariffDateTime,Tariff")
     with pytest.raises(UserError) as caught:
-        take_in(good, weather=str(prices), holidays=str(tmp_path / "none.csv"))
+        ingest_sources(good, weather=str(prices), holidays=str(tmp_path / "none.csv"))
     first, second = str(caught.value).splitlines()
     assert first == "p.csv: holds tariffs, not weather"
     assert second.endswith("none.csv: no such file")
-    assert readings() == GOOD
+    assert load_readings() == GOOD
 
 
 def test_a_short_row_is_set_aside(home: Path, tmp_path: Path) -> None:
-    source = csv(tmp_path / "a.csv", [f"MAC000001,{stamp(1)}", *rows({0: 0.5}, "MAC000009")])
-    assert take_in(source).quarantined_by_rule == {"null": 1}
+    source = write_csv(
+        tmp_path / "a.csv", [f"MAC000001,{format_timestamp(1)}", *build_rows({0: 0.5}, "MAC000009")]
+    )
+    assert ingest_sources(source).quarantined_by_rule == {"null": 1}
 
 
 def test_a_bad_delivery_leaves_the_lake_as_it_was(home: Path, tmp_path: Path) -> None:
-    good = csv(tmp_path / "in/a.csv", rows({0: 0.5}, "MAC000009"))
-    take_in(good)
-    before = fingerprint(home)
+    good = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
+    ingest_sources(good)
+    before = hash_files(home)
     broken = _write(tmp_path, "b.csv.gz", gzip.compress(b"\x00" * 100))
     with pytest.raises(UserError):
-        take_in(broken)
-    assert fingerprint(home) == before
+        ingest_sources(broken)
+    assert hash_files(home) == before

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from tasks import lake
-from tests.deliveries import csv, fingerprint, rows, take_in
+from tests.deliveries import build_rows, hash_files, ingest_sources, write_csv
 
 ROOT = Path(__file__).parents[1]
 # The steps of the flow without Prefect's seconds of import; if asked, the nth rename kills.
@@ -52,11 +52,14 @@ def deliveries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An earlier delivery, and a later one that changes, adds and repeats readings."""
     path = tmp_path_factory.mktemp("deliveries")
     slots = range(0, 6_000)
-    csv(path / "1/a.csv", rows({slot: slot % 9 / 10 for slot in slots}))
-    csv(path / "2/b.csv", rows({slot: slot % 10 / 10 for slot in slots}))
+    write_csv(path / "1/a.csv", build_rows({slot: slot % 9 / 10 for slot in slots}))
+    write_csv(path / "2/b.csv", build_rows({slot: slot % 10 / 10 for slot in slots}))
     for name in ("c", "d", "e"):
-        csv(path / f"2/{name}.csv", rows(dict.fromkeys(slots, 0.5) | {9: "Null"}, f"MAC-{name}"))
-    csv(path / "2/w.csv", ["2013-06-03,1,0.5"], "time,temperature,humidity")
+        write_csv(
+            path / f"2/{name}.csv",
+            build_rows(dict.fromkeys(slots, 0.5) | {9: "Null"}, f"MAC-{name}"),
+        )
+    write_csv(path / "2/w.csv", ["2013-06-03,1,0.5"], "time,temperature,humidity")
     return path / "1", path / "2"
 
 
@@ -75,7 +78,7 @@ def _end_state(home: Path) -> tuple[dict[str, str], list[tuple[object, ...]], li
     aside = lake.read("quarantine").sort(pl.all())
     kept = {
         name: digest
-        for name, digest in fingerprint(home, "lake").items()
+        for name, digest in hash_files(home, "lake").items()
         if "/deliveries/" not in name
     }
     return kept, entries.rows(), aside.rows()
@@ -86,7 +89,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(
 ) -> None:
     first, second = deliveries
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
-    take_in(first)
+    ingest_sources(first)
     began = time.monotonic()
     with _child(tmp_path / "undisturbed", second) as child:
         began = time.monotonic()
@@ -103,12 +106,12 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(
     for i, (kill_at, wait) in enumerate([*((at, None) for at in fatal), *((0, s) for s in waits)]):
         home = tmp_path / f"killed{i}"
         monkeypatch.setenv("METERWATCH_HOME", str(home))
-        take_in(first)
+        ingest_sources(first)
         with _child(home, second, kill_at) as child:
             if wait is not None:
                 time.sleep(wait)
                 child.send_signal(signal.SIGKILL)
         assert wait is not None or child.returncode == -signal.SIGKILL
-        take_in(second)
+        ingest_sources(second)
         assert _end_state(home) == expected
         assert not (home / "staging").exists()
