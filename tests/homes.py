@@ -9,7 +9,7 @@ from tasks import lake
 from tests import fleets
 
 
-def build_lake(kwh: np.ndarray) -> None:
+def write_lake(kwh: np.ndarray) -> None:
     """A lake of readings `[H, D, 48]`, NaN where missing."""
     days = fleets.days(kwh)
     lake.replace_reference("households", fleets.households(len(kwh)))
@@ -17,7 +17,7 @@ def build_lake(kwh: np.ndarray) -> None:
         lake.replace_month(month, part)
 
 
-def give_store(database: Path) -> None:
+def copy_mlflow_database(database: Path) -> None:
     """A copy of an MLflow database, which takes seconds to make."""
     lake.mlflow().mkdir(parents=True, exist_ok=True)
     shutil.copy(database, lake.mlflow())

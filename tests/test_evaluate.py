@@ -11,7 +11,7 @@ from ml.errors import UserError
 from tasks import evaluate, lake, registry
 from tasks.evaluate import EvaluateParameters, resolve_detectors, run_benchmark
 from tests import fleets
-from tests.homes import build_lake, give_store
+from tests.homes import copy_mlflow_database, write_lake
 
 HOUSEHOLDS, NIGHTS = 24, 130
 
@@ -23,8 +23,8 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
         environment.setattr(evaluate, "TARGET_ROWS", 40)
-        give_store(empty_store)
-        build_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        copy_mlflow_database(empty_store)
+        write_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
         names = ("rules", "conditional_autoencoder")
         run_benchmark(EvaluateParameters(detectors=names, seed=1))
     return home
@@ -114,8 +114,8 @@ def test_detector_names_and_groups_resolve_in_fixed_order() -> None:
 def test_too_few_nights_fails_with_one_line(
     capfd: pytest.CaptureFixture[str], empty_store: Path
 ) -> None:
-    give_store(empty_store)
-    build_lake(fleets.kwh(6, 40))
+    copy_mlflow_database(empty_store)
+    write_lake(fleets.kwh(6, 40))
     assert main(["evaluate", "--detectors", "rules"]) == 1
     _, said = capfd.readouterr()
     assert said.count("\n") == 1

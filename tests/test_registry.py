@@ -17,7 +17,7 @@ from tasks import lake, registry
 from tasks.artefact import load
 from tasks.train import TrainParameters
 from tests import fleets
-from tests.homes import build_lake, give_store
+from tests.homes import copy_mlflow_database, write_lake
 from tests.test_train import equal
 
 HOUSEHOLDS, NIGHTS = 12, 60
@@ -29,8 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     home = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
-        give_store(empty_store)
-        build_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        copy_mlflow_database(empty_store)
+        write_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
         good = train.fn(TrainParameters(max_epochs=12))
         poor = train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
     assert (good.version, good.promoted) == ("1", True)
@@ -140,13 +140,13 @@ def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None
     for _ in ("no store", "an empty store"):
         with pytest.raises(UserError, match=r"no champion yet: run `meterwatch train` first"):
             registry.champion()
-        give_store(empty_store)
+        copy_mlflow_database(empty_store)
 
 
 def test_a_store_that_is_down_stops_a_training_at_its_start(home: Path) -> None:
     lake.mlflow().mkdir(parents=True)
     (lake.mlflow() / "mlflow.db").write_bytes(b"not a database" * 1000)
-    build_lake(fleets.kwh(2, 40))
+    write_lake(fleets.kwh(2, 40))
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* is down: "):
         train.fn(TrainParameters())
     assert not (lake.home() / "training").exists()

@@ -23,7 +23,7 @@ from tasks.fleet import load_fleet
 from tasks.provenance import fingerprint
 from tasks.train import TrainParameters, fit_detector, last_night
 from tests import fleets
-from tests.homes import build_lake, give_store
+from tests.homes import copy_mlflow_database, write_lake
 
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
@@ -200,7 +200,7 @@ def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
 def test_households_without_readings_are_left_out(home: Path) -> None:
     kwh = fleets.kwh(3, 4)
     kwh[1] = np.nan
-    build_lake(kwh)
+    write_lake(kwh)
     kept = load_fleet(*lake.extent(), reporting=True)
     assert kept.household_ids == ["MAC000000", "MAC000002"]
     assert kept.kwh.shape == (2, 4, 48)
@@ -217,8 +217,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kwh = fleets.kwh(200, NIGHTS)
-    build_lake(kwh)
-    give_store(empty_store)
+    write_lake(kwh)
+    copy_mlflow_database(empty_store)
     parameters = TrainParameters(model=fleets.SEED_MODEL, max_epochs=40)
     command = (
         "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
@@ -233,8 +233,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     resumed = fit_detector(parameters)
     found = load(lake.training(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
-    build_lake(kwh)
-    give_store(empty_store)
+    write_lake(kwh)
+    copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
     assert undisturbed.key == resumed.key
     assert resumed.history[0]["train_loss"] == MARK
@@ -243,7 +243,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_until_is_held_within_the_lake(home: Path) -> None:
-    build_lake(fleets.kwh(2, 40))
+    write_lake(fleets.kwh(2, 40))
     assert last_night(TrainParameters()) == fleets.START + timedelta(days=39)
     late = TrainParameters(until=fleets.START + timedelta(days=99))
     assert last_night(late) == fleets.START + timedelta(days=39)

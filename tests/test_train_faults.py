@@ -35,7 +35,7 @@ from tasks.checkpoints import WholeFiles, latest
 from tasks.fleet import load_fleet
 from tasks.train import TrainParameters, fit_detector
 from tests import fleets
-from tests.homes import build_lake, give_store
+from tests.homes import copy_mlflow_database, write_lake
 
 ROOT = Path(__file__).parents[1]
 MIN_READINGS = 36
@@ -75,8 +75,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     """So small a fleet that most of the time goes into writing checkpoints."""
     parameters = TrainParameters(model="batchnorm_autoencoder", max_epochs=20)
     kwh, moment = fleets.kwh(40, 60), random.Random(0)
-    build_lake(kwh)
-    give_store(empty_store)
+    write_lake(kwh)
+    copy_mlflow_database(empty_store)
     for _ in range(KILLS):
         process = start(parameters)
         before = list(home.glob("training/*/checkpoints/*"))
@@ -88,8 +88,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     resumed = fit_detector(parameters)
     found = state(resumed.key)
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
-    build_lake(kwh)
-    give_store(empty_store)
+    write_lake(kwh)
+    copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
     assert resumed.history == undisturbed.history
     assert_equal(found, state(undisturbed.key))
@@ -148,8 +148,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
 def test_a_training_that_diverges_says_so_and_registers_nothing(
     model: str, home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_lake(fleets.kwh(24, 60))
-    give_store(empty_store)
+    write_lake(fleets.kwh(24, 60))
+    copy_mlflow_database(empty_store)
     monkeypatch.setattr(
         "tasks.train.FitParameters", lambda **_: quick(model, batch_size=64, learning_rate=1e30)
     )
@@ -211,8 +211,8 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the full trial the readings are a third of what a training takes."""
-    build_lake(fleets.kwh(24, 60))
-    give_store(empty_store)
+    write_lake(fleets.kwh(24, 60))
+    copy_mlflow_database(empty_store)
     loaded, kept = [], []
 
     def loading(*span: date, reporting: bool) -> Fleet:
@@ -279,8 +279,8 @@ def test_two_processes_learn_what_one_learns(
     for devices in ("1", "2"):
         monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / devices))
         monkeypatch.setenv("METERWATCH_DEVICES", devices)
-        build_lake(kwh)
-        give_store(empty_store)
+        write_lake(kwh)
+        copy_mlflow_database(empty_store)
         fitted = fit_detector(parameters)
         assert fitted.resources.devices == int(devices)
         histories.append(fitted.history)
