@@ -20,18 +20,18 @@ from ml import schemas
 from tasks import lake
 
 NIGHTS = [date(2014, 1, 30), date(2014, 1, 31), date(2014, 2, 1), date(2014, 2, 2)]
-HALF_KWH = [0.5] * 48
-READ = {
-    ("A", NIGHTS[0]): HALF_KWH,
+FLAT_PROFILE_KWH = [0.5] * 48
+PROFILES_KWH = {
+    ("A", NIGHTS[0]): FLAT_PROFILE_KWH,
     ("A", NIGHTS[1]): [0.5, 0.5, None, *[0.5] * 45],
-    ("A", NIGHTS[2]): HALF_KWH,
-    ("A", NIGHTS[3]): HALF_KWH,
+    ("A", NIGHTS[2]): FLAT_PROFILE_KWH,
+    ("A", NIGHTS[3]): FLAT_PROFILE_KWH,
     ("B", NIGHTS[0]): [None] * 9 + [1.0] * 39,
     ("B", NIGHTS[3]): [1.0] * 10 + [None] * 38,
-    ("C", NIGHTS[2]): HALF_KWH,
-    ("C", NIGHTS[3]): HALF_KWH,
+    ("C", NIGHTS[2]): FLAT_PROFILE_KWH,
+    ("C", NIGHTS[3]): FLAT_PROFILE_KWH,
 }
-SCORES = [
+SCORE_ROWS = [
     ("A", NIGHTS[2], "scored", 48, 1.0, 0.5, 0.25, False, 2, None),
     ("B", NIGHTS[2], "missing", 0, None, None, None, False, None, None),
     ("C", NIGHTS[2], "cold_start", 48, 4.0, 0.001, 2.0, True, 1, "spike"),
@@ -43,30 +43,32 @@ SCORES = [
 ]
 
 
-def build() -> None:
+def write_small_home() -> None:
     """Write the home."""
-    lake.replace_reference("households", households())
+    lake.replace_reference("households", build_households())
     for month in (NIGHTS[0], NIGHTS[2]):
-        lake.replace_month(month, days().filter(pl.col("night").dt.month() == month.month))
+        lake.replace_month(
+            month, build_household_nights().filter(pl.col("night").dt.month() == month.month)
+        )
     for night in NIGHTS[2:]:
-        lake.replace_night("scores", night, scores().filter(night=night))
-        lake.replace_night("anomalies", night, anomalies().filter(night=night))
-        lake.replace_night("nights", night, nights().filter(night=night))
-        lake.replace_night("episodes", night, episodes().filter(first_night=night))
-    lake.replace_ledger("deliveries", "first", delivery())
-    lake.replace_ledger("quarantine", "first", quarantine())
-    for run in runs().iter_slices(1):
+        lake.replace_night("scores", night, build_scores().filter(night=night))
+        lake.replace_night("anomalies", night, build_anomalies().filter(night=night))
+        lake.replace_night("nights", night, build_nights().filter(night=night))
+        lake.replace_night("episodes", night, build_episodes().filter(first_night=night))
+    lake.replace_ledger("deliveries", "first", build_delivery())
+    lake.replace_ledger("quarantine", "first", build_quarantine())
+    for run in build_runs().iter_slices(1):
         lake.replace_ledger("runs", run["run_id"][0], run)
 
 
-def table(schema: type, rows: list[tuple]) -> pl.DataFrame:
+def build_table(schema: type, rows: list[tuple]) -> pl.DataFrame:
     """Rows in the types of a schema."""
     dtypes = {name: column.dtype for name, column in schema.columns().items()}
     return pl.DataFrame(rows, schema=dtypes, orient="row")
 
 
-def households() -> pl.DataFrame:
-    return table(
+def build_households() -> pl.DataFrame:
+    return build_table(
         schemas.Households,
         [
             ("A", "Std", "ACORN-A", "Affluent"),
@@ -77,26 +79,29 @@ def households() -> pl.DataFrame:
     )
 
 
-def days() -> pl.DataFrame:
+def build_household_nights() -> pl.DataFrame:
     rows = [
-        (night, household, 48 - kwh.count(None), kwh) for (household, night), kwh in READ.items()
+        (night, household, 48 - kwh.count(None), kwh)
+        for (household, night), kwh in PROFILES_KWH.items()
     ]
-    return table(schemas.HouseholdNights, rows)
+    return build_table(schemas.HouseholdNights, rows)
 
 
-def scores() -> pl.DataFrame:
-    rows = [(*row[:9], *((24.0, 20.0) if row[4] else (None, None)), row[9], "1") for row in SCORES]
-    return table(schemas.Scores, rows)
+def build_scores() -> pl.DataFrame:
+    rows = [
+        (*row[:9], *((24.0, 20.0) if row[4] else (None, None)), row[9], "1") for row in SCORE_ROWS
+    ]
+    return build_table(schemas.Scores, rows)
 
 
-def anomalies() -> pl.DataFrame:
+def build_anomalies() -> pl.DataFrame:
     rows = [
         (
             household,
             night,
             datetime.combine(night, datetime.min.time()) + timedelta(hours=8),
             datetime.combine(night, datetime.min.time()) + timedelta(hours=10),
-            HALF_KWH,
+            FLAT_PROFILE_KWH,
             [0.4] * 48,
             [1.0] * 48,
             4.0,
@@ -106,15 +111,15 @@ def anomalies() -> pl.DataFrame:
             rank,
             "1",
         )
-        for household, night, _, _, score, p_value, _, flagged, rank, reason in SCORES
+        for household, night, _, _, score, p_value, _, flagged, rank, reason in SCORE_ROWS
         if flagged
     ]
-    return table(schemas.Anomalies, rows)
+    return build_table(schemas.Anomalies, rows)
 
 
-def nights() -> pl.DataFrame:
+def build_nights() -> pl.DataFrame:
     """A was flagged on the last night, C on both; a case of C was open already."""
-    return table(
+    return build_table(
         schemas.Nights,
         [
             (NIGHTS[2], 2, 1, 1, 500.0, 3.0, 0.1, 1.0, 1.0, 1000, "1"),
@@ -123,8 +128,8 @@ def nights() -> pl.DataFrame:
     )
 
 
-def episodes() -> pl.DataFrame:
-    return table(
+def build_episodes() -> pl.DataFrame:
+    return build_table(
         schemas.Episodes,
         [
             ("A", NIGHTS[3], NIGHTS[3], 1, 4.0, "rise", False),
@@ -133,15 +138,15 @@ def episodes() -> pl.DataFrame:
     )
 
 
-def delivery() -> pl.DataFrame:
+def build_delivery() -> pl.DataFrame:
     """336 kept (A 191, B 49, C 96) and 3 set aside."""
     first, last = datetime(2014, 1, 30), datetime(2014, 2, 2, 23, 30)
     row = ("first", "block.csv", datetime(2014, 2, 3, 3, 30), 339, 336, 3, 0, 3, first, last)
-    return table(schemas.Deliveries, [row])
+    return build_table(schemas.Deliveries, [row])
 
 
-def quarantine() -> pl.DataFrame:
-    return table(
+def build_quarantine() -> pl.DataFrame:
+    return build_table(
         schemas.Quarantine,
         [
             ("A", datetime(2014, 1, 31, 1), "Null", "null", "block.csv"),
@@ -151,10 +156,10 @@ def quarantine() -> pl.DataFrame:
     )
 
 
-def runs() -> pl.DataFrame:
+def build_runs() -> pl.DataFrame:
     begin, end = datetime(2014, 2, 3, 3, 30), datetime(2014, 2, 3, 3, 30, 1, 500_000)
     later, nights = timedelta(minutes=1), (NIGHTS[2], NIGHTS[3])
-    return table(
+    return build_table(
         schemas.Runs,
         [
             ("r1", "ingest", begin, end, "completed", None, None, 339, 336, 3, None, None),

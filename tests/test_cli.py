@@ -182,11 +182,11 @@ def test_simulate_writes_what_ingest_reads(meterwatch: Run, tmp_path: Path) -> N
 
 
 def test_check_passes_and_fails_with_the_offending_rows(meterwatch: Run) -> None:
-    small_home.build()
+    small_home.write_small_home()
     status, told, said = meterwatch("check")
     assert (status, said) == (0, "")
     assert "checks passed" in told
-    scores = small_home.scores().filter(night=small_home.NIGHTS[3], household_id="A")
+    scores = small_home.build_scores().filter(night=small_home.NIGHTS[3], household_id="A")
     lake.replace_night("scores", small_home.NIGHTS[3], scores)
     status, told, said = meterwatch("check")
     assert (status, said.count("\n")) == (1, 1)
@@ -195,7 +195,7 @@ def test_check_passes_and_fails_with_the_offending_rows(meterwatch: Run) -> None
 
 @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
 def test_an_answer_is_the_same_in_every_format(form: str, meterwatch: Run, tmp_path: Path) -> None:
-    small_home.build()
+    small_home.write_small_home()
     out = tmp_path / f"answer.{form}"
     parameters = ["--param", "night=2014-02-01", "--param", "limit=1"]
     assert meterwatch(
@@ -222,7 +222,7 @@ def test_an_answer_that_cannot_be_written(meterwatch: Run, tmp_path: Path) -> No
 
 
 def test_status_shows_the_lake_and_the_last_nights(meterwatch: Run) -> None:
-    small_home.build()
+    small_home.write_small_home()
     status, told, _ = meterwatch("status")
     assert status == 0
     assert "2014-01-30" in told

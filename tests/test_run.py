@@ -60,14 +60,14 @@ def test_the_main_job_ends_with_the_anomaly_table(
 def test_a_simulated_fleet_does_not_come_among_delivered_readings(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small_home.build()
+    small_home.write_small_home()
     assert main(["run"]) == 1
     assert "holds delivered readings" in capsys.readouterr().err
     assert not (home / "prefect").exists()
 
 
 def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
-    small_home.build()
+    small_home.write_small_home()
     simulate(home / "simulated", FleetConfig(households=1, days=1))
     main_job._keep_fleets_apart(Path("delivered"))
     aside = home.with_name("home.simulated")
@@ -79,12 +79,12 @@ def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
 
 
 def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
-    small_home.build()
+    small_home.write_small_home()
     # 30 Jan: A and B; 31 Jan: A; 1 and 2 Feb: A and C or A, B and C.
     assert last_common_night() == date(2014, 2, 2)
     lake.replace_month(
         date(2014, 3, 1),
-        small_home.days()
+        small_home.build_household_nights()
         .filter(night=date(2014, 2, 2), household_id="A")
         .with_columns(night=date(2014, 3, 1)),
     )

@@ -19,7 +19,7 @@ JAN_30, JAN_31, FEB_1, FEB_2 = NIGHTS
 
 @pytest.fixture(autouse=True)
 def small(home: Path) -> Path:
-    small_home.build()
+    small_home.write_small_home()
     return home
 
 
@@ -203,13 +203,13 @@ def _empty(table: str, night: date) -> Callable[[], None]:
 
 
 def _forget(household: str) -> None:
-    rows = small_home.households().filter(pl.col("household_id") != household)
+    rows = small_home.build_households().filter(pl.col("household_id") != household)
     lake.replace_reference("households", rows)
 
 
 def _skip_a_night() -> None:
     later = date(2014, 2, 5)
-    lake.replace_night("scores", later, small_home.scores().head(4).with_columns(night=later))
+    lake.replace_night("scores", later, small_home.build_scores().head(4).with_columns(night=later))
 
 
 def _day(household: str, night: date, kwh: list[float | None], month: date) -> None:
@@ -222,7 +222,7 @@ def _day(household: str, night: date, kwh: list[float | None], month: date) -> N
 
 
 def _ledger(**values: int) -> Callable[[], None]:
-    rows = small_home.delivery().with_columns(
+    rows = small_home.build_delivery().with_columns(
         pl.lit(value, pl.Int64).alias(name) for name, value in values.items()
     )
     return lambda: lake.replace_ledger("deliveries", "first", rows)
@@ -277,13 +277,13 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     ),
     (
         "days_unique",
-        lambda: _day("A", FEB_1, small_home.HALF_KWH, month=FEB_1),
+        lambda: _day("A", FEB_1, small_home.FLAT_PROFILE_KWH, month=FEB_1),
         "night household_id rows months",
         [(FEB_1, "A", 2, ["2014-02"])],
     ),
     (
         "days_unique",
-        lambda: _day("B", FEB_1, small_home.HALF_KWH, month=JAN_30),
+        lambda: _day("B", FEB_1, small_home.FLAT_PROFILE_KWH, month=JAN_30),
         "night household_id rows months",
         [(FEB_1, "B", 1, ["2014-01"])],
     ),
@@ -389,7 +389,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     ),
     (
         "rows_add_up",
-        lambda: lake.replace_ledger("quarantine", "lost", small_home.quarantine().head(1)),
+        lambda: lake.replace_ledger("quarantine", "lost", small_home.build_quarantine().head(1)),
         "file delivery rows_in rows_kept quarantined",
         # Its file is known, its delivery is not; 339 in, 336 readings and 3 + 1 rows set aside.
         [("all files", None, 339, 336, 4), (None, "lost", None, None, 0)],
@@ -479,8 +479,8 @@ def test_check_shows_exactly_the_offending_rows(
 
 
 def test_a_household_that_joined_later_owes_no_earlier_row() -> None:
-    joined = small_home.table(lake.SCHEMAS["households"], [("E", None, None, None)])
-    lake.replace_reference("households", pl.concat([small_home.households(), joined]))
+    joined = small_home.build_table(lake.SCHEMAS["households"], [("E", None, None, None)])
+    lake.replace_reference("households", pl.concat([small_home.build_households(), joined]))
     rows = warehouse.check()["scores_of_every_household"].rows()
     assert rows == [(FEB_2, "E", "no row")]
 
@@ -488,14 +488,14 @@ def test_a_household_that_joined_later_owes_no_earlier_row() -> None:
 @pytest.mark.parametrize("name", ["later.csv", "block.csv"])
 def test_superseded_readings_of_earlier_files_add_up(name: str) -> None:
     # A later file of three rows: two stand in the lake instead of two of A's, one is a duplicate.
-    entry = small_home.delivery().with_columns(
+    entry = small_home.build_delivery().with_columns(
         delivery=pl.lit("second"),
         file=pl.lit(name),
         rows_in=pl.lit(3, pl.Int64),
         rows_kept=pl.lit(2, pl.Int64),
         rows_set_aside=pl.lit(1, pl.Int64),
     )
-    aside = small_home.quarantine().with_columns(
+    aside = small_home.build_quarantine().with_columns(
         file=pl.Series(["block.csv", "block.csv", name]),
         rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(QUARANTINE_RULES)),
     )

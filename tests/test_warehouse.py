@@ -24,7 +24,7 @@ FEB_1, FEB_2 = NIGHTS[2:]
 
 @pytest.fixture
 def small(home: Path) -> Path:
-    small_home.build()
+    small_home.write_small_home()
     return home
 
 
@@ -32,7 +32,7 @@ def small(home: Path) -> Path:
 def test_readings_are_the_half_hours_of_the_delivered_days() -> None:
     expected = [
         (household, datetime.combine(night, datetime.min.time()) + timedelta(minutes=30 * i), kwh)
-        for (household, night), profile in sorted(small_home.READ.items())
+        for (household, night), profile in sorted(small_home.PROFILES_KWH.items())
         for i, kwh in enumerate(profile)
     ]
     found = warehouse.query("SELECT * FROM readings ORDER BY household_id, ts_utc")
@@ -79,7 +79,11 @@ def _spoil_kwh(path: Path) -> None:
 def test_a_filter_on_time_reads_only_the_nights_it_needs(home: Path) -> None:
     names = pl.Series("household_id", [f"MAC{i:06d}" for i in range(100)])
     for night in (NIGHTS[0], FEB_1):
-        rows = small_home.days().filter(household_id="A", night=night).drop("household_id")
+        rows = (
+            small_home.build_household_nights()
+            .filter(household_id="A", night=night)
+            .drop("household_id")
+        )
         lake.replace_month(night, rows.join(names.to_frame(), how="cross"))
     _spoil_kwh(home / "lake/days/month=2014-02/days.parquet")
     sql = "SELECT sum(kwh) FROM readings WHERE ts_utc >= '2014-01-30' AND ts_utc < $end"
@@ -205,7 +209,7 @@ def test_status_shows_champion_lake_nights_and_runs() -> None:
 
 def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "o'neil [1] *"))
-    small_home.build()
+    small_home.write_small_home()
     assert warehouse.query("SELECT count(*) FROM scores").item() == 8
     assert not any(rows.height for rows in warehouse.check().values())
 
@@ -213,14 +217,14 @@ def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_home_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERWATCH_HOME", "data")
-    small_home.build()
+    small_home.write_small_home()
     assert warehouse.query("SELECT count(*) FROM scores").item() == 8
 
 
 @pytest.mark.parametrize("table", ["scores", "anomalies", "episodes"])
 def test_tables_are_plain_parquet_to_others(small: Path, table: str) -> None:
-    written = {"scores": small_home.scores, "anomalies": small_home.anomalies}
-    expected = written.get(table, small_home.episodes)()
+    written = {"scores": small_home.build_scores, "anomalies": small_home.build_anomalies}
+    expected = written.get(table, small_home.build_episodes)()
     folder = small / "tables" / table
     pattern = f"{folder}/night=*/*.parquet"
     assert duckdb.sql(f"SELECT count(*) FROM '{pattern}'").fetchall() == [(expected.height,)]
