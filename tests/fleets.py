@@ -13,79 +13,81 @@ from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
 from ml.score import calibrate_detector
 from ml.windows import FleetWindows
 
-START = date(2013, 6, 3)
-SEED_MODEL = "conditional_autoencoder"
+FIRST_NIGHT = date(2013, 6, 3)
+TEST_MODEL = "conditional_autoencoder"
 
 
-def households(n: int) -> pl.DataFrame:
+def build_households(n_households: int) -> pl.DataFrame:
     return Households.validate(
         pl.DataFrame(
             {
-                "household_id": [f"MAC{i:06d}" for i in range(n)],
-                "tariff": ["Std", "ToU"] * (n // 2) + ["Std"] * (n % 2),
-                "acorn": ["ACORN-A"] * n,
-                "acorn_group": ["Affluent"] * n,
+                "household_id": [f"MAC{i:06d}" for i in range(n_households)],
+                "tariff": ["Std", "ToU"] * (n_households // 2) + ["Std"] * (n_households % 2),
+                "acorn": ["ACORN-A"] * n_households,
+                "acorn_group": ["Affluent"] * n_households,
             }
         )
     )
 
 
-def kwh(n: int, nights: int, seed: int = 0) -> np.ndarray:
+def simulate_readings_kwh(n_households: int, n_nights: int, seed: int = 0) -> np.ndarray:
     """Readings `[n, nights, 48]`: a level a household, an evening peak, noise."""
     rng = np.random.default_rng(seed)
-    level = rng.lognormal(-1.8, 0.5, (n, 1, 1))
+    level = rng.lognormal(-1.8, 0.5, (n_households, 1, 1))
     shape = 1 + np.exp(-(((np.arange(48) - 38) / 5) ** 2)) * 2
-    noise = rng.lognormal(0, 0.4, (n, nights, 48))
+    noise = rng.lognormal(0, 0.4, (n_households, n_nights, 48))
     return (level * shape * noise).round(3).astype(np.float32)
 
 
-def days(readings: np.ndarray, start: date = START) -> pl.DataFrame:
+def build_household_nights(
+    readings_kwh: np.ndarray, first_night: date = FIRST_NIGHT
+) -> pl.DataFrame:
     """The lake's rows of readings `[H, D, 48]`, NaN as null, empty days left out."""
-    n, nights, _ = readings.shape
+    n, nights, _ = readings_kwh.shape
     h, d = np.divmod(np.arange(n * nights), nights)
-    flat = pl.Series(readings.reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
+    flat = pl.Series(readings_kwh.reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
     as_null = flat.cast(pl.List(pl.Float32)).list.eval(pl.element().fill_nan(None))
     frame = pl.DataFrame(
         {
-            "night": pl.Series([start + timedelta(days=int(i)) for i in d]),
+            "night": pl.Series([first_night + timedelta(days=int(i)) for i in d]),
             "household_id": pl.Series([f"MAC{i:06d}" for i in h]),
-            "n_readings": np.isfinite(readings).sum(axis=2, dtype=np.int16).ravel(),
+            "n_readings": np.isfinite(readings_kwh).sum(axis=2, dtype=np.int16).ravel(),
             "kwh": as_null.cast(pl.Array(pl.Float32, 48)),
         }
     )
-    kept = frame.filter(np.isfinite(readings).any(axis=2).ravel())
+    kept = frame.filter(np.isfinite(readings_kwh).any(axis=2).ravel())
     return HouseholdNights.validate(kept.sort("night", "household_id"))
 
 
-def references() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def empty_reference_tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """No weather, holidays or tariffs."""
     return Weather.create_empty(), Holidays.create_empty(), Tariffs.create_empty()
 
 
-def fleet(readings: np.ndarray, start: date = START) -> Fleet:
-    n, nights, _ = readings.shape
+def build_fleet(readings_kwh: np.ndarray, first_night: date = FIRST_NIGHT) -> Fleet:
+    n, nights, _ = readings_kwh.shape
     unknown = np.full((n, nights, len(CONDITIONS)), np.nan, dtype=np.float32)
     ids = [f"MAC{i:06d}" for i in range(n)]
-    dates = [start + timedelta(days=i) for i in range(nights)]
-    return Fleet(ids, dates, readings, np.arange(n), unknown)
+    dates = [first_night + timedelta(days=i) for i in range(nights)]
+    return Fleet(ids, dates, readings_kwh, np.arange(n), unknown)
 
 
-def detector(known: Fleet, model: str = SEED_MODEL) -> Detector:
+def build_detector(calibration_fleet: Fleet, model: str = TEST_MODEL) -> Detector:
     """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
-    built = untrained(known, model)
-    calibrate_detector(built, known, n_nights=28, min_readings=36)
+    built = build_untrained_detector(calibration_fleet, model)
+    calibrate_detector(built, calibration_fleet, n_nights=28, min_readings=36)
     return built
 
 
-def untrained(known: Fleet, model: str = SEED_MODEL) -> Detector:
+def build_untrained_detector(scaling_fleet: Fleet, model: str = TEST_MODEL) -> Detector:
     """A detector that has learned nothing but scales."""
     torch.manual_seed(0)
     built = Detector(DetectorConfig(model=model))
-    built.network.fit_scales(windows(known, built.network.context_nights))
+    built.network.fit_scales(build_windows(scaling_fleet, built.network.context_nights))
     return built
 
 
-def windows(known: Fleet, lead_nights: int) -> Windows:
+def build_windows(fleet: Fleet, context_nights: int) -> Windows:
     """Every household-night with its past."""
-    places = torch.arange(known.kwh[..., 0].size)
-    return FleetWindows(known, lead_nights, min_readings=36).gather_windows(places)
+    places = torch.arange(fleet.kwh[..., 0].size)
+    return FleetWindows(fleet, context_nights, min_readings=36).gather_windows(places)

@@ -48,10 +48,10 @@ MIN_READINGS = 36
 
 def build_gappy_fleet(households: int = 8) -> Fleet:
     """Readings with gaps, of which a household's eleventh half-hours are never there."""
-    kwh = fleets.kwh(households, NIGHTS.stop)
+    kwh = fleets.simulate_readings_kwh(households, NIGHTS.stop)
     kwh[0, :, 10] = np.nan
     kwh[1, 50, :20] = np.nan
-    return fleets.fleet(kwh)
+    return fleets.build_fleet(kwh)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_control_fleets_mark_the_nights_of_each_control() -> None:
 def test_baselines_score_unique_profile_highest(name: str) -> None:
     fleet = build_gappy_fleet()
     peer = peers.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
-    other = fleets.fleet(fleet.kwh.copy())
+    other = fleets.build_fleet(fleet.kwh.copy())
     other.kwh[4, 60, ::2] *= 20
     score = peer(other)
     assert np.nanargmax(score) == np.ravel_multi_index((4, 60), score.shape)
@@ -321,14 +321,14 @@ def test_benchmark_imports_without_baseline_libraries() -> None:
 def test_rules_use_no_later_nights_or_other_households() -> None:
     """A night in a longer history, and beside others, has the same figures."""
     fleet = build_gappy_fleet()
-    early = fleets.fleet(fleet.kwh[2:4, :80])
+    early = fleets.build_fleet(fleet.kwh[2:4, :80])
     for name, rule in rules.BASELINE_RULES.items():
         whole, part = rule(fleet, MIN_READINGS), rule(early, MIN_READINGS)
         np.testing.assert_allclose(part, whole[2:4, :80], rtol=1e-5, err_msg=name)
 
 
 def score_profile_with_rules(profile_kwh: np.ndarray) -> np.ndarray:
-    fleet = fleets.fleet(fleets.kwh(1, 60))
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(1, 60))
     fleet.kwh[0, 59] = profile_kwh
     return np.array([rule(fleet, MIN_READINGS)[0] for rule in rules.BASELINE_RULES.values()])
 
@@ -336,11 +336,14 @@ def score_profile_with_rules(profile_kwh: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("rule", "day"),
     [
-        ("daily_kwh", fleets.kwh(1, 60)[0, 59] * 5),
-        ("daily_kwh", fleets.kwh(1, 60)[0, 59] / 5),
-        ("half_hours", fleets.kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
-        ("nearest_days", fleets.kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
-        ("identical_run", np.where(np.arange(48) < 20, 0.3, fleets.kwh(1, 60)[0, 59])),
+        ("daily_kwh", fleets.simulate_readings_kwh(1, 60)[0, 59] * 5),
+        ("daily_kwh", fleets.simulate_readings_kwh(1, 60)[0, 59] / 5),
+        ("half_hours", fleets.simulate_readings_kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
+        ("nearest_days", fleets.simulate_readings_kwh(1, 60)[0, 59] * np.tile([9, 0.1], 24)),
+        (
+            "identical_run",
+            np.where(np.arange(48) < 20, 0.3, fleets.simulate_readings_kwh(1, 60)[0, 59]),
+        ),
     ],
 )
 def test_each_rule_scores_its_anomaly_highest(rule: str, day: np.ndarray) -> None:
@@ -388,7 +391,7 @@ def test_reasons_are_counted_by_kind_for_found_nights() -> None:
     ]
     found = np.zeros((1, 20), dtype=bool)
     found[0, [10, 12, 14]] = True
-    home = fleets.fleet(kwh)
+    home = fleets.build_fleet(kwh)
     counts = count_reasons_by_kind(found, truth, home, np.ones_like(kwh))
     assert set(counts.rows()) == {
         ("doubled", "rise", 1),

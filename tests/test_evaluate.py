@@ -24,7 +24,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
         environment.setenv("METERWATCH_HOME", str(home))
         environment.setattr(evaluate, "TARGET_ROWS", 40)
         copy_mlflow_database(empty_store)
-        write_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        write_lake(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
         names = ("rules", "conditional_autoencoder")
         run_benchmark(EvaluateParameters(detectors=names, seed=1))
     return home
@@ -115,7 +115,7 @@ def test_too_few_nights_fails_with_one_line(
     capfd: pytest.CaptureFixture[str], empty_store: Path
 ) -> None:
     copy_mlflow_database(empty_store)
-    write_lake(fleets.kwh(6, 40))
+    write_lake(fleets.simulate_readings_kwh(6, 40))
     assert main(["evaluate", "--detectors", "rules"]) == 1
     _, said = capfd.readouterr()
     assert said.count("\n") == 1

@@ -23,17 +23,19 @@ HOUSEHOLDS, NIGHTS = 12, 130
 
 def rows(detector: Detector, count: int) -> Windows:
     """Nights of which some lack half-hours, some repeat, and some homes hardly use anything."""
-    kwh = fleets.kwh(6, 96)
+    kwh = fleets.simulate_readings_kwh(6, 96)
     kwh[1], kwh[2] = 0.05, kwh[2].round(2)
     kwh[3, 60:64], kwh[:, 70::3, 5:11], kwh[4, 80, 20:] = np.nan, np.nan, 0.0
-    windows = fleets.windows(fleets.fleet(kwh), detector.network.context_nights)
+    windows = fleets.build_windows(fleets.build_fleet(kwh), detector.network.context_nights)
     recent = torch.arange(6 * 96) % 96 >= 46
     return Windows(*(part[recent][:count] for part in windows))
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
-    detector = fleets.untrained(fleets.fleet(fleets.kwh(4, 60)), model).eval()
+    detector = fleets.build_untrained_detector(
+        fleets.build_fleet(fleets.simulate_readings_kwh(4, 60)), model
+    ).eval()
     program = export_onnx(detector)
     onnx.checker.check_model(onnx.load_from_string(program))
     judge = load_onnx_function(program)
@@ -47,18 +49,20 @@ def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("7")
-    detector = fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS)))
+    detector = fleets.build_detector(
+        fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+    )
     save(detector, directory)
     (directory / "model.onnx").write_bytes(export_onnx(detector))
     return directory
 
 
 def scored(detector: Detector) -> ResultTables:
-    fleet = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1))
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=1))
     return score_nights(
         detector,
         fleet,
-        fleets.START + timedelta(days=NIGHTS - 5),
+        fleets.FIRST_NIGHT + timedelta(days=NIGHTS - 5),
         min_readings=36,
         alert_budget=100,
         model_version="7",

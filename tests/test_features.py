@@ -74,17 +74,17 @@ def test_price_signal_is_zero_for_standard_tariff_households() -> None:
     stamps = [datetime(2013, 6, 3) + timedelta(minutes=30 * i) for i in range(48)]
     prices = ["High"] * 12 + ["Normal"] * 36
     tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
-    weather, holidays, _ = fleets.references()
-    known = features.build_conditions([fleets.START], weather, holidays, tariffs)
-    group = features.assign_condition_groups(fleets.households(2))
+    weather, holidays, _ = fleets.empty_reference_tables()
+    known = features.build_conditions([fleets.FIRST_NIGHT], weather, holidays, tariffs)
+    group = features.assign_condition_groups(fleets.build_households(2))
     signal = known[group, 0, features.CONDITIONS.index("price_signal")]
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
 
 
 def test_affluence_follows_acorn_group() -> None:
     named = ["Affluent", None, "Adversity", "ACORN-U", "Comfortable"]
-    homes = fleets.households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
-    known = features.build_conditions([fleets.START], *fleets.references())[
+    homes = fleets.build_households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
+    known = features.build_conditions([fleets.FIRST_NIGHT], *fleets.empty_reference_tables())[
         features.assign_condition_groups(homes)
     ]
     affluence = known[:, 0, features.CONDITIONS.index("affluence")]
@@ -93,20 +93,26 @@ def test_affluence_follows_acorn_group() -> None:
 
 @pytest.mark.seed_fault
 def test_missing_half_hour_does_not_shift_others() -> None:
-    readings = fleets.kwh(1, 1)
+    readings = fleets.simulate_readings_kwh(1, 1)
     readings[0, 0, 7] = np.nan
     laid = features.build_fleet(
-        [fleets.days(readings)], [fleets.START], fleets.households(1), *fleets.references()
+        [fleets.build_household_nights(readings)],
+        [fleets.FIRST_NIGHT],
+        fleets.build_households(1),
+        *fleets.empty_reference_tables(),
     )
     np.testing.assert_array_equal(laid.kwh, readings)
 
 
 def test_undelivered_profile_has_no_readings() -> None:
-    readings = fleets.kwh(2, 3)
+    readings = fleets.simulate_readings_kwh(2, 3)
     readings[1, 1] = np.nan
-    nights = [fleets.START + timedelta(days=i) for i in range(3)]
+    nights = [fleets.FIRST_NIGHT + timedelta(days=i) for i in range(3)]
     laid = features.build_fleet(
-        [fleets.days(readings)], nights, fleets.households(2), *fleets.references()
+        [fleets.build_household_nights(readings)],
+        nights,
+        fleets.build_households(2),
+        *fleets.empty_reference_tables(),
     )
     assert laid.n_readings.tolist() == [[48, 48, 48], [48, 0, 48]]
 
@@ -114,11 +120,13 @@ def test_undelivered_profile_has_no_readings() -> None:
 @settings(max_examples=20, deadline=None)
 @given(night=st.integers(30, 44), seed=st.integers(0, 99))
 def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None:
-    readings = fleets.kwh(4, 45, seed)
+    readings = fleets.simulate_readings_kwh(4, 45, seed)
     readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
-    bulk = features.scale_fleet(fleets.fleet(readings), min_readings=36)
+    bulk = features.scale_fleet(fleets.build_fleet(readings), min_readings=36)
     start = night - features.LEVEL_NIGHTS
-    past = fleets.fleet(readings[:, start : night + 1], fleets.START + timedelta(days=start))
+    past = fleets.build_fleet(
+        readings[:, start : night + 1], fleets.FIRST_NIGHT + timedelta(days=start)
+    )
     one = features.scale_fleet(past, min_readings=36)
     np.testing.assert_array_equal(one.log_readings[:, -1], bulk.log_readings[:, night])
     np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
@@ -127,25 +135,27 @@ def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None
 @pytest.mark.seed_fault
 def test_bulk_conditions_equal_single_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
-    bulk = features.build_conditions(nights, *fleets.references())
+    bulk = features.build_conditions(nights, *fleets.empty_reference_tables())
     for i, night in enumerate(nights):
-        one = features.build_conditions([night], *fleets.references())
+        one = features.build_conditions([night], *fleets.empty_reference_tables())
         np.testing.assert_array_equal(one[:, 0], bulk[:, i])
 
 
 def test_usual_level_excludes_the_night_itself() -> None:
-    readings = fleets.kwh(2, 40)
+    readings = fleets.simulate_readings_kwh(2, 40)
     loud = readings.copy()
     loud[:, 39] *= 50
-    quiet_level = features.scale_fleet(fleets.fleet(readings), min_readings=36).level_kwh[:, 39]
-    loud_level = features.scale_fleet(fleets.fleet(loud), min_readings=36).level_kwh[:, 39]
+    quiet_level = features.scale_fleet(fleets.build_fleet(readings), min_readings=36).level_kwh[
+        :, 39
+    ]
+    loud_level = features.scale_fleet(fleets.build_fleet(loud), min_readings=36).level_kwh[:, 39]
     np.testing.assert_array_equal(quiet_level, loud_level)
 
 
 def test_scaled_readings_do_not_depend_on_household_level() -> None:
-    readings = fleets.kwh(2, 40)
-    units = features.scale_fleet(fleets.fleet(readings), min_readings=36)
-    tenfold = features.scale_fleet(fleets.fleet(readings * 10), min_readings=36)
+    readings = fleets.simulate_readings_kwh(2, 40)
+    units = features.scale_fleet(fleets.build_fleet(readings), min_readings=36)
+    tenfold = features.scale_fleet(fleets.build_fleet(readings * 10), min_readings=36)
     np.testing.assert_allclose(units.log_readings, tenfold.log_readings, rtol=1e-5)
 
 

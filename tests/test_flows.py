@@ -51,7 +51,7 @@ def fleet_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("METERWATCH_HOME", str(root / "home"))
         simulate(root / "delivered", FLEET)
         ingest.fn(sources=[str(root / "delivered")])
-        train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
+        train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
     return root / "home"
 
 

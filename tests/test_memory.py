@@ -18,7 +18,7 @@ NEW = slice(MAX_CONTEXT_NIGHTS, None)
 
 @pytest.fixture
 def fleet(home: Path) -> Fleet:
-    return fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+    return fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_what_was_kept_comes_back(fleet: Fleet, raw: np.ndarray) -> None:
 def test_a_later_window_of_the_same_readings_knows_the_nights_that_they_share(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
-    later = fleets.fleet(fleet.kwh[:, 5:], fleets.START + timedelta(days=5))
+    later = fleets.build_fleet(fleet.kwh[:, 5:], fleets.FIRST_NIGHT + timedelta(days=5))
     found = Memory(later, "7").recall().log_odds
     np.testing.assert_array_equal(found[:, NEW], raw[:, 5:][:, NEW])
 

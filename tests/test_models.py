@@ -34,15 +34,15 @@ every_model = pytest.mark.parametrize("model", MODEL_NAMES)
 
 def built(model: str) -> Network:
     """A network in double precision that has learned nothing but its scales."""
-    known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
-    return fleets.untrained(known, model).network.double().eval()
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+    return fleets.build_untrained_detector(known, model).network.double().eval()
 
 
 def batch(network: Network, nights: int = 6, seed: int = 0) -> Windows:
     """The last nights of a household in double precision, gaps among them."""
-    kwh = fleets.kwh(1, NIGHTS, seed)
+    kwh = fleets.simulate_readings_kwh(1, NIGHTS, seed)
     kwh[0, -3, 5:11], kwh[0, -6] = np.nan, np.nan
-    windows = fleets.windows(fleets.fleet(kwh), network.context_nights)
+    windows = fleets.build_windows(fleets.build_fleet(kwh), network.context_nights)
     return Windows(*(part[-nights:].double() for part in windows))
 
 
@@ -134,7 +134,7 @@ def test_a_few_steps_lower_the_loss(model: str) -> None:
 
 @every_model
 def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Path) -> None:
-    known = fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
     fitted = fit(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
     save(fitted, tmp_path)
@@ -222,7 +222,7 @@ def test_a_window_is_the_night_and_those_before_it(
     nights: int, lead_nights: int, picks: list[int]
 ) -> None:
     """One gather over all households: none may see the nights of its neighbour."""
-    known = fleets.fleet(fleets.kwh(3, nights))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(3, nights))
     known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
     places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
     taken = FleetWindows(known, lead_nights, MIN_READINGS).gather_windows(places)
@@ -245,8 +245,8 @@ def test_the_mean_square_counts_what_is_there(values: list[float]) -> None:
 
 def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> None:
     """bfloat16 has three digits: the distance of alike days would be noise."""
-    known = fleets.fleet(fleets.kwh(4, 60))
-    kwh = fleets.windows(known, HISTORY_NIGHTS).kwh[50:60]
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(4, 60))
+    kwh = fleets.build_windows(known, HISTORY_NIGHTS).kwh[50:60]
     given = (kwh[:, :-1], kwh[:, -1:], usual_level_kwh(kwh[:, :-1]))
     plain = compute_history_features(*given)
     with torch.autocast("cpu", torch.bfloat16):
@@ -257,7 +257,7 @@ def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> No
 
 def test_the_last_bits_of_readings_make_no_difference() -> None:
     """Engines and processors round in their own ways, and most readings have their equals."""
-    kwh = torch.from_numpy(fleets.kwh(64, HISTORY_NIGHTS + 1))
+    kwh = torch.from_numpy(fleets.simulate_readings_kwh(64, HISTORY_NIGHTS + 1))
     torch.manual_seed(0)
     rounded = kwh * (1 + 1e-6 * torch.rand_like(kwh))
     with torch.no_grad():

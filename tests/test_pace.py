@@ -21,8 +21,8 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
-    known = fleets.fleet(fleets.kwh(2, 60))
-    network = fleets.untrained(known, model).network
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
+    network = fleets.build_untrained_detector(known, model).network
     windows = FleetWindows(known, network.context_nights, min_readings=36)
     return network, pace.measure_training_speed(network, windows, torch.arange(100, 105))
 
@@ -52,8 +52,8 @@ def test_mixed_precision_keeps_less(briefly: None) -> None:
 def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    known = fleets.fleet(fleets.kwh(2, 60))
-    network = fleets.untrained(known).network.eval()
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
+    network = fleets.build_untrained_detector(known).network.eval()
     before = copy.deepcopy(network.state_dict())
     torch.set_rng_state(state)
     pace.measure_training_speed(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
@@ -67,6 +67,6 @@ def test_a_long_step_is_the_last_of_its_precision(
     briefly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "MAX_STEP_S", 0.0)
-    _, table = measured(fleets.SEED_MODEL)
+    _, table = measured(fleets.TEST_MODEL)
     assert set(table["batch_size"]) == {2}
     assert set(table["precision"]) == set(pace.list_supported_precisions())

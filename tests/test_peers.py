@@ -21,7 +21,7 @@ def build_flat_household(level_kwh: float) -> np.ndarray:
 @pytest.fixture
 def fleet() -> Fleet:
     """Homes of 1 to 24 kWh a half-hour, the first dozen affluent; the first home is new."""
-    known = fleets.fleet(
+    known = fleets.build_fleet(
         np.stack([build_flat_household(1.0 + place) for place in range(HOUSEHOLDS)])
     )
     known.conditions[:, :, CONDITIONS.index("affluence")] = 0

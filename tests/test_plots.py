@@ -17,15 +17,17 @@ HOUSEHOLDS, NIGHTS, MIN_READINGS, BUDGET = 8, 90, 36, 30.0
 
 @pytest.fixture(scope="module")
 def known() -> Fleet:
-    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[2, -3, 20:24] += 4.0
     kwh[5, -2, 30:40] += 3.0
-    return fleets.fleet(kwh)
+    return fleets.build_fleet(kwh)
 
 
 @pytest.fixture(scope="module")
 def detector(known: Fleet) -> Detector:
-    return fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS, seed=1)))
+    return fleets.build_detector(
+        fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=1))
+    )
 
 
 def test_examples_end_with_flagged_households(known: Fleet, detector: Detector) -> None:
@@ -69,9 +71,9 @@ def test_no_threshold_is_drawn_without_calibrated_budget(detector: Detector) -> 
 
 
 def test_fleet_without_recent_readings_is_drawn(detector: Detector) -> None:
-    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[:, -28:] = np.nan
     last = slice(NIGHTS - 28, NIGHTS)
-    days = plots.select_examples(detector, fleets.fleet(kwh), last, MIN_READINGS, BUDGET)
+    days = plots.select_examples(detector, fleets.build_fleet(kwh), last, MIN_READINGS, BUDGET)
     assert days == []
     plots.draw_profiles(days, "nobody").savefig(io.BytesIO())

@@ -30,9 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
         copy_mlflow_database(empty_store)
-        write_lake(fleets.kwh(HOUSEHOLDS, NIGHTS))
+        write_lake(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
         good = train.fn(TrainParameters(max_epochs=12))
-        poor = train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
+        poor = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
     assert (good.version, good.promoted) == ("1", True)
     assert (poor.version, poor.promoted) == ("2", False)
     assert "of resamples, 95% are needed" in poor.line()
@@ -106,7 +106,7 @@ def test_the_alias_stays_with_the_better_version(copy: Path) -> None:
 
 
 def test_not_asked_for_means_not_promoted(copy: Path) -> None:
-    receipt = train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=2, promote=False))
+    receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=2, promote=False))
     assert (receipt.version, receipt.promoted) == ("3", False)
     assert receipt.verdict.why.startswith("promotion was not asked for")
     assert registry.champion()[1] == "1"
@@ -146,7 +146,7 @@ def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None
 def test_a_store_that_is_down_stops_a_training_at_its_start(home: Path) -> None:
     lake.mlflow().mkdir(parents=True)
     (lake.mlflow() / "mlflow.db").write_bytes(b"not a database" * 1000)
-    write_lake(fleets.kwh(2, 40))
+    write_lake(fleets.simulate_readings_kwh(2, 40))
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* is down: "):
         train.fn(TrainParameters())
     assert not (lake.home() / "training").exists()

@@ -20,17 +20,19 @@ BUDGET = {"min_readings": 36, "alert_budget": 20.0, "model_version": "1"}
 
 @pytest.fixture(scope="module")
 def readings() -> np.ndarray:
-    return fleets.kwh(HOUSEHOLDS, NIGHTS)
+    return fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
 
 
 @pytest.fixture(scope="module")
 def detector(readings: np.ndarray) -> Detector:
-    return fleets.detector(fleets.fleet(readings))
+    return fleets.build_detector(fleets.build_fleet(readings))
 
 
 def window(readings: np.ndarray, first: int, last: int) -> Fleet:
     start = first - WARMUP_NIGHTS
-    return fleets.fleet(readings[:, start : last + 1], fleets.START + timedelta(days=start))
+    return fleets.build_fleet(
+        readings[:, start : last + 1], fleets.FIRST_NIGHT + timedelta(days=start)
+    )
 
 
 def scores_of(detector: Detector, readings: np.ndarray, first: int, last: int) -> pl.DataFrame:
@@ -47,7 +49,9 @@ def test_every_household_has_its_row_with_a_status(
     dirty[1, -1, :20] = np.nan
     dirty[2, :-3] = np.nan
     table = scores_of(detector, dirty, NIGHTS - 1, NIGHTS - 1)
-    assert table["household_id"].to_list() == sorted(fleets.households(HOUSEHOLDS)["household_id"])
+    assert table["household_id"].to_list() == sorted(
+        fleets.build_households(HOUSEHOLDS)["household_id"]
+    )
     assert table["status"].head(4).to_list() == ["missing", "incomplete", "cold_start", "scored"]
     assert table["n_readings"].head(4).to_list() == [0, 28, 48, 48]
     assert table["score"].is_null().head(4).to_list() == [True, True, False, False]
@@ -58,7 +62,7 @@ def test_bulk_scores_equal_one_night_scores(detector: Detector, readings: np.nda
     bulk = scores_of(detector, readings, WARMUP_NIGHTS, NIGHTS - 1)
     for night in range(WARMUP_NIGHTS, NIGHTS, 7):
         one = scores_of(detector, readings, night, night)
-        assert one.equals(bulk.filter(night=fleets.START + timedelta(days=night)))
+        assert one.equals(bulk.filter(night=fleets.FIRST_NIGHT + timedelta(days=night)))
 
 
 def test_a_batch_in_another_order_gives_the_same_scores(
@@ -123,12 +127,13 @@ def test_missing_half_hours_are_not_read_as_zeros(detector: Detector, readings: 
 
 
 def test_p_values_are_honest_on_ordinary_nights(detector: Detector, readings: np.ndarray) -> None:
-    fresh = fleets.kwh(HOUSEHOLDS, NIGHTS, seed=0) * 1.0
+    fresh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=0) * 1.0
     fresh[:, WARMUP_NIGHTS:] = (
-        fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, WARMUP_NIGHTS:]
-        * (readings.mean(axis=(1, 2)) / fleets.kwh(HOUSEHOLDS, NIGHTS, seed=7).mean(axis=(1, 2)))[
-            :, None, None
-        ]
+        fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, WARMUP_NIGHTS:]
+        * (
+            readings.mean(axis=(1, 2))
+            / fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=7).mean(axis=(1, 2))
+        )[:, None, None]
     )
     p = scores_of(detector, fresh, WARMUP_NIGHTS, NIGHTS - 1)["p_value"]
     # 1,200 household-nights: 0.05 has a standard error of 0.006, 0.5 one of 0.014.
@@ -195,7 +200,7 @@ def test_the_network_is_the_seeds(detector: Detector) -> None:
 
 
 def test_calibration_is_kept_within_its_size() -> None:
-    built = Detector(DetectorConfig(model=fleets.SEED_MODEL))
+    built = Detector(DetectorConfig(model=fleets.TEST_MODEL))
     built.fit_reference_scores(torch.linspace(0, 1, 600_000))
     assert len(built.reference_scores) == built.config.calibration_size == 1 << 16
     assert built.reference_scores[[0, -1]].tolist() == [0.0, 1.0]

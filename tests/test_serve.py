@@ -76,7 +76,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         environment.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
         simulate(root / "delivered", FLEET)
         ingest.fn(sources=[str(root / "delivered")])
-        train.fn(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1))
+        train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
         process = subprocess.Popen(
             [Path(sys.executable).with_name("meterwatch"), "serve"],
             stdout=subprocess.PIPE,

@@ -19,20 +19,25 @@ from tasks.score import NIGHTS_AT_ONCE, spans
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 12, WARMUP_NIGHTS + 40
-LAST = fleets.START + timedelta(days=NIGHTS - 1)
+LAST = fleets.FIRST_NIGHT + timedelta(days=NIGHTS - 1)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake and the local copy of a champion; there is no MLflow store."""
     path = tmp_path_factory.mktemp("template") / "home"
-    readings = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    readings = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     readings[3, -3:] *= 9
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METERWATCH_HOME", str(path))
         fill(readings)
-        lake.replace_reference("households", fleets.households(HOUSEHOLDS + 1))
-        save(fleets.detector(fleets.fleet(fleets.kwh(HOUSEHOLDS, NIGHTS))), lake.model("7"))
+        lake.replace_reference("households", fleets.build_households(HOUSEHOLDS + 1))
+        save(
+            fleets.build_detector(
+                fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+            ),
+            lake.model("7"),
+        )
         champion = Version(version="7", run_id="none").model_dump_json()
         lake.replace_bytes(lake.champion_file(), champion.encode())
     return path
@@ -46,7 +51,9 @@ def scored_home(home: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def fill(readings: np.ndarray) -> None:
-    for (month,), days in fleets.days(readings).group_by(pl.col("night").dt.truncate("1mo")):
+    for (month,), days in fleets.build_household_nights(readings).group_by(
+        pl.col("night").dt.truncate("1mo")
+    ):
         assert isinstance(month, date)
         lake.replace_month(month, days)
 
@@ -103,7 +110,7 @@ def test_a_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
 
 
 def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> None:
-    readings = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    readings = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     readings[3, -30] *= 9
     fill(readings)
     event = LAST - timedelta(days=29)
@@ -120,7 +127,7 @@ def test_the_most_urgent_homes_are_drawn(scored_home: Path) -> None:
     path = report.draw(LAST - timedelta(days=4), LAST)
     assert path is not None
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert report.draw(fleets.START, fleets.START) is None
+    assert report.draw(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
 
 
 def test_the_tables_pass_every_check(scored_home: Path) -> None:
@@ -138,7 +145,9 @@ def test_a_failed_score_leaves_the_night_as_it_was(scored_home: Path) -> None:
     assert tables(scored_home) == before
 
 
-@pytest.mark.parametrize("night", [fleets.START - timedelta(days=1), LAST + timedelta(days=1)])
+@pytest.mark.parametrize(
+    "night", [fleets.FIRST_NIGHT - timedelta(days=1), LAST + timedelta(days=1)]
+)
 def test_a_night_outside_the_lake_is_refused(scored_home: Path, night: date) -> None:
     with pytest.raises(UserError, match=f"{night} is outside the lake"):
         score.fn(night)
@@ -155,8 +164,8 @@ def test_nothing_can_be_scored_before_ingest(home: Path) -> None:
 
 
 def test_spans_cover_every_night_once() -> None:
-    last = fleets.START + timedelta(days=2 * NIGHTS_AT_ONCE)
-    cut = list(spans(fleets.START, last))
+    last = fleets.FIRST_NIGHT + timedelta(days=2 * NIGHTS_AT_ONCE)
+    cut = list(spans(fleets.FIRST_NIGHT, last))
     nights = [night for span in cut for night in pl.date_range(*span, eager=True)]
-    assert nights == pl.date_range(fleets.START, last, eager=True).to_list()
+    assert nights == pl.date_range(fleets.FIRST_NIGHT, last, eager=True).to_list()
     assert len(cut) == 3

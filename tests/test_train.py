@@ -27,13 +27,13 @@ from tests.homes import copy_mlflow_database, write_lake
 
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
-QUICK = FitParameters(model=fleets.SEED_MODEL, max_epochs=3, batch_size=64)
+QUICK = FitParameters(model=fleets.TEST_MODEL, max_epochs=3, batch_size=64)
 MARK = -1.0
 
 
 @pytest.fixture(scope="module")
 def readings() -> np.ndarray:
-    kwh = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[1, 4, 10:13] = np.nan
     kwh[2, 7:9] = np.nan
     return kwh
@@ -63,7 +63,7 @@ def test_a_fleet_too_small_for_an_eighth_holds_out_one_household() -> None:
 
 
 def test_calibration_takes_the_last_four_weeks_or_a_quarter() -> None:
-    nights = [fleets.START + timedelta(days=day) for day in range(365)]
+    nights = [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(365)]
     assert calibration_nights(nights) == slice(337, 365)
     assert calibration_nights(nights[:60]) == slice(45, 60)
 
@@ -71,14 +71,14 @@ def test_calibration_takes_the_last_four_weeks_or_a_quarter() -> None:
 @pytest.mark.parametrize("count", [0, 27])
 def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
     with pytest.raises(UserError, match=r"needs 28 nights or more, the lake holds (none|27 up to)"):
-        calibration_nights([fleets.START + timedelta(days=day) for day in range(count)])
+        calibration_nights([fleets.FIRST_NIGHT + timedelta(days=day) for day in range(count)])
 
 
 @pytest.mark.parametrize(("silent", "purpose"), [(True, "held out"), (False, "to learn from")])
 def test_households_without_readings_are_the_users_mistake(
     silent: bool, purpose: str, readings: np.ndarray, tmp_path: Path
 ) -> None:
-    known = fleets.fleet(readings.copy())
+    known = fleets.build_fleet(readings.copy())
     known.kwh[held_out(known.household_ids) == silent] = np.nan
     said = f"no household {purpose} has 36 readings on a night 2013-06-03 to"
     with pytest.raises(UserError, match=said):
@@ -90,9 +90,9 @@ def test_scales_and_weights_come_from_the_households_learned_from_alone(
     readings: np.ndarray, tmp_path: Path
 ) -> None:
     """A random split of rows, or scales of the batch at hand, would see the others' nights."""
-    known = fleets.fleet(readings)
+    known = fleets.build_fleet(readings)
     apart = held_out(known.household_ids)
-    other = fleets.fleet(readings.copy())
+    other = fleets.build_fleet(readings.copy())
     other.kwh[apart] *= np.linspace(1, 9, 48, dtype=np.float32)
     one, two = (
         fit(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
@@ -108,8 +108,8 @@ def test_scales_and_weights_come_from_the_households_learned_from_alone(
 @pytest.mark.seed_fault
 def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray) -> None:
     """z-scores of the batch being scored would make zeros of a single night."""
-    known = fleets.fleet(readings)
-    network = fleets.detector(known).network.double()
+    known = fleets.build_fleet(readings)
+    network = fleets.build_detector(known).network.double()
     windows = FleetWindows(known, 0, MIN_READINGS).gather_windows(torch.arange(100))
     alone, among = (
         network(type(windows)(*(part[:rows].double() for part in windows))) for rows in (1, 100)
@@ -118,7 +118,7 @@ def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray)
 
 
 def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.ndarray) -> None:
-    known = fleets.fleet(readings)
+    known = fleets.build_fleet(readings)
     known.conditions[..., 0] = np.arange(HOUSEHOLDS * NIGHTS).reshape(HOUSEHOLDS, NIGHTS)
     windows, places = FleetWindows(known, 0, MIN_READINGS), torch.arange(5, 15)
     batches = IndexBatches(windows, places, batch_size=4, size=100, seed=7)
@@ -132,9 +132,9 @@ def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.
 
 
 def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
-    gappy = fleets.kwh(HOUSEHOLDS, NIGHTS)
+    gappy = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     gappy[np.random.default_rng(0).random(gappy.shape) < 0.15] = np.nan
-    detector = fit(fleets.fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)).detector
+    detector = fit(fleets.build_fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)).detector
     assert all(torch.isfinite(value).all() for value in weights(detector).values())
 
 
@@ -142,9 +142,9 @@ def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
 def test_the_best_weights_come_back(tmp_path: Path) -> None:
     """Two homes over 14 nights are learned by heart, and the validation loss rises again."""
     by_heart = FitParameters(
-        model=fleets.SEED_MODEL, max_epochs=40, patience=40, batch_size=8, learning_rate=0.03
+        model=fleets.TEST_MODEL, max_epochs=40, patience=40, batch_size=8, learning_rate=0.03
     )
-    known = fleets.fleet(fleets.kwh(2, 28))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 28))
     result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
     losses = [epoch["val_loss"] for epoch in result.history]
     data = nights_data(result.detector.network, known, by_heart, MIN_READINGS)
@@ -154,7 +154,7 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_weights(readings: np.ndarray, tmp_path: Path) -> None:
-    known = fleets.fleet(readings)
+    known = fleets.build_fleet(readings)
     one, again, other = (
         weights(
             fit(
@@ -174,9 +174,9 @@ def test_a_training_that_had_ended_is_not_taken_further(
     readings: np.ndarray, tmp_path: Path
 ) -> None:
     """Killed between its last checkpoint and its registration, it must not train on."""
-    known = fleets.fleet(readings)
+    known = fleets.build_fleet(readings)
     impatient = FitParameters(
-        model=fleets.SEED_MODEL, max_epochs=30, patience=1, batch_size=16, learning_rate=0.3
+        model=fleets.TEST_MODEL, max_epochs=30, patience=1, batch_size=16, learning_rate=0.3
     )
     ended = fit(known, impatient, MIN_READINGS, str(tmp_path))
     last = str(tmp_path / "last.ckpt")
@@ -188,17 +188,17 @@ def test_a_training_that_had_ended_is_not_taken_further(
 
 def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
     """A detector that expects 0 everywhere is off by the reading itself."""
-    known = fleets.fleet(np.full((2, 3, 48), 0.5, dtype=np.float32))
+    known = fleets.build_fleet(np.full((2, 3, 48), 0.5, dtype=np.float32))
     known.kwh[0, 2, :40] = np.nan  # too few readings: left out
     known.kwh[1, 2, 0] = np.nan
-    detector = Detector(DetectorConfig(model=fleets.SEED_MODEL))
+    detector = Detector(DetectorConfig(model=fleets.TEST_MODEL))
     torch.nn.init.zeros_(detector.network.decoder[-1].weight)
     torch.nn.init.zeros_(detector.network.decoder[-1].bias)
     assert validation_error(detector, known, slice(1, 3), MIN_READINGS) == pytest.approx(0.5)
 
 
 def test_households_without_readings_are_left_out(home: Path) -> None:
-    kwh = fleets.kwh(3, 4)
+    kwh = fleets.simulate_readings_kwh(3, 4)
     kwh[1] = np.nan
     write_lake(kwh)
     kept = load_fleet(*lake.extent(), reporting=True)
@@ -216,10 +216,10 @@ def mark(checkpoint: Path) -> None:
 def test_a_killed_training_goes_on_to_the_same_weights(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kwh = fleets.kwh(200, NIGHTS)
+    kwh = fleets.simulate_readings_kwh(200, NIGHTS)
     write_lake(kwh)
     copy_mlflow_database(empty_store)
-    parameters = TrainParameters(model=fleets.SEED_MODEL, max_epochs=40)
+    parameters = TrainParameters(model=fleets.TEST_MODEL, max_epochs=40)
     command = (
         "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
@@ -243,17 +243,22 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_until_is_held_within_the_lake(home: Path) -> None:
-    write_lake(fleets.kwh(2, 40))
-    assert last_night(TrainParameters()) == fleets.START + timedelta(days=39)
-    late = TrainParameters(until=fleets.START + timedelta(days=99))
-    assert last_night(late) == fleets.START + timedelta(days=39)
+    write_lake(fleets.simulate_readings_kwh(2, 40))
+    assert last_night(TrainParameters()) == fleets.FIRST_NIGHT + timedelta(days=39)
+    late = TrainParameters(until=fleets.FIRST_NIGHT + timedelta(days=99))
+    assert last_night(late) == fleets.FIRST_NIGHT + timedelta(days=39)
     with pytest.raises(UserError, match="the lake begins on 2013-06-03, after 2013-06-02"):
-        last_night(TrainParameters(until=fleets.START - timedelta(days=1)))
+        last_night(TrainParameters(until=fleets.FIRST_NIGHT - timedelta(days=1)))
 
 
 @pytest.mark.seed_fault
 def test_data_of_the_same_shape_is_other_data() -> None:
     # The seed kept what it had computed under the shape of the array alone.
-    one, other = fleets.fleet(fleets.kwh(3, 5, seed=1)), fleets.fleet(fleets.kwh(3, 5, seed=2))
+    one, other = (
+        fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=1)),
+        fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=2)),
+    )
     assert fingerprint(one) != fingerprint(other)
-    assert fingerprint(one) == fingerprint(fleets.fleet(fleets.kwh(3, 5, seed=1)))
+    assert fingerprint(one) == fingerprint(
+        fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=1))
+    )

@@ -43,7 +43,7 @@ KILLS = 2
 ENORMOUS_KWH = 3e38
 
 
-def quick(model: str = fleets.SEED_MODEL, **others: float) -> FitParameters:
+def quick(model: str = fleets.TEST_MODEL, **others: float) -> FitParameters:
     given = {"max_epochs": 2, "batch_size": 64, "epoch_size": 512, "validation_size": 128}
     return FitParameters(model=model, **(given | others))
 
@@ -74,7 +74,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
 ) -> None:
     """So small a fleet that most of the time goes into writing checkpoints."""
     parameters = TrainParameters(model="batchnorm_autoencoder", max_epochs=20)
-    kwh, moment = fleets.kwh(40, 60), random.Random(0)
+    kwh, moment = fleets.simulate_readings_kwh(40, 60), random.Random(0)
     write_lake(kwh)
     copy_mlflow_database(empty_store)
     for _ in range(KILLS):
@@ -97,7 +97,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("damage", ["cut short", "one byte changed", "empty"])
 def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
-    known = fleets.fleet(fleets.kwh(12, 60))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(12, 60))
     undisturbed = fit(known, quick(), MIN_READINGS, str(tmp_path), files=WholeFiles())
     last = tmp_path / "last.ckpt"
     content = bytearray(last.read_bytes())
@@ -124,31 +124,31 @@ def test_without_an_intact_checkpoint_training_begins_anew(
 
 
 def test_an_infinite_reading_is_named(tmp_path: Path) -> None:
-    kwh = fleets.kwh(12, 60)
+    kwh = fleets.simulate_readings_kwh(12, 60)
     kwh[3, 5, 7] = np.inf
     with pytest.raises(UserError, match="an infinite reading of MAC000003 on 2013-06-08"):
-        trained(fleets.fleet(kwh), quick(), tmp_path)
+        trained(fleets.build_fleet(kwh), quick(), tmp_path)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reading that overflows spoils one batch an epoch, not the weights nor what is usual."""
-    kwh = fleets.kwh(24, 60)
+    kwh = fleets.simulate_readings_kwh(24, 60)
     kwh[1, 59, 10] = ENORMOUS_KWH  # seen by the last night alone
     parameters = quick("history_network", batch_size=32, epoch_size=2048)
-    result = trained(fleets.fleet(kwh), parameters, tmp_path)
+    result = trained(fleets.build_fleet(kwh), parameters, tmp_path)
     assert [epoch["skipped_steps"] for epoch in result.history] == [1, 1]
     assert "1 of 44 steps of epoch 2 had a loss or gradients that are not finite" in caplog.text
     assert "3e+38 kWh, at MAC000001 on 2013-08-01" in caplog.text
     assert all(value.isfinite().all() for value in result.detector.state_dict().values())
 
 
-@pytest.mark.parametrize("model", [fleets.SEED_MODEL, "batchnorm_autoencoder", "history_network"])
+@pytest.mark.parametrize("model", [fleets.TEST_MODEL, "batchnorm_autoencoder", "history_network"])
 def test_a_training_that_diverges_says_so_and_registers_nothing(
     model: str, home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_lake(fleets.kwh(24, 60))
+    write_lake(fleets.simulate_readings_kwh(24, 60))
     copy_mlflow_database(empty_store)
     monkeypatch.setattr(
         "tasks.train.FitParameters", lambda **_: quick(model, batch_size=64, learning_rate=1e30)
@@ -171,7 +171,7 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(
 )
 def test_a_detector_that_is_not_finite_is_refused(apart: bool, said: str, tmp_path: Path) -> None:
     """A reading that overflows in a home held out, and in scales taken from a home learnt from."""
-    known = fleets.fleet(fleets.kwh(24, 70))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(24, 70))
     known.kwh[np.flatnonzero(held_out(known.household_ids) == apart)[0], 69, 10] = ENORMOUS_KWH
     with np.errstate(over="ignore"), pytest.raises(UserError, match=said):
         trained(known, quick(), tmp_path)
@@ -197,7 +197,7 @@ def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The network whose batches take most; it has no statistics that parts would change."""
-    known = fleets.fleet(fleets.kwh(24, 60))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(24, 60))
     parameters = quick("transformer", batch_size=512, max_epochs=1)
     with memory_for(400):
         result = trained(known, parameters, tmp_path)
@@ -211,7 +211,7 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the full trial the readings are a third of what a training takes."""
-    write_lake(fleets.kwh(24, 60))
+    write_lake(fleets.simulate_readings_kwh(24, 60))
     copy_mlflow_database(empty_store)
     loaded, kept = [], []
 
@@ -226,7 +226,7 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
 
     monkeypatch.setattr("tasks.train.load_fleet", loading)
     monkeypatch.setattr("tasks.train.save_onnx", exporting)
-    assert fit_detector(TrainParameters(model=fleets.SEED_MODEL, max_epochs=1)).households == 24
+    assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).households == 24
     assert kept == [None]
 
 
@@ -256,9 +256,9 @@ def test_too_little_memory_is_said_in_one_line(
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     """Same rows, same number of steps, gradients added up; the seed's network draws nothing."""
-    known, networks = fleets.fleet(fleets.kwh(24, 60)), []
+    known, networks = fleets.build_fleet(fleets.simulate_readings_kwh(24, 60)), []
     for parts in (1, 4):
-        network = fleets.untrained(known).network
+        network = fleets.build_untrained_detector(known).network
         data = nights_data(network, known, quick(), MIN_READINGS, parts)
         loop = make_loop(quick(), str(tmp_path / str(parts)), parts=parts)
         with expected_warnings():
@@ -273,8 +273,8 @@ def test_two_processes_learn_what_one_learns(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same draw shared out, the same validation: equal but for the order of sums."""
-    parameters = TrainParameters(model=fleets.SEED_MODEL, max_epochs=3)
-    kwh = fleets.kwh(60, 60)
+    parameters = TrainParameters(model=fleets.TEST_MODEL, max_epochs=3)
+    kwh = fleets.simulate_readings_kwh(60, 60)
     histories = []
     for devices in ("1", "2"):
         monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / devices))
@@ -295,7 +295,7 @@ def test_windows_on_a_gpu_are_those_of_the_host(
 ) -> None:
     """Kept there, or sent batch by batch where they do not fit."""
     monkeypatch.setattr("ml.windows.MAX_DEVICE_MEMORY_SHARE", share)
-    known, places = fleets.fleet(fleets.kwh(4, 60)), torch.arange(240)
+    known, places = fleets.build_fleet(fleets.simulate_readings_kwh(4, 60)), torch.arange(240)
     on_gpu, host = (FleetWindows(known, 45, MIN_READINGS) for _ in range(2))
     on_gpu.move_to_device(torch.device("cuda"))
     assert on_gpu.placement == ("device" if share else "streamed")

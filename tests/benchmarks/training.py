@@ -59,7 +59,7 @@ def main(
         households or (TRIAL_HOUSEHOLDS if on_gpu else 60),
         nights or (TRIAL_CONFIG["days"] if on_gpu else 90),
     )
-    known = fleets.fleet(fleets.kwh(*size))
+    known = fleets.build_fleet(fleets.simulate_readings_kwh(*size))
     loops = pl.DataFrame(
         [
             _print_row(_time_seed_loop(known)),
