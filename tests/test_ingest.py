@@ -29,7 +29,7 @@ DATASTORE = "LCLid,stdorToU,DateTime,KWH/hh (per half hour) "
 ONE = {("MAC000001", format_timestamp(0)): 0.163, ("MAC000001", format_timestamp(1)): 0.25}
 
 
-def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) -> None:
+def test_datastore_household_has_exact_row_and_rule_counts(home: Path, london: Path) -> None:
     receipt = ingest_sources(london / "raw/LCL_MAC000002.csv")
     assert (receipt.rows_in, receipt.rows_kept) == (24_158, 24_140)
     assert receipt.quarantined_by_rule == {"duplicate": 17, "null": 1}
@@ -39,7 +39,9 @@ def test_the_datastore_household_is_counted_exactly(home: Path, london: Path) ->
     assert bad == ("MAC000002", expected, "Null", "null", "LCL_MAC000002.csv")
 
 
-def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
+def test_equal_readings_of_two_formats_are_duplicates_not_superseded(
+    home: Path, london: Path
+) -> None:
     receipt = ingest_sources(london)
     assert receipt.rows_in == 3_775_636 + 52_558 + 24_158
     # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
@@ -57,7 +59,7 @@ def test_the_whole_sample_agrees_with_itself(home: Path, london: Path) -> None:
     assert receipt.failures == receipt.ignored_files == ()
 
 
-def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
+def test_ingesting_the_same_file_again_writes_nothing(home: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1, 1: "Null", 2: 0.3, 3: 99}))
     ingest_sources(source)
     before = {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
@@ -99,7 +101,7 @@ def test_again_changes_nothing(home: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_every_way_to_write_a_reading(
+def test_delivered_csv_format_is_read(
     home: Path, tmp_path: Path, name: str, header: str, lines: list[str]
 ) -> None:
     written = [line.format(format_timestamp(0), format_timestamp(1)) for line in lines]
@@ -111,7 +113,7 @@ def test_every_way_to_write_a_reading(
 @pytest.mark.parametrize("unit", ["ns", "us", "ms"])
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/London"])
 @pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64, pl.Decimal(10, 3), pl.String])
-def test_every_type_of_parquet_column(
+def test_parquet_column_type_is_read(
     home: Path, tmp_path: Path, unit: str, zone: str | None, dtype: pl.DataType
 ) -> None:
     ts = pl.Series([START, START.replace(minute=30)], dtype=pl.Datetime(unit))  # type: ignore[arg-type]
@@ -146,7 +148,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("value", "at", "household", "rule"), BROKEN)
-def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
+def test_row_is_quarantined_under_the_first_rule_it_breaks(
     home: Path, tmp_path: Path, value: str, at: str, household: str, rule: str
 ) -> None:
     source = write_csv(
@@ -158,11 +160,11 @@ def test_a_row_is_set_aside_under_the_first_rule_it_breaks(
     assert [*load_readings().values()] == [12, 0]
 
 
-def test_every_rule_of_a_single_row_is_met_above() -> None:
+def test_every_single_row_rule_has_a_case() -> None:
     assert {rule for *_, rule in BROKEN} | {"duplicate", "superseded"} == set(QUARANTINE_RULES)
 
 
-def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) -> None:
+def test_later_delivery_supersedes_the_earlier_reading(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1/z.csv", build_rows({0: 0.1, 1: 0.2, 60: 0.3})))
     ingest_sources(write_csv(tmp_path / "2/other.csv", build_rows({0: 7}, "MAC000009")))
     receipt = ingest_sources(write_csv(tmp_path / "3/a.csv", build_rows({0: 0.1, 1: 0.9})))
@@ -176,7 +178,7 @@ def test_of_readings_of_another_call_the_later_wins(home: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("sources", [("b.csv", "z/a.csv"), ("z", "b.csv"), (".",)])
-def test_within_a_call_the_later_file_name_wins(
+def test_later_file_name_supersedes_within_one_delivery(
     home: Path, tmp_path: Path, sources: tuple[str, ...]
 ) -> None:
     write_csv(tmp_path / "z/a.csv", build_rows({0: 0.9, 1: 0.5}))
@@ -194,13 +196,13 @@ def test_within_a_call_the_later_file_name_wins(
     assert receipt.quarantined_by_rule == {"duplicate": 1, "superseded": 1}
 
 
-def test_minus_zero_is_zero(home: Path, tmp_path: Path) -> None:
+def test_negative_zero_is_stored_as_zero(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "a.csv", build_rows({0: "-0", 1: "0"})))
     assert str(lake.read("days").item(0, "kwh").head(2).to_list()) == "[0.0, 0.0]"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
-def test_within_a_file_the_largest_wins_in_any_order(
+def test_largest_reading_of_a_file_is_kept_in_any_row_order(
     home: Path, tmp_path: Path, order: tuple[int, ...]
 ) -> None:
     lines = (
@@ -215,13 +217,13 @@ def test_within_a_file_the_largest_wins_in_any_order(
     ]
 
 
-def test_float_noise_is_no_conflict(home: Path, tmp_path: Path) -> None:
+def test_readings_equal_as_float32_do_not_collide(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: "6.5279999"})))
     receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: "6.528"})))
     assert (receipt.n_earlier_superseded, receipt.changed_months) == (0, ())
 
 
-def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None:
+def test_only_changed_months_are_written(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
     may = {path: path.stat().st_mtime_ns for path in lake.files("days")}
     receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: 0.1, 2_900: 0.4})))
@@ -232,7 +234,7 @@ def test_only_months_that_change_are_written(home: Path, tmp_path: Path) -> None
     assert [path.parent.name for path in changed] == ["month=2013-08"]
 
 
-def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
+def test_delivery_ledger_counts_kept_and_quarantined_rows(home: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1, 1: "Null", 50: 0.2}))
     write_csv(tmp_path / "in/b.zip", build_rows({0: 0.1, 1: 0.4}) + build_rows({7: 3}, "MAC000002"))
     write_csv(tmp_path / "in/copy.csv", build_rows({0: 0.1, 1: "Null", 50: 0.2}))
@@ -246,7 +248,7 @@ def test_the_ledger_adds_up(home: Path, tmp_path: Path) -> None:
     assert receipt.rows_in == receipt.rows_kept + receipt.rows_quarantined == 6
 
 
-def test_rows_add_up_over_calls_that_overlap(home: Path, tmp_path: Path) -> None:
+def test_overlapping_deliveries_count_repeated_rows(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1/a.csv", build_rows({0: 0.1, 1: 0.2, 2: "Null"})))
     ingest_sources(
         write_csv(tmp_path / "2/a.csv", build_rows({0: 0.1, 1: 0.9, 3: 0.3}) + build_rows({0: 0.1}))
@@ -303,16 +305,14 @@ STAMPS = [
 
 
 @given(st.lists(st.sampled_from(STAMPS), min_size=1, max_size=8))
-def test_a_stamp_means_the_same_whatever_stands_beside_it(
+def test_timestamp_is_parsed_independently_of_its_neighbours(
     cells: list[tuple[str | None, datetime | None]],
 ) -> None:
     found = parse_timestamps(pl.Series([cell for cell, _ in cells], dtype=pl.String))
     assert found.to_list() == [meant for _, meant in cells]
 
 
-def test_half_hours_a_century_apart_need_no_table_of_all_between(
-    home: Path, tmp_path: Path
-) -> None:
+def test_half_hours_a_century_apart_are_not_laid_out_densely(home: Path, tmp_path: Path) -> None:
     far = {"2000-01-01 00:00:00": 0.1, "2099-12-31 23:30:00": 0.2}
     homes = [f"MAC{i:06d}" for i in range(60)]
     expected = {(name, at): kwh for name in homes for at, kwh in far.items()}
@@ -326,7 +326,7 @@ def test_half_hours_a_century_apart_need_no_table_of_all_between(
 
 @given(deliveries(), st.lists(st.integers(0, 4), min_size=5, max_size=5), st.booleans())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
+def test_lake_does_not_depend_on_file_split_row_order_or_container(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[list[tuple[str, int, str]]],
     ways: list[int],
@@ -350,7 +350,7 @@ def test_however_rows_are_cut_ordered_and_packed_the_lake_is_the_same(
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
-def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, name: str) -> None:
+def test_estimated_row_count_is_close_to_rows_read(home: Path, tmp_path: Path, name: str) -> None:
     source = write_csv(tmp_path / name, build_rows({slot: slot % 9 / 10 for slot in range(20_000)}))
     (table,), heard = list_tables(source, name), list[int]()
     with lake.writing():
@@ -360,7 +360,7 @@ def test_what_a_bar_promises_is_about_what_is_read(home: Path, tmp_path: Path, n
     assert estimate_row_count(table) == pytest.approx(20_000, rel=0.02)
 
 
-def test_a_bar_promises_nothing_of_what_cannot_be_read(tmp_path: Path) -> None:
+def test_estimated_row_count_of_an_unreadable_file_is_zero(tmp_path: Path) -> None:
     whole = write_csv(tmp_path / "a.csv.gz", build_rows({0: 0.1, 1: 0.2})).read_bytes()
     (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
     assert estimate_row_count(DeliveredTable(tmp_path / "b.csv.gz", "b.csv.gz")) == 0
