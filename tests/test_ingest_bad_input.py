@@ -109,7 +109,7 @@ def _frame(path: Path, **columns: pl.Series | list[str]) -> Path:
 
 @pytest.mark.parametrize("reason", BAD)
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_bad_file_is_named_and_the_rest_goes_on(
+def test_unreadable_file_is_reported_and_the_rest_is_ingested(
     home: Path, tmp_path: Path, reason: str, is_first: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bad = BAD[reason](tmp_path)
@@ -128,13 +128,13 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(
     assert capfd.readouterr().err == ""
 
 
-def test_every_bad_file_has_its_line(home: Path, tmp_path: Path) -> None:
+def test_every_unreadable_file_is_reported_on_its_own_line(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         ingest_sources(_empty(tmp_path), _missing(tmp_path), _cut_gzip(tmp_path))
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_failed_call_is_in_the_ledger_of_runs(home: Path, tmp_path: Path) -> None:
+def test_failed_ingest_is_recorded_in_the_run_ledger(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         ingest_sources(
             _empty(tmp_path), write_csv(tmp_path / "z.csv", build_rows({0: 0.5}, "MAC000009"))
@@ -143,7 +143,7 @@ def test_a_failed_call_is_in_the_ledger_of_runs(home: Path, tmp_path: Path) -> N
     assert (run["verb"], run["state"], run["rows_kept"]) == ("ingest", "failed", 1)
 
 
-def test_a_mended_file_is_taken_in(home: Path, tmp_path: Path) -> None:
+def test_repaired_file_is_ingested(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         ingest_sources(
             write_csv(
@@ -156,9 +156,7 @@ def test_a_mended_file_is_taken_in(home: Path, tmp_path: Path) -> None:
     assert load_readings() == GOOD
 
 
-def test_a_household_table_of_unknown_shape_in_a_directory_fails(
-    home: Path, tmp_path: Path
-) -> None:
+def test_household_table_of_unknown_format_in_a_directory_fails(home: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
     write_csv(tmp_path / "in/b.csv", ["MAC000001,1"], "LCLid,daily_kwh")
     with pytest.raises(UserError, match=r"^b\.csv: no readings"):
@@ -167,7 +165,7 @@ def test_a_household_table_of_unknown_shape_in_a_directory_fails(
 
 
 @pytest.mark.parametrize("name", ["", "weather.csv"])
-def test_a_source_without_readings_is_a_mistake(home: Path, tmp_path: Path, name: str) -> None:
+def test_source_without_readings_is_refused(home: Path, tmp_path: Path, name: str) -> None:
     write_csv(tmp_path / "in/weather.csv", ["2013-06-03,1,0.5"], "time,temperature,humidity")
     with pytest.raises(UserError, match="holds no delivered readings"):
         ingest_sources(tmp_path / "in" / name)
@@ -183,7 +181,7 @@ def test_a_source_without_readings_is_a_mistake(home: Path, tmp_path: Path, name
         ("TariffDateTime,Tariff", "2013-06-03,Dear", "none of Low, Normal, High: 'Dear'"),
     ],
 )
-def test_a_companion_with_a_bad_cell_is_refused(
+def test_reference_table_with_an_invalid_cell_is_refused(
     home: Path, tmp_path: Path, header: str, line: str, reason: str
 ) -> None:
     write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
@@ -194,7 +192,7 @@ def test_a_companion_with_a_bad_cell_is_refused(
     assert load_readings() == GOOD
 
 
-def test_an_option_that_names_another_table_is_refused(home: Path, tmp_path: Path) -> None:
+def test_reference_option_of_the_wrong_kind_is_refused(home: Path, tmp_path: Path) -> None:
     good = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
     prices = write_csv(tmp_path / "p.csv", ["2013-06-03,Low"], "TariffDateTime,Tariff")
     with pytest.raises(UserError) as caught:
@@ -205,14 +203,14 @@ def test_an_option_that_names_another_table_is_refused(home: Path, tmp_path: Pat
     assert load_readings() == GOOD
 
 
-def test_a_short_row_is_set_aside(home: Path, tmp_path: Path) -> None:
+def test_row_with_too_few_fields_is_quarantined(home: Path, tmp_path: Path) -> None:
     source = write_csv(
         tmp_path / "a.csv", [f"MAC000001,{format_timestamp(1)}", *build_rows({0: 0.5}, "MAC000009")]
     )
     assert ingest_sources(source).quarantined_by_rule == {"null": 1}
 
 
-def test_a_bad_delivery_leaves_the_lake_as_it_was(home: Path, tmp_path: Path) -> None:
+def test_unreadable_delivery_leaves_the_lake_unchanged(home: Path, tmp_path: Path) -> None:
     good = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.5}, "MAC000009"))
     ingest_sources(good)
     before = hash_files(home)
