@@ -84,7 +84,7 @@ def _end_state(home: Path) -> tuple[dict[str, str], list[tuple[object, ...]], li
     return kept, entries.rows(), aside.rows()
 
 
-def test_killed_at_any_moment_and_run_again_it_ends_the_same(
+def test_ingest_killed_at_any_moment_and_rerun_gives_the_same_lake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deliveries: tuple[Path, Path]
 ) -> None:
     first, second = deliveries
