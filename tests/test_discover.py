@@ -40,7 +40,7 @@ def _check_companions() -> None:
 
 
 @pytest.mark.parametrize("place", ["in", "in/deep/er", "."])
-def test_companions_are_found_inside_a_directory_or_beside_a_file(
+def test_reference_tables_are_found_in_the_directory_or_beside_the_file(
     home: Path, tmp_path: Path, place: str
 ) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
@@ -49,7 +49,7 @@ def test_companions_are_found_inside_a_directory_or_beside_a_file(
     _check_companions()
 
 
-def test_companions_by_option_count_alone(home: Path, tmp_path: Path) -> None:
+def test_reference_option_replaces_discovered_tables(home: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     _companions(tmp_path / "far")
     write_csv(tmp_path / "in/near.csv", ["Dull,2013-06-03 00:00:00,-3,0.5"], WEATHER)
@@ -62,7 +62,7 @@ def test_companions_by_option_count_alone(home: Path, tmp_path: Path) -> None:
     _check_companions()
 
 
-def test_companions_written_with_our_names_are_taken_too(home: Path, tmp_path: Path) -> None:
+def test_reference_tables_with_meterwatch_columns_are_read(home: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     _companions(tmp_path / "in")
     ingest_sources(source)
@@ -74,7 +74,7 @@ def test_companions_written_with_our_names_are_taken_too(home: Path, tmp_path: P
     _check_companions()
 
 
-def test_a_later_companion_wins_by_key_and_an_equal_one_writes_nothing(
+def test_later_reference_rows_replace_by_key_and_equal_ones_write_nothing(
     home: Path, tmp_path: Path
 ) -> None:
     write_csv(tmp_path / "1/a.csv", build_rows({0: 0.1}))
@@ -96,7 +96,7 @@ def test_a_later_companion_wins_by_key_and_an_equal_one_writes_nothing(
     assert ingest_sources(tmp_path / "2").changed_references == ()
 
 
-def test_the_register_learns_from_readings_and_forgets_nothing(home: Path, tmp_path: Path) -> None:
+def test_register_adds_households_and_attributes_from_readings(home: Path, tmp_path: Path) -> None:
     write_csv(
         tmp_path / "1/a.csv",
         [f"MAC000002,ToU,{at},0.1,ACORN-E,Affluent" for at in ("2013-06-03", "2013-06-04")],
@@ -113,7 +113,7 @@ def test_the_register_learns_from_readings_and_forgets_nothing(home: Path, tmp_p
     ]
 
 
-def test_a_directory_may_hold_what_is_not_ours(home: Path, tmp_path: Path) -> None:
+def test_unrelated_files_in_a_directory_are_ignored(home: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     write_csv(
         tmp_path / "in/acorn_details.csv",
@@ -130,26 +130,26 @@ def test_a_directory_may_hold_what_is_not_ours(home: Path, tmp_path: Path) -> No
     assert [line.split(":")[0] for line in receipt.ignored_files] == ["prices.csv"]
 
 
-def test_globs_and_a_source_named_twice(home: Path, tmp_path: Path) -> None:
+def test_source_matched_twice_is_ingested_once(home: Path, tmp_path: Path) -> None:
     a = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
     write_csv(tmp_path / "in/deep/b.csv", build_rows({1: 0.1}))
     receipt = ingest_sources(tmp_path / "in/**/*.csv", a, tmp_path / "in")
     assert receipt.files == ("a.csv", "b.csv")
 
 
-def test_the_homes_own_state_is_not_delivered(home: Path, tmp_path: Path) -> None:
+def test_state_of_the_home_is_not_ingested(home: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", build_rows({0: 0.1}))
     ingest_sources(tmp_path)
     receipt = ingest_sources(tmp_path)
     assert (receipt.already_ingested, receipt.ignored_files) == (("a.csv",), ())
 
 
-def test_what_lands_in_the_home_is_delivered(home: Path) -> None:
+def test_landing_directory_inside_the_home_is_ingested(home: Path) -> None:
     write_csv(home / "landing/a.csv", build_rows({0: 0.1}))
     assert ingest_sources(home / "landing").rows_kept == 1
 
 
-def test_a_zip_holds_several_tables(home: Path, tmp_path: Path) -> None:
+def test_every_csv_member_of_a_zip_is_a_table(home: Path, tmp_path: Path) -> None:
     import zipfile
 
     (tmp_path / "in").mkdir()
