@@ -122,12 +122,12 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
 }
 
 
-def test_every_named_query_is_worked_out_here() -> None:
+def test_every_named_query_has_an_expected_answer() -> None:
     assert ANSWERS.keys() == warehouse.queries().keys()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_named_query_answers_as_worked_out(name: str) -> None:
+def test_named_query_returns_the_expected_rows(name: str) -> None:
     given, columns, rows = ANSWERS[name]
     assert warehouse.query(name, given).select(columns.split()).rows() == rows
 
@@ -147,13 +147,13 @@ def test_named_query_answers_as_worked_out(name: str) -> None:
         ("open_episodes", {"limit": "0"}, "household_id", []),
     ],
 )
-def test_parameters_narrow_the_answer(
+def test_named_query_parameters_filter_the_rows(
     name: str, given: dict[str, str], column: str, found: list[Any]
 ) -> None:
     assert warehouse.query(name, given)[column].to_list() == found
 
 
-def test_a_sound_home_passes_every_check() -> None:
+def test_consistent_home_passes_every_check() -> None:
     assert {name: rows.height for name, rows in warehouse.check().items() if rows.height} == {}
 
 
@@ -458,7 +458,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
 ]
 
 
-def test_every_check_is_broken_here() -> None:
+def test_every_check_has_a_violation_case() -> None:
     assert {check for check, *_ in BREAKS} == warehouse.checks().keys()
 
 
@@ -467,7 +467,7 @@ def test_every_check_is_broken_here() -> None:
     BREAKS,
     ids=[f"{check}-{number}" for number, (check, *_) in enumerate(BREAKS)],
 )
-def test_check_shows_exactly_the_offending_rows(
+def test_check_returns_exactly_the_offending_rows(
     name: str, change: Callable[[], None], columns: str, rows: list[tuple[Any, ...]]
 ) -> None:
     change()
@@ -478,7 +478,7 @@ def test_check_shows_exactly_the_offending_rows(
         assert warehouse.check(FEB_2)[name].equals(later)
 
 
-def test_a_household_that_joined_later_owes_no_earlier_row() -> None:
+def test_household_registered_later_needs_no_earlier_score_row() -> None:
     joined = small_home.build_table(lake.SCHEMAS["households"], [("E", None, None, None)])
     lake.replace_reference("households", pl.concat([small_home.build_households(), joined]))
     rows = warehouse.check()["scores_of_every_household"].rows()
@@ -486,7 +486,7 @@ def test_a_household_that_joined_later_owes_no_earlier_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["later.csv", "block.csv"])
-def test_superseded_readings_of_earlier_files_add_up(name: str) -> None:
+def test_rows_add_up_with_superseded_readings_of_earlier_files(name: str) -> None:
     # A later file of three rows: two stand in the lake instead of two of A's, one is a duplicate.
     entry = small_home.build_delivery().with_columns(
         delivery=pl.lit("second"),
