@@ -29,7 +29,7 @@ def small(home: Path) -> Path:
 
 
 @pytest.mark.usefixtures("small")
-def test_readings_are_the_half_hours_of_the_delivered_days() -> None:
+def test_readings_view_has_a_row_per_half_hour_of_a_delivered_night() -> None:
     expected = [
         (household, datetime.combine(night, datetime.min.time()) + timedelta(minutes=30 * i), kwh)
         for (household, night), profile in sorted(small_home.PROFILES_KWH.items())
@@ -52,13 +52,13 @@ def test_readings_are_the_half_hours_of_the_delivered_days() -> None:
     ],
 )
 @pytest.mark.usefixtures("small")
-def test_readings_can_be_filtered(condition: str, n_rows: int, n_readings: int) -> None:
+def test_readings_view_can_be_filtered(condition: str, n_rows: int, n_readings: int) -> None:
     sql = f"SELECT count(*), count(kwh) FROM readings WHERE {condition}"
     assert warehouse.query(sql).row(0) == (n_rows, n_readings)
 
 
 @pytest.mark.usefixtures("small")
-def test_profiles_have_their_day() -> None:
+def test_profiles_view_has_daily_count_sum_and_peak() -> None:
     sql = "SELECT n_readings, day_kwh, peak_kwh, kwh FROM profiles WHERE household_id = $household"
     rows = warehouse.query(f"{sql} ORDER BY night", {"household": "B"}).rows()
     # 39 and 10 readings of 1 kWh.
@@ -76,7 +76,7 @@ def _spoil_kwh(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def test_a_filter_on_time_reads_only_the_nights_it_needs(home: Path) -> None:
+def test_timestamp_filter_reads_only_the_needed_nights(home: Path) -> None:
     names = pl.Series("household_id", [f"MAC{i:06d}" for i in range(100)])
     for night in (NIGHTS[0], FEB_1):
         rows = (
@@ -93,7 +93,7 @@ def test_a_filter_on_time_reads_only_the_nights_it_needs(home: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["scores", "anomalies"])
-def test_a_filter_on_night_opens_only_its_file(small: Path, table: str) -> None:
+def test_night_filter_opens_only_that_partition(small: Path, table: str) -> None:
     (small / f"tables/{table}/night={FEB_2}/{table}.parquet").write_bytes(b"no Parquet at all")
     sql = f"SELECT DISTINCT night FROM {table}"
     assert warehouse.query(f"{sql} WHERE night = '{FEB_1}'").rows() == [(FEB_1,)]
@@ -101,7 +101,7 @@ def test_a_filter_on_night_opens_only_its_file(small: Path, table: str) -> None:
         warehouse.query(sql)
 
 
-def test_an_empty_home_has_every_view_with_its_types(home: Path) -> None:
+def test_empty_home_has_every_view_with_its_column_types(home: Path) -> None:
     for name in lake.GLOBS:
         schema = lake.SCHEMAS[name]
         found = warehouse.query(f"SELECT * FROM {name}")
@@ -120,7 +120,7 @@ def test_an_empty_home_has_every_view_with_its_types(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_an_empty_home_answers_everything() -> None:
+def test_empty_home_answers_every_query_and_check() -> None:
     given = {"household_history": {"household_id": "A"}}
     for name in warehouse.queries():
         assert warehouse.query(name, given.get(name, {})).height == (name == "lake_coverage")
@@ -157,14 +157,16 @@ def test_an_empty_home_answers_everything() -> None:
     ],
 )
 @pytest.mark.usefixtures("small")
-def test_a_mistake_is_one_clear_line(asked: str, given: dict[str, str], message: str) -> None:
+def test_invalid_query_raises_a_one_line_error(
+    asked: str, given: dict[str, str], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as raised:
         warehouse.query(asked, given)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.usefixtures("small")
-def test_every_type_has_an_answer() -> None:
+def test_every_duckdb_type_is_returned() -> None:
     sql = """
     SELECT finished_utc - started_utc AS took, [INTERVAL 1 DAY] AS "a ""b", verb,
         (SELECT sum(nights) FROM episodes) AS nights, '{"a": 1}'::JSON AS json, NULL AS nothing
@@ -176,7 +178,7 @@ def test_every_type_has_an_answer() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_sql_cannot_write() -> None:
+def test_user_sql_cannot_write() -> None:
     with warehouse.connect() as connection:
         for sql in ("SET enable_external_access = true", "COPY scores TO '/tmp/scores.csv'"):
             with pytest.raises(duckdb.Error):
@@ -184,7 +186,7 @@ def test_sql_cannot_write() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_queries_say_what_they_take() -> None:
+def test_named_queries_describe_their_parameters() -> None:
     question = warehouse.queries()["top_anomalies"]
     assert question.description.startswith("the most urgent anomalies of a night")
     assert [(p.name, p.kind, p.default) for p in question.parameters] == [
@@ -207,14 +209,16 @@ def test_status_shows_champion_lake_nights_and_runs() -> None:
     assert sections["Last runs"]["verb"].to_list() == ["score", "ingest"]
 
 
-def test_a_home_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_path_may_contain_special_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "o'neil [1] *"))
     small_home.write_small_home()
     assert warehouse.query("SELECT count(*) FROM scores").item() == 8
     assert not any(rows.height for rows in warehouse.check().values())
 
 
-def test_a_home_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERWATCH_HOME", "data")
     small_home.write_small_home()
@@ -222,7 +226,7 @@ def test_a_home_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("table", ["scores", "anomalies", "episodes"])
-def test_tables_are_plain_parquet_to_others(small: Path, table: str) -> None:
+def test_result_tables_are_readable_by_duckdb_polars_and_pyarrow(small: Path, table: str) -> None:
     written = {"scores": small_home.build_scores, "anomalies": small_home.build_anomalies}
     expected = written.get(table, small_home.build_episodes)()
     folder = small / "tables" / table
@@ -238,7 +242,7 @@ def test_tables_are_plain_parquet_to_others(small: Path, table: str) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_asking_imports_nothing_heavy() -> None:
+def test_query_imports_no_heavy_library() -> None:
     for table in ("weather", "holidays", "tariffs"):
         lake.replace_reference(table, lake.SCHEMAS[table].create_empty())
     lake.replace_ledger("spans", "first", lake.SCHEMAS["spans"].create_empty())
@@ -254,7 +258,7 @@ print(sorted({heavy} & sys.modules.keys()))
 
 
 @pytest.mark.usefixtures("home")
-def test_a_real_household_and_its_correction_add_up(london: Path, tmp_path: Path) -> None:
+def test_rows_add_up_after_a_correction_of_a_real_household(london: Path, tmp_path: Path) -> None:
     delivered = london / "raw/LCL_MAC000002.csv"
     ingest.fn([str(delivered)])
     gaps = warehouse.query("gaps_by_household")
@@ -291,7 +295,7 @@ for version in range(1_000_000):
 
 
 @pytest.mark.usefixtures("home")
-def test_readers_see_whole_nights_while_a_writer_works_and_is_killed() -> None:
+def test_readers_see_whole_nights_while_a_writer_is_killed() -> None:
     sql = "SELECT count(*), count(DISTINCT model_version), max(model_version::INT) FROM scores"
     writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE)
     try:
