@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("home")
 NIGHT = date(2014, 2, 2)
 
 
-def test_a_run_leaves_what_it_said_of_itself() -> None:
+def test_completed_run_is_recorded_with_its_fields() -> None:
     with recorded("score", NIGHT, NIGHT) as record:
         record.model_version = "3"
     row = lake.read("runs").row(0, named=True)
@@ -26,7 +26,7 @@ def test_a_run_leaves_what_it_said_of_itself() -> None:
     ("error", "message"),
     [(UserError("no champion yet"), "no champion yet"), (KeyboardInterrupt(), "KeyboardInterrupt")],
 )
-def test_a_run_that_fails_or_is_stopped_is_recorded_and_fails(
+def test_failed_or_interrupted_run_is_recorded_and_reraised(
     error: BaseException, message: str
 ) -> None:
     def run() -> None:
@@ -40,7 +40,7 @@ def test_a_run_that_fails_or_is_stopped_is_recorded_and_fails(
     assert (row["state"], row["message"], row["rows_in"]) == ("failed", message, 5)
 
 
-def test_runs_of_the_same_moment_do_not_replace_each_other(home: Path) -> None:
+def test_concurrent_runs_have_distinct_ledger_entries(home: Path) -> None:
     for _ in range(5):
         with recorded("check"):
             pass
