@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from ml.features import Fleet, FloatArray
-from ml.loop import spread
+from ml.loop import select_evenly
 from ml.models.network import Network
 from ml.train import everywhere
 from ml.windows import FleetWindows
@@ -36,7 +36,7 @@ def compute_latent_plane(network: Network, fleet: Fleet, min_readings: int) -> L
 
     Of more than two dimensions the first two principal components (Pearson 1901).
     """
-    places = spread(everywhere(fleet, min_readings), PLOTTED_NIGHTS)
+    places = select_evenly(everywhere(fleet, min_readings), PLOTTED_NIGHTS)
     points, axes = _project_to_plane(
         _compute_latent(network, FleetWindows(fleet, network.context_nights, min_readings), places)
     )

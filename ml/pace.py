@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
-from ml.loop import CLIP_NORM, Precision
+from ml.loop import GRADIENT_CLIP_NORM, Precision
 from ml.models.network import Network
 from ml.windows import FleetWindows
 
@@ -54,7 +54,7 @@ class TrainingStep:
     def run(self) -> None:
         """Forward, backward, clip, update."""
         self.fabric.backward(self.loss())
-        self.fabric.clip_gradients(self.network, self.optimizer, max_norm=CLIP_NORM)
+        self.fabric.clip_gradients(self.network, self.optimizer, max_norm=GRADIENT_CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -21,18 +21,18 @@ from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import Fleet
 from ml.loop import (
-    ALONE,
+    SINGLE_PROCESS,
     FitParameters,
-    Loop,
     NetworkModule,
-    NightsData,
-    Resources,
-    Team,
-    disband,
-    expected_warnings,
+    TrainerSetup,
+    TrainingDataModule,
+    TrainingProcesses,
+    TrainingResources,
+    build_trainer,
     is_out_of_memory,
-    make_loop,
-    spread,
+    leave_process_group,
+    select_evenly,
+    suppress_expected_warnings,
 )
 from ml.models.network import Network
 from ml.score import BASE_RATE_NIGHTS, WARMUP_NIGHTS, calibrate_detector, run_network
@@ -64,7 +64,7 @@ class FitResult:
     best_epoch: int
     seconds: float
     rows_per_second: float
-    resources: Resources
+    resources: TrainingResources
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Learnt:
     """A detector whose training has ended, its last weights in it, and what trained it."""
 
     detector: Detector
-    data: NightsData
+    data: TrainingDataModule
     module: NetworkModule
-    loop: Loop
+    loop: TrainerSetup
 
 
 def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
@@ -107,7 +107,7 @@ def fit(
     *,
     resume: str | None = None,
     callbacks: Sequence[Callback] = (),
-    team: Team = ALONE,
+    team: TrainingProcesses = SINGLE_PROCESS,
     files: CheckpointIO | None = None,
 ) -> FitResult:
     """Train, restore the best weights, and calibrate on households that training has not seen.
@@ -132,19 +132,19 @@ def fit(
         files=files,
     )
     module, detector = learnt.module, learnt.detector.cpu().eval()
-    best_epoch = module.restore(learnt.loop.checkpoints.best_model_path)
+    best_epoch = module.restore_weights(learnt.loop.checkpoint_callback.best_model_path)
     calibrate_on(detector, fleet, min_readings)
     refuse_broken(detector)
     seconds = learnt.loop.timer.time_elapsed()
-    rows = learnt.data.train_dataloader().size * len(module.history)
+    rows = learnt.data.train_dataloader().epoch_size * len(module.epoch_metrics)
     return FitResult(
         detector=detector,
         calibration=nights,
-        history=module.history,
+        history=module.epoch_metrics,
         best_epoch=best_epoch,
         seconds=seconds,
         rows_per_second=rows / seconds,
-        resources=Resources.of(learnt.data),
+        resources=TrainingResources.from_data_module(learnt.data),
     )
 
 
@@ -156,7 +156,7 @@ def learn(
     resume: str | None,
     callbacks: Sequence[Callback] = (),
     *,
-    team: Team = ALONE,
+    team: TrainingProcesses = SINGLE_PROCESS,
     files: CheckpointIO | None = None,
 ) -> Learnt:
     """Train a new detector, in smaller parts of a batch for as long as memory does not suffice.
@@ -171,22 +171,34 @@ def learn(
         L.seed_everything(parameters.seed, verbose=False)
         detector = Detector(DetectorConfig(model=parameters.model))
         data = nights_data(detector.network, fleet, parameters, min_readings, parts, team)
-        module = NetworkModule(detector.network, parameters, parts=parts, team=team)
-        loop = make_loop(parameters, directory, callbacks, parts=parts, team=team, files=files)
+        module = NetworkModule(
+            detector.network, parameters, accumulation_steps=parts, processes=team
+        )
+        loop = build_trainer(
+            parameters,
+            directory,
+            callbacks,
+            accumulation_steps=parts,
+            processes=team,
+            checkpoint_io=files,
+        )
         try:
-            with expected_warnings():
+            with suppress_expected_warnings():
                 loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
             return Learnt(detector, data, module, loop)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            tried, resume = data.rows_at_once, loop.checkpoints.last_model_path or resume
+            tried, resume = (
+                data.device_batch_size,
+                loop.checkpoint_callback.last_model_path or resume,
+            )
         finally:
-            disband()
+            leave_process_group()
         # Out here nothing holds the failed step's tensors.
         del detector, data, module, loop
         garbage_collection_cuda()
-        if tried < 2 * LEAST_ROWS or team.size > 1:
+        if tried < 2 * LEAST_ROWS or team.n_processes > 1:
             raise UserError(f"out of memory with {tried} household-nights at once on a device")
         parts *= 2
         log.warning("out of memory with %d household-nights at once, now half as many", tried)
@@ -239,8 +251,8 @@ def nights_data(
     parameters: FitParameters,
     min_readings: int,
     parts: int = 1,
-    team: Team = ALONE,
-) -> NightsData:
+    team: TrainingProcesses = SINGLE_PROCESS,
+) -> TrainingDataModule:
     """Split by household, and give the network the scales of what it will learn from.
 
     Raises:
@@ -250,8 +262,10 @@ def nights_data(
     apart = held_out(fleet.household_ids)
     train = usable_places(fleet, ~apart, "to learn from", min_readings)
     validation = usable_places(fleet, apart, "held out", min_readings)
-    network.fit_scales(windows.gather_windows(spread(train, SCALE_ROWS)))
-    return NightsData(windows, train, validation, parameters, parts=parts, team=team)
+    network.fit_scales(windows.gather_windows(select_evenly(train, SCALE_ROWS)))
+    return TrainingDataModule(
+        windows, train, validation, parameters, accumulation_steps=parts, processes=team
+    )
 
 
 def everywhere(fleet: Fleet, min_readings: int) -> Tensor:

@@ -14,25 +14,25 @@ from typing import Final
 
 import torch
 
-from ml.loop import ALONE, Team
+from ml.loop import SINGLE_PROCESS, TrainingProcesses
 from tasks.settings import settings
 
 LAUNCHED: Final = "TORCHELASTIC_RUN_ID"
 HOST: Final = "127.0.0.1"
 
 
-def present() -> Team:
+def present() -> TrainingProcesses:
     """The team that the environment names."""
     if LAUNCHED not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     rank, size, here = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     )
-    return Team(rank=rank, size=size, machines=size // here)
+    return TrainingProcesses(rank=rank, n_processes=size, n_machines=size // here)
 
 
 @contextmanager
-def assembled(parameters: str) -> Iterator[Team]:
+def assembled(parameters: str) -> Iterator[TrainingProcesses]:
     """The team that trains: the one this process was launched in, or one made for its devices.
 
     `parameters` are what the other processes are to assist in, as JSON.

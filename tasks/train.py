@@ -23,7 +23,7 @@ from ml.errors import UserError
 from ml.export import ONNX_OPSET, measure_output_difference
 from ml.features import Fleet
 from ml.latent import compute_latent_plane
-from ml.loop import FitParameters, Resources, Team, spread
+from ml.loop import FitParameters, TrainingProcesses, TrainingResources, select_evenly
 from ml.models import DEFAULT_MODEL, ModelName
 from ml.pace import measure_training_speed
 from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
@@ -124,7 +124,7 @@ class Fitted(BaseModel):
     best_epoch: int
     seconds: float
     rows_per_second: float
-    resources: Resources
+    resources: TrainingResources
     pace: dict[str, float]
     """Household-nights a second and memory of training steps, by precision and batch size."""
     error_kwh: float
@@ -327,7 +327,7 @@ def _prepared(parameters: TrainParameters) -> tuple[Work, Fleet]:
     return Work(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet
 
 
-def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
+def _fitted(parameters: TrainParameters, team: TrainingProcesses) -> Fitted:
     """Train, or go on from the last checkpoint, and leave everything to register."""
     work, fleet = _prepared(parameters)
     if _report(work.key).exists():
@@ -351,7 +351,7 @@ def _fitted(parameters: TrainParameters, team: Team) -> Fitted:
     return fitted
 
 
-def _fit(work: Work, fleet: Fleet, team: Team) -> FitResult:
+def _fit(work: Work, fleet: Fleet, team: TrainingProcesses) -> FitResult:
     directory = lake.training(work.key) / "checkpoints"
     with TrainingBar() as bar:
         return fit(
@@ -432,7 +432,7 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
     least = settings().min_readings
     model, exported = load(directory), load(directory, "onnx")
-    places = spread(everywhere(fleet, least), EXPORTED_ROWS)
+    places = select_evenly(everywhere(fleet, least), EXPORTED_ROWS)
     rows = FleetWindows(
         fleet, model.network.context_nights, least, borrow_from_peers=True
     ).gather_windows(places)

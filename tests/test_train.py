@@ -14,7 +14,7 @@ from torch import Tensor
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scale_fleet
-from ml.loop import FitParameters, IndexBatches
+from ml.loop import FitParameters, WindowBatches
 from ml.train import calibration_nights, fit, held_out, nights_data, validation_error
 from ml.windows import FleetWindows
 from tasks import lake
@@ -121,7 +121,7 @@ def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.
     known = fleets.build_fleet(readings)
     known.conditions[..., 0] = np.arange(HOUSEHOLDS * NIGHTS).reshape(HOUSEHOLDS, NIGHTS)
     windows, places = FleetWindows(known, 0, MIN_READINGS), torch.arange(5, 15)
-    batches = IndexBatches(windows, places, batch_size=4, size=100, seed=7)
+    batches = WindowBatches(windows, places, batch_size=4, epoch_size=100, seed=7)
     orders = []
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
@@ -148,7 +148,7 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
     losses = [epoch["val_loss"] for epoch in result.history]
     data = nights_data(result.detector.network, known, by_heart, MIN_READINGS)
-    loss = result.detector.network.loss(data.windows.gather_windows(data.validation)).item()
+    loss = result.detector.network.loss(data.windows.gather_windows(data.validation_indices)).item()
     assert losses[result.best_epoch] == min(losses) < 0.97 * losses[-1]
     assert loss == pytest.approx(min(losses), rel=1e-4)
 

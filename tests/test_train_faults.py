@@ -23,9 +23,9 @@ from ml.features import Fleet
 from ml.loop import (
     FitParameters,
     NetworkModule,
-    expected_warnings,
+    build_trainer,
     is_out_of_memory,
-    make_loop,
+    suppress_expected_warnings,
 )
 from ml.train import FitResult, fit, held_out, nights_data
 from ml.windows import FleetWindows
@@ -201,8 +201,8 @@ def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
     parameters = quick("transformer", batch_size=512, max_epochs=1)
     with memory_for(400):
         result = trained(known, parameters, tmp_path)
-    assert result.resources.parts > 1
-    assert result.resources.rows_at_once == 512 // result.resources.parts
+    assert result.resources.accumulation_steps > 1
+    assert result.resources.device_batch_size == 512 // result.resources.accumulation_steps
     assert "out of memory with 512 household-nights at once" in caplog.text
     assert len(result.history) == 1
 
@@ -260,9 +260,11 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     for parts in (1, 4):
         network = fleets.build_untrained_detector(known).network
         data = nights_data(network, known, quick(), MIN_READINGS, parts)
-        loop = make_loop(quick(), str(tmp_path / str(parts)), parts=parts)
-        with expected_warnings():
-            loop.trainer.fit(NetworkModule(network, quick(), parts=parts), datamodule=data)
+        loop = build_trainer(quick(), str(tmp_path / str(parts)), accumulation_steps=parts)
+        with suppress_expected_warnings():
+            loop.trainer.fit(
+                NetworkModule(network, quick(), accumulation_steps=parts), datamodule=data
+            )
         assert loop.trainer.global_step == 2 * 8
         networks.append(network)
     for whole, summed in zip(*(each.parameters() for each in networks), strict=True):
@@ -282,7 +284,7 @@ def test_two_processes_learn_what_one_learns(
         write_lake(kwh)
         copy_mlflow_database(empty_store)
         fitted = fit_detector(parameters)
-        assert fitted.resources.devices == int(devices)
+        assert fitted.resources.n_devices == int(devices)
         histories.append(fitted.history)
     for one, two in zip(*histories, strict=True):
         assert two == pytest.approx(one, rel=1e-3)

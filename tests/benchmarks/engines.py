@@ -21,7 +21,7 @@ from ml.benchmark.plant import GroundTruth, inject_anomalies, repeat_households
 from ml.detector import Detector
 from ml.export import measure_output_difference
 from ml.features import Fleet
-from ml.loop import spread
+from ml.loop import select_evenly
 from ml.models.network import NetworkOutput, Windows
 from ml.score import WARMUP_NIGHTS, run_network
 from ml.train import everywhere, since, unseen
@@ -59,7 +59,7 @@ def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = settings().min_readings, registry.champion()[0]
     windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
-    return windows.gather_windows(spread(everywhere(fleet, least), N_COMPARED_NIGHTS))
+    return windows.gather_windows(select_evenly(everywhere(fleet, least), N_COMPARED_NIGHTS))
 
 
 def _measure_engines(

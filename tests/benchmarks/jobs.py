@@ -19,7 +19,7 @@ from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.train import train
 from ml.features import CONDITIONS, Fleet
-from ml.loop import FitParameters, NetworkModule, expected_warnings, make_loop
+from ml.loop import FitParameters, NetworkModule, build_trainer, suppress_expected_warnings
 from ml.models import DEFAULT_MODEL, import_network_class
 from ml.models.conditional_autoencoder import (
     ConditionalAutoencoder,
@@ -163,14 +163,14 @@ def train_ours(source: Path, scratch: Path) -> float:
     )
     network = _build_seed_network()
     data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
-    loop = make_loop(parameters, str(scratch / "checkpoints"))
+    loop = build_trainer(parameters, str(scratch / "checkpoints"))
     module = NetworkModule(network, parameters)
-    with expected_warnings():
+    with suppress_expected_warnings():
         started = time.perf_counter()
         loop.trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - started
-    print(f"    validation loss {module.history[-1]['val_loss']:.4f}")
-    return N_EPOCHS * len(data.train) / seconds
+    print(f"    validation loss {module.epoch_metrics[-1]['val_loss']:.4f}")
+    return N_EPOCHS * len(data.train_indices) / seconds
 
 
 def train_seed_loop(source: Path, scratch: Path) -> float:
@@ -254,8 +254,8 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
         x = network.reading_standardizer(compute_log_readings(windows))[:, -1]
         return x.nan_to_num(), network.condition_standardizer(windows.conditions).nan_to_num()
 
-    x, known = standardize(data.train)
-    return x, known, standardize(data.validation)
+    x, known = standardize(data.train_indices)
+    return x, known, standardize(data.validation_indices)
 
 
 def fill_tables(source: Path, scratch: Path) -> None:

@@ -23,7 +23,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ml.detector import Detector, DetectorConfig
-from ml.loop import FitParameters, NetworkModule, NightsData, expected_warnings, make_loop
+from ml.loop import (
+    FitParameters,
+    NetworkModule,
+    TrainingDataModule,
+    build_trainer,
+    suppress_expected_warnings,
+)
 from ml.models import DEFAULT_MODEL
 from ml.models.network import Network, Windows, compute_log_readings
 from ml.train import nights_data
@@ -105,7 +111,7 @@ def _print_row(row: ResultRow) -> ResultRow:
 
 def _build_training_data(
     fleet: fleets.Fleet, parameters: FitParameters
-) -> tuple[Network, NightsData]:
+) -> tuple[Network, TrainingDataModule]:
     torch.manual_seed(0)
     network = Detector(DetectorConfig(model=parameters.model)).network
     return network, nights_data(network, fleet, parameters, MIN_READINGS)
@@ -118,11 +124,11 @@ def _time_our_loop(fleet: fleets.Fleet, model: str) -> ResultRow:
     )
     network, data = _build_training_data(fleet, parameters)
     module = NetworkModule(network, parameters)
-    with tempfile.TemporaryDirectory() as directory, expected_warnings():
-        loop = make_loop(parameters, directory)
+    with tempfile.TemporaryDirectory() as directory, suppress_expected_warnings():
+        loop = build_trainer(parameters, directory)
         seconds = _time_call(lambda: loop.trainer.fit(module, datamodule=data))
-    rows = data.train_dataloader().size * parameters.max_epochs
-    return _build_loop_row(f"ours, {model}", rows, seconds, module.history[-1]["val_loss"])
+    rows = data.train_dataloader().epoch_size * parameters.max_epochs
+    return _build_loop_row(f"ours, {model}", rows, seconds, module.epoch_metrics[-1]["val_loss"])
 
 
 def _seed_parameters(fleet: fleets.Fleet) -> FitParameters:
@@ -146,8 +152,8 @@ def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
         x = network.readings(compute_log_readings(windows))[:, -1]
         return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
 
-    x, known_of = standardize(data.train)
-    rest = [part.to(DEVICE) for part in standardize(data.validation)]
+    x, known_of = standardize(data.train_indices)
+    rest = [part.to(DEVICE) for part in standardize(data.validation_indices)]
     network.to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
@@ -236,11 +242,11 @@ def _time_step(
     }
 
 
-def _iter_random_batches(data: NightsData, batch_size: int) -> Iterator[Windows]:
+def _iter_random_batches(data: TrainingDataModule, batch_size: int) -> Iterator[Windows]:
     generator = torch.Generator().manual_seed(0)
     while True:
-        drawn = torch.randint(len(data.train), (batch_size,), generator=generator)
-        yield data.windows.gather_windows(data.train[drawn])
+        drawn = torch.randint(len(data.train_indices), (batch_size,), generator=generator)
+        yield data.windows.gather_windows(data.train_indices[drawn])
 
 
 class _MemoryTraffic(TorchDispatchMode):
