@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from ml.features import Fleet, FloatArray
 from ml.loop import select_evenly
 from ml.models.network import Network
-from ml.train import everywhere
+from ml.train import usable_household_nights
 from ml.windows import FleetWindows
 
 PLOTTED_NIGHTS: Final = 4000
@@ -36,7 +36,7 @@ def compute_latent_plane(network: Network, fleet: Fleet, min_readings: int) -> L
 
     Of more than two dimensions the first two principal components (Pearson 1901).
     """
-    places = select_evenly(everywhere(fleet, min_readings), PLOTTED_NIGHTS)
+    places = select_evenly(usable_household_nights(fleet, min_readings), PLOTTED_NIGHTS)
     points, axes = _project_to_plane(
         _compute_latent(network, FleetWindows(fleet, network.context_nights, min_readings), places)
     )

@@ -40,9 +40,9 @@ from ml.windows import FleetWindows
 
 HELD_OUT_SHARE: Final = 1 / 8
 CALIBRATION_NIGHTS: Final = 28
-MIN_NIGHTS: Final = 28
-SCALE_ROWS: Final = 1 << 14
-LEAST_ROWS: Final = 2
+MIN_TRAINING_NIGHTS: Final = 28
+SCALE_SAMPLE_SIZE: Final = 1 << 14
+MIN_DEVICE_BATCH_SIZE: Final = 2
 """Household-nights that batch normalisation needs at once."""
 
 log = logging.getLogger(__name__)
@@ -57,27 +57,27 @@ class FitResult:
     """A calibrated detector with its best weights, and how it came about."""
 
     detector: Detector
-    calibration: slice
+    calibration_nights: slice
     """The last nights, on whose held-out households versions are compared."""
-    history: list[dict[str, float]]
+    epoch_metrics: list[dict[str, float]]
     """One entry an epoch."""
     best_epoch: int
-    seconds: float
-    rows_per_second: float
+    duration_s: float
+    household_nights_per_s: float
     resources: TrainingResources
 
 
 @dataclass(frozen=True)
-class Learnt:
+class CompletedTraining:
     """A detector whose training has ended, its last weights in it, and what trained it."""
 
     detector: Detector
-    data: TrainingDataModule
-    module: NetworkModule
-    loop: TrainerSetup
+    data_module: TrainingDataModule
+    network_module: NetworkModule
+    trainer_setup: TrainerSetup
 
 
-def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
+def is_held_out(household_ids: list[str]) -> NDArray[np.bool_]:
     """Which households no network learns from, `[H]`: those whose hash falls under 1/8.
 
     It stays the same as a fleet grows; where none falls under it, the one of the smallest hash.
@@ -86,29 +86,31 @@ def held_out(household_ids: list[str]) -> NDArray[np.bool_]:
     return hashes <= max(HELD_OUT_SHARE, hashes.min(initial=1.0))
 
 
-def calibration_nights(nights: list[date]) -> slice:
+def select_calibration_nights(nights: list[date]) -> slice:
     """The last nights of a history: 28, and a quarter of less than 112.
 
     Raises:
         UserError: there are fewer than `MIN_NIGHTS`.
     """
     count = len(nights)
-    if count < MIN_NIGHTS:
+    if count < MIN_TRAINING_NIGHTS:
         held = f"{count} up to {nights[-1]}" if nights else "none"
-        raise UserError(f"training needs {MIN_NIGHTS} nights or more, the lake holds {held}")
+        raise UserError(
+            f"training needs {MIN_TRAINING_NIGHTS} nights or more, the lake holds {held}"
+        )
     return slice(count - min(CALIBRATION_NIGHTS, count // 4), count)
 
 
-def fit(
+def train_and_calibrate(
     fleet: Fleet,
     parameters: FitParameters,
     min_readings: int,
-    directory: str,
+    checkpoint_dir: str,
     *,
-    resume: str | None = None,
+    resume_from: str | None = None,
     callbacks: Sequence[Callback] = (),
-    team: TrainingProcesses = SINGLE_PROCESS,
-    files: CheckpointIO | None = None,
+    processes: TrainingProcesses = SINGLE_PROCESS,
+    checkpoint_io: CheckpointIO | None = None,
 ) -> FitResult:
     """Train, restore the best weights, and calibrate on households that training has not seen.
 
@@ -119,46 +121,46 @@ def fit(
         UserError: too few nights, no usable household-night to learn from or to hold out, an
             infinite reading, a loss that is not finite, or too little memory.
     """
-    nights = calibration_nights(fleet.nights)
-    refuse_infinite(fleet)
-    learnt = learn(
+    nights = select_calibration_nights(fleet.nights)
+    refuse_infinite_inputs(fleet)
+    learnt = train_network(
         fleet,
         parameters,
         min_readings,
-        directory,
-        resume,
+        checkpoint_dir,
+        resume_from,
         callbacks,
-        team=team,
-        files=files,
+        processes=processes,
+        checkpoint_io=checkpoint_io,
     )
-    module, detector = learnt.module, learnt.detector.cpu().eval()
-    best_epoch = module.restore_weights(learnt.loop.checkpoint_callback.best_model_path)
-    calibrate_on(detector, fleet, min_readings)
-    refuse_broken(detector)
-    seconds = learnt.loop.timer.time_elapsed()
-    rows = learnt.data.train_dataloader().epoch_size * len(module.epoch_metrics)
+    module, detector = learnt.network_module, learnt.detector.cpu().eval()
+    best_epoch = module.restore_weights(learnt.trainer_setup.checkpoint_callback.best_model_path)
+    calibrate_on_held_out(detector, fleet, min_readings)
+    refuse_non_finite_state(detector)
+    seconds = learnt.trainer_setup.timer.time_elapsed()
+    rows = learnt.data_module.train_dataloader().epoch_size * len(module.epoch_metrics)
     return FitResult(
         detector=detector,
-        calibration=nights,
-        history=module.epoch_metrics,
+        calibration_nights=nights,
+        epoch_metrics=module.epoch_metrics,
         best_epoch=best_epoch,
-        seconds=seconds,
-        rows_per_second=rows / seconds,
-        resources=TrainingResources.from_data_module(learnt.data),
+        duration_s=seconds,
+        household_nights_per_s=rows / seconds,
+        resources=TrainingResources.from_data_module(learnt.data_module),
     )
 
 
-def learn(
+def train_network(
     fleet: Fleet,
     parameters: FitParameters,
     min_readings: int,
-    directory: str,
-    resume: str | None,
+    checkpoint_dir: str,
+    resume_from: str | None,
     callbacks: Sequence[Callback] = (),
     *,
-    team: TrainingProcesses = SINGLE_PROCESS,
-    files: CheckpointIO | None = None,
-) -> Learnt:
+    processes: TrainingProcesses = SINGLE_PROCESS,
+    checkpoint_io: CheckpointIO | None = None,
+) -> CompletedTraining:
     """Train a new detector, in smaller parts of a batch for as long as memory does not suffice.
 
     The first step is the trial; one that fails later goes on from the last checkpoint.
@@ -170,41 +172,43 @@ def learn(
     while True:
         L.seed_everything(parameters.seed, verbose=False)
         detector = Detector(DetectorConfig(model=parameters.model))
-        data = nights_data(detector.network, fleet, parameters, min_readings, parts, team)
+        data = build_data_module(
+            detector.network, fleet, parameters, min_readings, parts, processes
+        )
         module = NetworkModule(
-            detector.network, parameters, accumulation_steps=parts, processes=team
+            detector.network, parameters, accumulation_steps=parts, processes=processes
         )
         loop = build_trainer(
             parameters,
-            directory,
+            checkpoint_dir,
             callbacks,
             accumulation_steps=parts,
-            processes=team,
-            checkpoint_io=files,
+            processes=processes,
+            checkpoint_io=checkpoint_io,
         )
         try:
             with suppress_expected_warnings():
-                loop.trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-            return Learnt(detector, data, module, loop)
+                loop.trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+            return CompletedTraining(detector, data, module, loop)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            tried, resume = (
+            tried, resume_from = (
                 data.device_batch_size,
-                loop.checkpoint_callback.last_model_path or resume,
+                loop.checkpoint_callback.last_model_path or resume_from,
             )
         finally:
             leave_process_group()
         # Out here nothing holds the failed step's tensors.
         del detector, data, module, loop
         garbage_collection_cuda()
-        if tried < 2 * LEAST_ROWS or team.n_processes > 1:
+        if tried < 2 * MIN_DEVICE_BATCH_SIZE or processes.n_processes > 1:
             raise UserError(f"out of memory with {tried} household-nights at once on a device")
         parts *= 2
         log.warning("out of memory with %d household-nights at once, now half as many", tried)
 
 
-def refuse_infinite(fleet: Fleet) -> None:
+def refuse_infinite_inputs(fleet: Fleet) -> None:
     """Raise where a reading or a condition is infinite.
 
     Raises:
@@ -221,7 +225,7 @@ def refuse_infinite(fleet: Fleet) -> None:
             )
 
 
-def refuse_broken(detector: Detector) -> None:
+def refuse_non_finite_state(detector: Detector) -> None:
     """Raise where a weight or a reference is not finite, so that nobody keeps the detector.
 
     Raises:
@@ -232,26 +236,26 @@ def refuse_broken(detector: Detector) -> None:
         raise UserError(f"training broke: {', '.join(broken)} of the detector are not finite")
 
 
-def calibrate_on(detector: Detector, fleet: Fleet, min_readings: int) -> None:
+def calibrate_on_held_out(detector: Detector, fleet: Fleet, min_readings: int) -> None:
     """Take the references from the households held out: all their nights that have a past.
 
     Of a short history the last quarter, and no more nights than the calibration holds.
     """
-    apart, count = held_out(fleet.household_ids), len(fleet.nights)
+    apart, count = is_held_out(fleet.household_ids), len(fleet.nights)
     warm = min(detector.network.context_nights + BASE_RATE_NIGHTS, count * 3 // 4)
     nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
-    recent = since(fleet, count - nights - WARMUP_NIGHTS).select_households(apart)
+    recent = select_nights_from(fleet, count - nights - WARMUP_NIGHTS).select_households(apart)
     calibrate_detector(detector, recent, nights, min_readings, learnt)
 
 
-def nights_data(
+def build_data_module(
     network: Network,
     fleet: Fleet,
     parameters: FitParameters,
     min_readings: int,
-    parts: int = 1,
-    team: TrainingProcesses = SINGLE_PROCESS,
+    accumulation_steps: int = 1,
+    processes: TrainingProcesses = SINGLE_PROCESS,
 ) -> TrainingDataModule:
     """Split by household, and give the network the scales of what it will learn from.
 
@@ -259,29 +263,34 @@ def nights_data(
         UserError: no household-night of either side has enough readings.
     """
     windows = FleetWindows(fleet, network.context_nights, min_readings)
-    apart = held_out(fleet.household_ids)
-    train = usable_places(fleet, ~apart, "to learn from", min_readings)
-    validation = usable_places(fleet, apart, "held out", min_readings)
-    network.fit_scales(windows.gather_windows(select_evenly(train, SCALE_ROWS)))
+    apart = is_held_out(fleet.household_ids)
+    train = require_usable_household_nights(fleet, ~apart, "to learn from", min_readings)
+    validation = require_usable_household_nights(fleet, apart, "held out", min_readings)
+    network.fit_scales(windows.gather_windows(select_evenly(train, SCALE_SAMPLE_SIZE)))
     return TrainingDataModule(
-        windows, train, validation, parameters, accumulation_steps=parts, processes=team
+        windows,
+        train,
+        validation,
+        parameters,
+        accumulation_steps=accumulation_steps,
+        processes=processes,
     )
 
 
-def everywhere(fleet: Fleet, min_readings: int) -> Tensor:
+def usable_household_nights(fleet: Fleet, min_readings: int) -> Tensor:
     """All household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`."""
     return torch.from_numpy(np.flatnonzero(fleet.n_readings >= min_readings))
 
 
-def usable_places(
-    fleet: Fleet, households: NDArray[np.bool_], purpose: str, min_readings: int
+def require_usable_household_nights(
+    fleet: Fleet, household_mask: NDArray[np.bool_], purpose: str, min_readings: int
 ) -> Tensor:
     """The household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`.
 
     Raises:
         UserError: there is none among these households.
     """
-    usable = (fleet.n_readings >= min_readings) & households[:, None]
+    usable = (fleet.n_readings >= min_readings) & household_mask[:, None]
     if not usable.any():
         first, last = fleet.nights[0], fleet.nights[-1]
         raise UserError(
@@ -290,17 +299,19 @@ def usable_places(
     return torch.from_numpy(np.flatnonzero(usable))
 
 
-def since(fleet: Fleet, start: int) -> Fleet:
+def select_nights_from(fleet: Fleet, first_index: int) -> Fleet:
     """The fleet's nights from place `start` on, all of them where it is negative."""
-    return fleet.select_nights(max(start, 0))
+    return fleet.select_nights(max(first_index, 0))
 
 
-def unseen(fleet: Fleet) -> Fleet:
+def select_held_out_households(fleet: Fleet) -> Fleet:
     """The households of a fleet that no network learns from."""
-    return fleet.select_households(held_out(fleet.household_ids))
+    return fleet.select_households(is_held_out(fleet.household_ids))
 
 
-def validation_error(detector: Detector, fleet: Fleet, nights: slice, min_readings: int) -> float:
+def compute_validation_error_kwh(
+    detector: Detector, fleet: Fleet, nights: slice, min_readings: int
+) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
     judged = run_network(detector, fleet, nights, min_readings)
     deviation = np.abs(judged.expected_kwh - fleet.kwh[:, nights])

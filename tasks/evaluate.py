@@ -32,7 +32,7 @@ from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, pad_left
 from ml.kinds import EPISODE_NIGHTS
 from ml.loop import FitParameters
 from ml.score import WARMUP_NIGHTS, run_network, score_fleet
-from ml.train import fit, held_out
+from ml.train import is_held_out, train_and_calibrate
 from tasks import lake, paths, registry, task
 from tasks.fleet import common_nights, load_fleet
 from tasks.provenance import code_version, fingerprint
@@ -184,7 +184,7 @@ def prepare_benchmark(parameters: EvaluateParameters) -> BenchmarkData:
     """
     fleet = load_fleet(*common_nights(), reporting=True)
     stop = _find_first_test_night(fleet, parameters.until)
-    apart = held_out(fleet.household_ids)
+    apart = is_held_out(fleet.household_ids)
     unseen = np.flatnonzero(apart)
     if not len(unseen) or apart.all():
         raise UserError(f"the benchmark needs more than {len(apart)} households")
@@ -292,7 +292,7 @@ def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
     if name in rules.BASELINE_RULES:
         return lambda fleet: DetectorOutput({name: rules.BASELINE_RULES[name](fleet, least)})
     if name in BASELINES:
-        learned = ~held_out(data.training_fleet.household_ids)
+        learned = ~is_held_out(data.training_fleet.household_ids)
         peer = fit_baseline(
             name, data.training_fleet.select_households(learned), seed=seed, min_readings=least
         )
@@ -306,7 +306,7 @@ def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
 def _fit_network_scorer(name: str, training_fleet: Fleet, seed: int) -> FleetScorer:
     least = settings().min_readings
     with tempfile.TemporaryDirectory() as directory:
-        detector = fit(
+        detector = train_and_calibrate(
             training_fleet, FitParameters(model=name, seed=seed), least, directory
         ).detector
 

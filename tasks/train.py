@@ -29,13 +29,13 @@ from ml.pace import measure_training_speed
 from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
 from ml.train import (
     FitResult,
-    everywhere,
-    fit,
-    learn,
-    refuse_infinite,
-    since,
-    unseen,
-    validation_error,
+    compute_validation_error_kwh,
+    refuse_infinite_inputs,
+    select_held_out_households,
+    select_nights_from,
+    train_and_calibrate,
+    train_network,
+    usable_household_nights,
 )
 from ml.windows import FleetWindows
 from tasks import lake, registry, task
@@ -210,11 +210,11 @@ def assist(parameters: TrainParameters) -> None:
     work, fleet = _prepared(parameters)
     if not _report(work.key).exists():
         directory = lake.training(work.key) / "checkpoints"
-        refuse_infinite(fleet)
-        learn(
+        refuse_infinite_inputs(fleet)
+        train_network(
             *(fleet, work.parameters, settings().min_readings, str(directory)),
             latest(directory),
-            team=present(),
+            processes=present(),
         )
 
 
@@ -274,7 +274,7 @@ def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
 def _sureness(fitted: Fitted, champion: Version) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
     begin = max(first_night_needed(fitted.calibration), lake.extent()[0])
-    fleet = unseen(load_fleet(begin, fitted.until, reporting=True))
+    fleet = select_held_out_households(load_fleet(begin, fitted.until, reporting=True))
     nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
     rows = repeat_households(households, -(-PLANTED_ROWS // len(households)))
@@ -335,7 +335,7 @@ def _fitted(parameters: TrainParameters, team: TrainingProcesses) -> Fitted:
     directory = lake.training(work.key)
     result = _fit(work, fleet, team)
     log.info("trained on %s", result.resources)
-    apart = unseen(fleet)
+    apart = select_held_out_households(fleet)
     # Most of the memory, also held by Lightning's circles; the rest is about the homes held out.
     del fleet
     gc.collect()
@@ -354,33 +354,33 @@ def _fitted(parameters: TrainParameters, team: TrainingProcesses) -> Fitted:
 def _fit(work: Work, fleet: Fleet, team: TrainingProcesses) -> FitResult:
     directory = lake.training(work.key) / "checkpoints"
     with TrainingBar() as bar:
-        return fit(
+        return train_and_calibrate(
             fleet,
             work.parameters,
             settings().min_readings,
             str(directory),
-            resume=latest(directory),
+            resume_from=latest(directory),
             callbacks=[bar],
-            team=team,
-            files=WholeFiles(),
+            processes=team,
+            checkpoint_io=WholeFiles(),
         )
 
 
 def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
     least, network = settings().min_readings, detector.network
     windows = FleetWindows(fleet, network.context_nights, least)
-    return measure_training_speed(network, windows, everywhere(fleet, least))
+    return measure_training_speed(network, windows, usable_household_nights(fleet, least))
 
 
 def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:
-    recent = since(
-        fleet.select_households(slice(PICTURED)), result.calibration.start - WARMUP_NIGHTS
+    recent = select_nights_from(
+        fleet.select_households(slice(PICTURED)), result.calibration_nights.start - WARMUP_NIGHTS
     )
-    nights = slice(len(recent.nights) - _length(result.calibration), None)
+    nights = slice(len(recent.nights) - _length(result.calibration_nights), None)
     detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
     days = plots.select_examples(detector, recent, nights, least, budget)
     for name, figure in {
-        "loss": plots.draw_loss_curve(result.history, result.best_epoch),
+        "loss": plots.draw_loss_curve(result.epoch_metrics, result.best_epoch),
         "profiles": plots.draw_profiles(
             days, "Nights of homes held out, least urgent first; shaded: the hours that are flagged"
         ),
@@ -399,23 +399,23 @@ def _summary(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) -
         parameters=work.parameters,
         data=work.data,
         first=nights[0],
-        calibration=nights[result.calibration.start],
+        calibration=nights[result.calibration_nights.start],
         until=nights[-1],
         households=work.households,
         held_out=len(apart.household_ids),
         nights=len(nights),
         rows=work.rows,
-        epochs=len(result.history),
+        epochs=len(result.epoch_metrics),
         best_epoch=result.best_epoch,
-        seconds=result.seconds,
-        rows_per_second=result.rows_per_second,
+        seconds=result.duration_s,
+        rows_per_second=result.household_nights_per_s,
         resources=result.resources,
         pace=_metrics(table),
-        error_kwh=validation_error(
-            result.detector, apart, result.calibration, settings().min_readings
+        error_kwh=compute_validation_error_kwh(
+            result.detector, apart, result.calibration_nights, settings().min_readings
         ),
         onnx_difference=_onnx_difference(lake.training(work.key), apart),
-        history=result.history,
+        history=result.epoch_metrics,
     )
 
 
@@ -432,7 +432,7 @@ def _onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
     least = settings().min_readings
     model, exported = load(directory), load(directory, "onnx")
-    places = select_evenly(everywhere(fleet, least), EXPORTED_ROWS)
+    places = select_evenly(usable_household_nights(fleet, least), EXPORTED_ROWS)
     rows = FleetWindows(
         fleet, model.network.context_nights, least, borrow_from_peers=True
     ).gather_windows(places)

@@ -20,7 +20,7 @@ from ml.models import MODEL_NAMES, import_network_class
 from ml.models.network import ForecastingNetwork, Network, Windows, nan_mean_square
 from ml.models.transformer import build_positional_encoding
 from ml.score import compute_log_odds, score_fleet
-from ml.train import fit
+from ml.train import train_and_calibrate
 from ml.windows import FleetWindows
 from tasks.artefact import load, save
 from tasks.train import TrainParameters
@@ -136,7 +136,7 @@ def test_a_few_steps_lower_the_loss(model: str) -> None:
 def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Path) -> None:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
-    fitted = fit(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
+    fitted = train_and_calibrate(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
     save(fitted, tmp_path)
     loaded = load(tmp_path)
     assert loaded.config == fitted.config

@@ -15,7 +15,13 @@ from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scale_fleet
 from ml.loop import FitParameters, WindowBatches
-from ml.train import calibration_nights, fit, held_out, nights_data, validation_error
+from ml.train import (
+    build_data_module,
+    compute_validation_error_kwh,
+    is_held_out,
+    select_calibration_nights,
+    train_and_calibrate,
+)
 from ml.windows import FleetWindows
 from tasks import lake
 from tasks.artefact import load
@@ -49,29 +55,33 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_an_eighth_of_the_households_is_held_out_and_stays_so_as_the_fleet_grows() -> None:
     ids = [f"MAC{i:06d}" for i in range(4000)]
-    apart = held_out(ids)
+    apart = is_held_out(ids)
     # 4,000 draws of 1/8: a mean of 500, a standard error of 21.
     assert 400 < apart.sum() < 600
-    assert held_out(ids[:500]).tolist() == apart[:500].tolist()
-    assert held_out(ids[::-1]).tolist() == apart[::-1].tolist()
+    assert is_held_out(ids[:500]).tolist() == apart[:500].tolist()
+    assert is_held_out(ids[::-1]).tolist() == apart[::-1].tolist()
 
 
 def test_a_fleet_too_small_for_an_eighth_holds_out_one_household() -> None:
-    trained = [f"MAC{i:06d}" for i in np.flatnonzero(~held_out([f"MAC{i:06d}" for i in range(9)]))]
-    assert held_out(trained).sum() == 1
-    assert held_out([]).tolist() == []
+    trained = [
+        f"MAC{i:06d}" for i in np.flatnonzero(~is_held_out([f"MAC{i:06d}" for i in range(9)]))
+    ]
+    assert is_held_out(trained).sum() == 1
+    assert is_held_out([]).tolist() == []
 
 
 def test_calibration_takes_the_last_four_weeks_or_a_quarter() -> None:
     nights = [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(365)]
-    assert calibration_nights(nights) == slice(337, 365)
-    assert calibration_nights(nights[:60]) == slice(45, 60)
+    assert select_calibration_nights(nights) == slice(337, 365)
+    assert select_calibration_nights(nights[:60]) == slice(45, 60)
 
 
 @pytest.mark.parametrize("count", [0, 27])
 def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
     with pytest.raises(UserError, match=r"needs 28 nights or more, the lake holds (none|27 up to)"):
-        calibration_nights([fleets.FIRST_NIGHT + timedelta(days=day) for day in range(count)])
+        select_calibration_nights(
+            [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(count)]
+        )
 
 
 @pytest.mark.parametrize(("silent", "purpose"), [(True, "held out"), (False, "to learn from")])
@@ -79,10 +89,10 @@ def test_households_without_readings_are_the_users_mistake(
     silent: bool, purpose: str, readings: np.ndarray, tmp_path: Path
 ) -> None:
     known = fleets.build_fleet(readings.copy())
-    known.kwh[held_out(known.household_ids) == silent] = np.nan
+    known.kwh[is_held_out(known.household_ids) == silent] = np.nan
     said = f"no household {purpose} has 36 readings on a night 2013-06-03 to"
     with pytest.raises(UserError, match=said):
-        fit(known, QUICK, MIN_READINGS, str(tmp_path))
+        train_and_calibrate(known, QUICK, MIN_READINGS, str(tmp_path))
 
 
 @pytest.mark.seed_fault
@@ -91,11 +101,11 @@ def test_scales_and_weights_come_from_the_households_learned_from_alone(
 ) -> None:
     """A random split of rows, or scales of the batch at hand, would see the others' nights."""
     known = fleets.build_fleet(readings)
-    apart = held_out(known.household_ids)
+    apart = is_held_out(known.household_ids)
     other = fleets.build_fleet(readings.copy())
     other.kwh[apart] *= np.linspace(1, 9, 48, dtype=np.float32)
     one, two = (
-        fit(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
+        train_and_calibrate(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
         for name, fleet in (("as-is", known), ("other", other))
     )
     seen = scale_fleet(known, MIN_READINGS).log_readings[~apart]
@@ -134,7 +144,9 @@ def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.
 def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
     gappy = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     gappy[np.random.default_rng(0).random(gappy.shape) < 0.15] = np.nan
-    detector = fit(fleets.build_fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)).detector
+    detector = train_and_calibrate(
+        fleets.build_fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)
+    ).detector
     assert all(torch.isfinite(value).all() for value in weights(detector).values())
 
 
@@ -145,9 +157,9 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
         model=fleets.TEST_MODEL, max_epochs=40, patience=40, batch_size=8, learning_rate=0.03
     )
     known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 28))
-    result = fit(known, by_heart, MIN_READINGS, str(tmp_path))
-    losses = [epoch["val_loss"] for epoch in result.history]
-    data = nights_data(result.detector.network, known, by_heart, MIN_READINGS)
+    result = train_and_calibrate(known, by_heart, MIN_READINGS, str(tmp_path))
+    losses = [epoch["val_loss"] for epoch in result.epoch_metrics]
+    data = build_data_module(result.detector.network, known, by_heart, MIN_READINGS)
     loss = result.detector.network.loss(data.windows.gather_windows(data.validation_indices)).item()
     assert losses[result.best_epoch] == min(losses) < 0.97 * losses[-1]
     assert loss == pytest.approx(min(losses), rel=1e-4)
@@ -157,7 +169,7 @@ def test_same_seed_same_weights(readings: np.ndarray, tmp_path: Path) -> None:
     known = fleets.build_fleet(readings)
     one, again, other = (
         weights(
-            fit(
+            train_and_calibrate(
                 known,
                 QUICK.model_copy(update={"seed": seed}),
                 MIN_READINGS,
@@ -178,11 +190,11 @@ def test_a_training_that_had_ended_is_not_taken_further(
     impatient = FitParameters(
         model=fleets.TEST_MODEL, max_epochs=30, patience=1, batch_size=16, learning_rate=0.3
     )
-    ended = fit(known, impatient, MIN_READINGS, str(tmp_path))
+    ended = train_and_calibrate(known, impatient, MIN_READINGS, str(tmp_path))
     last = str(tmp_path / "last.ckpt")
-    again = fit(known, impatient, MIN_READINGS, str(tmp_path), resume=last)
-    assert len(ended.history) < 30
-    assert again.history == ended.history
+    again = train_and_calibrate(known, impatient, MIN_READINGS, str(tmp_path), resume_from=last)
+    assert len(ended.epoch_metrics) < 30
+    assert again.epoch_metrics == ended.epoch_metrics
     assert equal(weights(again.detector), weights(ended.detector))
 
 
@@ -194,7 +206,9 @@ def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
     detector = Detector(DetectorConfig(model=fleets.TEST_MODEL))
     torch.nn.init.zeros_(detector.network.decoder[-1].weight)
     torch.nn.init.zeros_(detector.network.decoder[-1].bias)
-    assert validation_error(detector, known, slice(1, 3), MIN_READINGS) == pytest.approx(0.5)
+    assert compute_validation_error_kwh(
+        detector, known, slice(1, 3), MIN_READINGS
+    ) == pytest.approx(0.5)
 
 
 def test_households_without_readings_are_left_out(home: Path) -> None:

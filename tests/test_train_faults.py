@@ -27,7 +27,7 @@ from ml.loop import (
     is_out_of_memory,
     suppress_expected_warnings,
 )
-from ml.train import FitResult, fit, held_out, nights_data
+from ml.train import FitResult, build_data_module, is_held_out, train_and_calibrate
 from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load, save_onnx
@@ -49,7 +49,7 @@ def quick(model: str = fleets.TEST_MODEL, **others: float) -> FitParameters:
 
 
 def trained(known: Fleet, parameters: FitParameters, directory: Path) -> FitResult:
-    return fit(known, parameters, MIN_READINGS, str(directory))
+    return train_and_calibrate(known, parameters, MIN_READINGS, str(directory))
 
 
 def state(key: str) -> dict[str, torch.Tensor]:
@@ -98,7 +98,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
 @pytest.mark.parametrize("damage", ["cut short", "one byte changed", "empty"])
 def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(12, 60))
-    undisturbed = fit(known, quick(), MIN_READINGS, str(tmp_path), files=WholeFiles())
+    undisturbed = train_and_calibrate(
+        known, quick(), MIN_READINGS, str(tmp_path), checkpoint_io=WholeFiles()
+    )
     last = tmp_path / "last.ckpt"
     content = bytearray(last.read_bytes())
     if damage == "cut short":
@@ -110,7 +112,9 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     last.write_bytes(content)
     earlier = latest(tmp_path)
     assert earlier == str(tmp_path / "epoch=1.ckpt")
-    again = fit(known, quick(), MIN_READINGS, str(tmp_path), resume=earlier, files=WholeFiles())
+    again = train_and_calibrate(
+        known, quick(), MIN_READINGS, str(tmp_path), resume_from=earlier, checkpoint_io=WholeFiles()
+    )
     assert_equal(again.detector.state_dict(), undisturbed.detector.state_dict())
 
 
@@ -138,7 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
     kwh[1, 59, 10] = ENORMOUS_KWH  # seen by the last night alone
     parameters = quick("history_network", batch_size=32, epoch_size=2048)
     result = trained(fleets.build_fleet(kwh), parameters, tmp_path)
-    assert [epoch["skipped_steps"] for epoch in result.history] == [1, 1]
+    assert [epoch["skipped_steps"] for epoch in result.epoch_metrics] == [1, 1]
     assert "1 of 44 steps of epoch 2 had a loss or gradients that are not finite" in caplog.text
     assert "3e+38 kWh, at MAC000001 on 2013-08-01" in caplog.text
     assert all(value.isfinite().all() for value in result.detector.state_dict().values())
@@ -172,7 +176,7 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(
 def test_a_detector_that_is_not_finite_is_refused(apart: bool, said: str, tmp_path: Path) -> None:
     """A reading that overflows in a home held out, and in scales taken from a home learnt from."""
     known = fleets.build_fleet(fleets.simulate_readings_kwh(24, 70))
-    known.kwh[np.flatnonzero(held_out(known.household_ids) == apart)[0], 69, 10] = ENORMOUS_KWH
+    known.kwh[np.flatnonzero(is_held_out(known.household_ids) == apart)[0], 69, 10] = ENORMOUS_KWH
     with np.errstate(over="ignore"), pytest.raises(UserError, match=said):
         trained(known, quick(), tmp_path)
 
@@ -204,7 +208,7 @@ def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
     assert result.resources.accumulation_steps > 1
     assert result.resources.device_batch_size == 512 // result.resources.accumulation_steps
     assert "out of memory with 512 household-nights at once" in caplog.text
-    assert len(result.history) == 1
+    assert len(result.epoch_metrics) == 1
 
 
 def test_what_follows_a_fit_holds_the_homes_held_out_alone(
@@ -259,7 +263,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     known, networks = fleets.build_fleet(fleets.simulate_readings_kwh(24, 60)), []
     for parts in (1, 4):
         network = fleets.build_untrained_detector(known).network
-        data = nights_data(network, known, quick(), MIN_READINGS, parts)
+        data = build_data_module(network, known, quick(), MIN_READINGS, parts)
         loop = build_trainer(quick(), str(tmp_path / str(parts)), accumulation_steps=parts)
         with suppress_expected_warnings():
             loop.trainer.fit(

@@ -24,7 +24,7 @@ from ml.features import Fleet
 from ml.loop import select_evenly
 from ml.models.network import NetworkOutput, Windows
 from ml.score import WARMUP_NIGHTS, run_network
-from ml.train import everywhere, since, unseen
+from ml.train import select_held_out_households, select_nights_from, usable_household_nights
 from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load
@@ -43,8 +43,10 @@ def main(nights: int = 28, rows: int = 136) -> None:
     """Plant `rows` copies of households over the last `nights`, and judge them by each engine."""
     torch.set_num_threads(1)
     least = settings().min_readings
-    known = unseen(load_fleet(lake.extent()[0], last_common_night(), reporting=True))
-    recent = since(known, len(known.nights) - nights - WARMUP_NIGHTS)
+    known = select_held_out_households(
+        load_fleet(lake.extent()[0], last_common_night(), reporting=True)
+    )
+    recent = select_nights_from(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)
     copies = repeat_households(
         np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids))
@@ -59,7 +61,9 @@ def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = settings().min_readings, registry.champion()[0]
     windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
-    return windows.gather_windows(select_evenly(everywhere(fleet, least), N_COMPARED_NIGHTS))
+    return windows.gather_windows(
+        select_evenly(usable_household_nights(fleet, least), N_COMPARED_NIGHTS)
+    )
 
 
 def _measure_engines(

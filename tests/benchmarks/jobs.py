@@ -27,7 +27,7 @@ from ml.models.conditional_autoencoder import (
 )
 from ml.models.network import Windows, compute_log_readings
 from ml.schemas import HALF_HOURS
-from ml.train import everywhere, nights_data
+from ml.train import build_data_module, usable_household_nights
 from ml.windows import FleetWindows
 from tasks import lake, warehouse
 from tasks.fleet import load_fleet
@@ -148,7 +148,7 @@ def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
 
 def _build_usable_windows(fleet: Fleet) -> Windows:
     windows = FleetWindows(fleet, 0, MIN_READINGS)
-    return windows.gather_windows(everywhere(fleet, MIN_READINGS))
+    return windows.gather_windows(usable_household_nights(fleet, MIN_READINGS))
 
 
 def load_features(source: Path, scratch: Path) -> None:
@@ -162,7 +162,9 @@ def train_ours(source: Path, scratch: Path) -> float:
         model="conditional_autoencoder", max_epochs=N_EPOCHS, epoch_size=1 << 30
     )
     network = _build_seed_network()
-    data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
+    data = build_data_module(
+        network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS
+    )
     loop = build_trainer(parameters, str(scratch / "checkpoints"))
     module = NetworkModule(network, parameters)
     with suppress_expected_warnings():
@@ -247,7 +249,9 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
     """Standardised readings and conditions to learn from, and those held out."""
     network = _build_seed_network()
     parameters = FitParameters(model="conditional_autoencoder")
-    data = nights_data(network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS)
+    data = build_data_module(
+        network, _load_recent_fleet(60, reporting=True), parameters, MIN_READINGS
+    )
 
     def standardize(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         windows = data.windows.gather_windows(places)

@@ -32,7 +32,7 @@ from ml.loop import (
 )
 from ml.models import DEFAULT_MODEL
 from ml.models.network import Network, Windows, compute_log_readings
-from ml.train import nights_data
+from ml.train import build_data_module
 from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
 from tests.benchmarks.measure import as_markdown
@@ -114,7 +114,7 @@ def _build_training_data(
 ) -> tuple[Network, TrainingDataModule]:
     torch.manual_seed(0)
     network = Detector(DetectorConfig(model=parameters.model)).network
-    return network, nights_data(network, fleet, parameters, MIN_READINGS)
+    return network, build_data_module(network, fleet, parameters, MIN_READINGS)
 
 
 def _time_our_loop(fleet: fleets.Fleet, model: str) -> ResultRow:
