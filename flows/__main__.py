@@ -161,7 +161,7 @@ def train(
         batch_size: Household-nights that a step learns from, in parts if memory is short.
     """
     from flows import run_flow
-    from flows.train import TrainParameters, assist, is_assistant
+    from flows.train import TrainParameters, is_data_parallel_worker, run_data_parallel_worker
     from flows.train import train as flow
 
     parameters = TrainParameters(
@@ -172,8 +172,8 @@ def train(
         max_epochs=max_epochs,
         batch_size=batch_size,
     )
-    if is_assistant():
-        assist(parameters)
+    if is_data_parallel_worker():
+        run_data_parallel_worker(parameters)
     else:
         print(run_flow(flow, parameters=parameters).line())
 

@@ -116,7 +116,7 @@ def _ingested(source: Path) -> None:
 def _trained(until: date) -> None:
     with _step("train") as outcome:
         receipt = run_flow(train, parameters=TrainParameters(until=until, max_epochs=EPOCHS))
-        promoted = "promoted" if receipt.promoted else "not promoted"
+        promoted = "promoted" if receipt.is_promoted else "not promoted"
         outcome += [f"nights up to {until}", f"version {receipt.version} {promoted}"]
 
 

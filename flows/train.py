@@ -12,16 +12,22 @@ from tasks.runs import recorded
 from tasks.train import (
     TrainParameters,
     TrainReceipt,
-    assist,
     fit_detector,
-    is_assistant,
-    last_night,
+    is_data_parallel_worker,
     promote_version,
     register_version,
     report_training,
+    resolve_last_night,
+    run_data_parallel_worker,
 )
 
-__all__ = ["TrainParameters", "TrainReceipt", "assist", "is_assistant", "train"]
+__all__ = [
+    "TrainParameters",
+    "TrainReceipt",
+    "is_data_parallel_worker",
+    "run_data_parallel_worker",
+    "train",
+]
 
 DEFAULTS: Final = TrainParameters()
 
@@ -30,7 +36,7 @@ def name_of_training() -> str:
     """The run's name, which says the last night that is learned from."""
     chosen = TrainParameters.model_validate(flow_run.parameters.get("parameters") or {})
     try:
-        return f"train until {last_night(chosen)}"
+        return f"train until {resolve_last_night(chosen)}"
     except UserError:
         # The flow says so itself; a name that raises would leave the run Pending.
         return f"train until {chosen.until}"
@@ -45,12 +51,12 @@ def train(
     """Train a detector, register it, and make it the champion if it is better."""
     with recorded("train") as record:
         fitted = fit_detector(parameters)
-        record.first_night, record.last_night = fitted.first, fitted.until
+        record.first_night, record.last_night = fitted.first_night, fitted.last_night
         with at("registering the version"):
             version = register_version(fitted)
         with at("holding it against the champion"):
             verdict = promote_version(fitted, version, wanted=parameters.promote)
         record.model_version, record.message = version.version, verdict.why
-        receipt = TrainReceipt(version=version.version, verdict=verdict, fitted=fitted)
+        receipt = TrainReceipt(version=version.version, decision=verdict, fitted=fitted)
         report_training(receipt)
     return receipt

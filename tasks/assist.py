@@ -3,10 +3,10 @@
 import sys
 
 from ml.errors import UserError
-from tasks.train import TrainParameters, assist
+from tasks.train import TrainParameters, run_data_parallel_worker
 
 if __name__ == "__main__":
     try:
-        assist(TrainParameters.model_validate_json(sys.argv[1]))
+        run_data_parallel_worker(TrainParameters.model_validate_json(sys.argv[1]))
     except UserError:
         sys.exit(1)  # the process that it helps says so

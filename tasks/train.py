@@ -49,15 +49,15 @@ from tasks.report import leave
 from tasks.settings import settings
 from tasks.team import assembled, present
 
-SURE: Final = 0.95
-PICTURED: Final = 100
-EXPORTED_ROWS: Final = 512
+PROMOTION_CONFIDENCE: Final = 0.95
+PLOTTED_HOUSEHOLDS: Final = 100
+ONNX_CHECK_SIZE: Final = 512
 """Household-nights on which an exported program is held against its model."""
-PLANTED_ROWS: Final = 136
+COMPARISON_HOUSEHOLDS: Final = 136
 """Copies of homes in which nights are planted to hold two detectors against each other."""
-NUMBERS: Final = {"households", "held_out", "nights", "rows", "best_epoch"}
-FIGURES: Final = {"error_kwh", "onnx_difference", "seconds", "rows_per_second"}
-CHOICES: Final = {"model", "seed", "max_epochs", "batch_size"}
+LOGGED_COUNTS: Final = {"households", "held_out", "nights", "rows", "best_epoch"}
+LOGGED_METRICS: Final = {"error_kwh", "onnx_difference", "seconds", "rows_per_second"}
+FIT_PARAMETER_NAMES: Final = {"model", "seed", "max_epochs", "batch_size"}
 
 log = logging.getLogger(__name__)
 
@@ -94,65 +94,65 @@ class TrainParameters(BaseModel):
     )
 
 
-class Work(NamedTuple):
+class TrainingJob(NamedTuple):
     """What is learned from, its digest, and the key of learning from it in this way."""
 
     key: str
-    data: str
+    data_fingerprint: str
     parameters: FitParameters
     nights: list[date]
-    households: int
-    rows: int
+    n_households: int
+    n_household_nights: int
 
 
-class Fitted(BaseModel):
+class FittedDetector(BaseModel):
     """A detector that waits to be registered, in the directory of its key."""
 
     model_config = ConfigDict(frozen=True)
 
     key: str
     parameters: FitParameters
-    data: str
-    first: date
-    calibration: date
-    until: date
-    households: int
-    held_out: int
-    nights: int
-    rows: int
-    epochs: int
+    data_fingerprint: str
+    first_night: date
+    first_calibration_night: date
+    last_night: date
+    n_households: int
+    n_held_out: int
+    n_nights: int
+    n_household_nights: int
+    n_epochs: int
     best_epoch: int
-    seconds: float
-    rows_per_second: float
+    duration_s: float
+    household_nights_per_s: float
     resources: TrainingResources
-    pace: dict[str, float]
+    training_speed: dict[str, float]
     """Household-nights a second and memory of training steps, by precision and batch size."""
-    error_kwh: float
+    validation_error_kwh: float
     onnx_difference: float
     """The most that any figure of the ONNX program differs by on nights of homes held out."""
-    history: list[dict[str, float]]
+    epoch_metrics: list[dict[str, float]]
 
     @property
-    def best_loss(self) -> float:
+    def best_validation_loss(self) -> float:
         """The validation loss of the weights kept."""
-        return self.history[self.best_epoch]["val_loss"]
+        return self.epoch_metrics[self.best_epoch]["val_loss"]
 
     def line(self) -> str:
         """How the fit went."""
         return (
-            f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.epochs} kept, "
-            f"validation loss {self.best_loss:.4f}, {self.rows_per_second:,.0f} household-nights/s "
+            f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.n_epochs} kept, "
+            f"validation loss {self.best_validation_loss:.4f}, {self.household_nights_per_s:,.0f} household-nights/s "
             f"in {self.resources.precision} on {self.resources.device}, "
-            f"{timedelta(seconds=round(self.seconds))}"
+            f"{timedelta(seconds=round(self.duration_s))}"
         )
 
 
-class Verdict(BaseModel):
+class PromotionDecision(BaseModel):
     """Whether a version became the champion, and why."""
 
-    promoted: bool
+    is_promoted: bool
     champion_version: str | None
-    sureness: float | None
+    superiority: float | None
     """Share of bootstrap resamples of the households in which it ranks better than the champion."""
     why: str
 
@@ -161,21 +161,21 @@ class TrainReceipt(BaseModel):
     """What a training did."""
 
     version: str
-    verdict: Verdict
-    fitted: Fitted
+    decision: PromotionDecision
+    fitted: FittedDetector
 
     @property
-    def promoted(self) -> bool:
+    def is_promoted(self) -> bool:
         """Whether the version is the champion now."""
-        return self.verdict.promoted
+        return self.decision.is_promoted
 
     def line(self) -> str:
         """What there is to say in one line."""
-        outcome = "is the champion now" if self.promoted else "was registered, not promoted"
-        return f"version {self.version} {outcome}: {self.verdict.why}; {self.fitted.line()}"
+        outcome = "is the champion now" if self.is_promoted else "was registered, not promoted"
+        return f"version {self.version} {outcome}: {self.decision.why}; {self.fitted.line()}"
 
 
-def last_night(parameters: TrainParameters) -> date:
+def resolve_last_night(parameters: TrainParameters) -> date:
     """The last night of the lake that a training learns from: by default, of a reporting fleet.
 
     Raises:
@@ -189,26 +189,26 @@ def last_night(parameters: TrainParameters) -> date:
 
 
 @task(name="fit")
-def fit_detector(parameters: TrainParameters) -> Fitted:
+def fit_detector(parameters: TrainParameters) -> FittedDetector:
     """Train on the nights up to `until`, or take up where the same training was stopped.
 
     Raises:
         UserError: too few nights, or MLflow is down.
     """
     registry.prepare()
-    with _one_at_a_time(), assembled(parameters.model_dump_json()) as team:
-        return _fitted(parameters, team)
+    with _hold_training_lock(), assembled(parameters.model_dump_json()) as team:
+        return _train_and_export(parameters, team)
 
 
-def is_assistant() -> bool:
+def is_data_parallel_worker() -> bool:
     """Whether this process was launched to help another one train."""
     return present().rank > 0
 
 
-def assist(parameters: TrainParameters) -> None:
+def run_data_parallel_worker(parameters: TrainParameters) -> None:
     """Take part in the training of these parameters, as a process that registers nothing."""
-    work, fleet = _prepared(parameters)
-    if not _report(work.key).exists():
+    work, fleet = _prepare_job(parameters)
+    if not _fitted_file(work.key).exists():
         directory = lake.training(work.key) / "checkpoints"
         refuse_infinite_inputs(fleet)
         train_network(
@@ -219,65 +219,71 @@ def assist(parameters: TrainParameters) -> None:
 
 
 @task(name="register")
-def register_version(fitted: Fitted) -> Version:
+def register_version(fitted: FittedDetector) -> Version:
     """Register a fitted detector as the next version, with all that is known of it."""
-    numbers = fitted.model_dump(include=NUMBERS)
+    numbers = fitted.model_dump(include=LOGGED_COUNTS)
     spans = {name: str(getattr(fitted, name)) for name in ("first", "calibration")}
     return registry.register(
         lake.training(fitted.key),
-        name=f"{fitted.parameters.model} until {fitted.until}, seed {fitted.parameters.seed}",
+        name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump()
         | fitted.resources.model_dump()
         | numbers
         | spans
-        | {"until": fitted.until},
-        history=fitted.history,
-        figures=fitted.model_dump(include=FIGURES) | fitted.pace,
-        tags={"data": fitted.data, "until": str(fitted.until), "opset": str(ONNX_OPSET)}
+        | {"until": fitted.last_night},
+        history=fitted.epoch_metrics,
+        figures=fitted.model_dump(include=LOGGED_METRICS) | fitted.training_speed,
+        tags={
+            "data": fitted.data_fingerprint,
+            "until": str(fitted.last_night),
+            "opset": str(ONNX_OPSET),
+        }
         | code_version(),
     )
 
 
 @task(name="promote")
-def promote_version(fitted: Fitted, version: Version, *, wanted: bool) -> Verdict:
+def promote_version(
+    fitted: FittedDetector, version: Version, *, is_requested: bool
+) -> PromotionDecision:
     """Make a version the champion if it finds more of what is planted than the present one."""
-    verdict = compare(fitted, wanted=wanted)
-    if verdict.promoted:
+    verdict = compare_with_champion(fitted, is_requested=is_requested)
+    if verdict.is_promoted:
         registry.promote(version)
-    registry.note(version, promoted=str(verdict.promoted), why=verdict.why)
+    registry.note(version, promoted=str(verdict.is_promoted), why=verdict.why)
     shutil.rmtree(lake.training(fitted.key))
     return verdict
 
 
-def compare(fitted: Fitted, *, wanted: bool) -> Verdict:
+def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> PromotionDecision:
     """Hold a fitted detector against the champion on nights planted in homes new to both."""
     champion = registry.champion_version()
-    sureness = None if champion is None else _sureness(fitted, champion)
+    sureness = None if champion is None else _estimate_superiority(fitted, champion)
     if sureness is None:
         is_better, why = True, "there was no champion"
     else:
-        is_better = sureness >= SURE
+        is_better = sureness >= PROMOTION_CONFIDENCE
         why = (
             f"it ranks planted nights better than the champion in {sureness:.0%} of resamples, "
-            f"{SURE:.0%} are needed"
+            f"{PROMOTION_CONFIDENCE:.0%} are needed"
         )
-    if not wanted:
+    if not is_requested:
         why = f"promotion was not asked for; {why}"
-    return Verdict(
-        promoted=wanted and is_better,
+    return PromotionDecision(
+        is_promoted=is_requested and is_better,
         champion_version=None if champion is None else champion.version,
-        sureness=sureness,
+        superiority=sureness,
         why=why,
     )
 
 
-def _sureness(fitted: Fitted, champion: Version) -> float:
+def _estimate_superiority(fitted: FittedDetector, champion: Version) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
-    begin = max(first_night_needed(fitted.calibration), lake.extent()[0])
-    fleet = select_held_out_households(load_fleet(begin, fitted.until, reporting=True))
-    nights = slice(fleet.nights.index(fitted.calibration), len(fleet.nights))
-    households = np.arange(len(fleet.household_ids))[:PLANTED_ROWS]
-    rows = repeat_households(households, -(-PLANTED_ROWS // len(households)))
+    begin = max(first_night_needed(fitted.first_calibration_night), lake.extent()[0])
+    fleet = select_held_out_households(load_fleet(begin, fitted.last_night, reporting=True))
+    nights = slice(fleet.nights.index(fitted.first_calibration_night), len(fleet.nights))
+    households = np.arange(len(fleet.household_ids))[:COMPARISON_HOUSEHOLDS]
+    rows = repeat_households(households, -(-COMPARISON_HOUSEHOLDS // len(households)))
     least = settings().min_readings
     planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
@@ -287,53 +293,53 @@ def _sureness(fitted: Fitted, champion: Version) -> float:
 
 def report_training(receipt: TrainReceipt) -> None:
     """Leave what the training did with the flow run."""
-    fitted, verdict = receipt.fitted, receipt.verdict
+    fitted, verdict = receipt.fitted, receipt.decision
     lines = (
         f"## Version {receipt.version}",
-        f"{'Promoted' if receipt.promoted else 'Not promoted'}: {verdict.why}.",
-        f"- Data `{fitted.data}`: {fitted.households:,} households, {fitted.nights} nights, "
-        f"{fitted.rows:,} household-nights with readings",
-        f"- Split: {fitted.held_out:,} households held out of the training from {fitted.first}; "
-        f"calibrated on their nights from {fitted.calibration} until {fitted.until}",
-        f"- Fit of `{fitted.parameters.model}`: {fitted.epochs} epochs in {fitted.seconds:.0f} s "
-        f"({fitted.rows_per_second:,.0f} household-nights a second, {fitted.resources.precision}, "
+        f"{'Promoted' if receipt.is_promoted else 'Not promoted'}: {verdict.why}.",
+        f"- Data `{fitted.data_fingerprint}`: {fitted.n_households:,} households, {fitted.n_nights} nights, "
+        f"{fitted.n_household_nights:,} household-nights with readings",
+        f"- Split: {fitted.n_held_out:,} households held out of the training from {fitted.first_night}; "
+        f"calibrated on their nights from {fitted.first_calibration_night} until {fitted.last_night}",
+        f"- Fit of `{fitted.parameters.model}`: {fitted.n_epochs} epochs in {fitted.duration_s:.0f} s "
+        f"({fitted.household_nights_per_s:,.0f} household-nights a second, {fitted.resources.precision}, "
         f"{fitted.resources.device}), "
         f"best epoch {fitted.best_epoch + 1}, "
-        f"validation loss {fitted.best_loss:.4f}",
-        f"- Error of the expected profile there: {fitted.error_kwh:.4f} kWh a half-hour",
+        f"validation loss {fitted.best_validation_loss:.4f}",
+        f"- Error of the expected profile there: {fitted.validation_error_kwh:.4f} kWh a half-hour",
         f"- Curves and pictures: {registry.page(receipt.version)}",
     )
-    leave(f"train-{fitted.until}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
+    leave(f"train-{fitted.last_night}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
 
 
-def _report(key: str) -> Path:
+def _fitted_file(key: str) -> Path:
     return lake.training(key) / "fitted.json"
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def _hold_training_lock() -> Iterator[None]:
     lake.training("").mkdir(parents=True, exist_ok=True)
     with FileLock(lake.training(".lock")):
         yield
 
 
-def _prepared(parameters: TrainParameters) -> tuple[Work, Fleet]:
+def _prepare_job(parameters: TrainParameters) -> tuple[TrainingJob, Fleet]:
     """What there is to learn from; its key is the same for the same data and choices."""
-    chosen = FitParameters(**parameters.model_dump(include=CHOICES, exclude_none=True))
-    fleet = load_fleet(lake.extent()[0], last_night(parameters), reporting=True)
+    chosen = FitParameters(**parameters.model_dump(include=FIT_PARAMETER_NAMES, exclude_none=True))
+    fleet = load_fleet(lake.extent()[0], resolve_last_night(parameters), reporting=True)
     data = fingerprint(fleet)
     key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
     rows = int((fleet.n_readings > 0).sum())
-    return Work(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet
+    return TrainingJob(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet
 
 
-def _fitted(parameters: TrainParameters, team: TrainingProcesses) -> Fitted:
+def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses) -> FittedDetector:
     """Train, or go on from the last checkpoint, and leave everything to register."""
-    work, fleet = _prepared(parameters)
-    if _report(work.key).exists():
-        return Fitted.model_validate_json(_report(work.key).read_bytes())
+    work, fleet = _prepare_job(parameters)
+    if _fitted_file(work.key).exists():
+        return FittedDetector.model_validate_json(_fitted_file(work.key).read_bytes())
     directory = lake.training(work.key)
-    result = _fit(work, fleet, team)
+    result = _train_detector(work, fleet, processes)
     log.info("trained on %s", result.resources)
     apart = select_held_out_households(fleet)
     # Most of the memory, also held by Lightning's circles; the rest is about the homes held out.
@@ -343,40 +349,43 @@ def _fitted(parameters: TrainParameters, team: TrainingProcesses) -> Fitted:
     with at("exporting"):
         save_onnx(result.detector, directory)
     with at("measuring training steps"):
-        table = _paces(result.detector, apart)
+        table = _measure_training_speed(result.detector, apart)
     with at("drawing pictures"):
-        _draw(result, apart, table, directory)
-        fitted = _summary(work, apart, result, table)
-    lake.replace_bytes(_report(work.key), fitted.model_dump_json(indent=2).encode())
+        _save_figures(result, apart, table, directory)
+        fitted = _build_fitted_detector(work, apart, result, table)
+    lake.replace_bytes(_fitted_file(work.key), fitted.model_dump_json(indent=2).encode())
     return fitted
 
 
-def _fit(work: Work, fleet: Fleet, team: TrainingProcesses) -> FitResult:
-    directory = lake.training(work.key) / "checkpoints"
+def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses) -> FitResult:
+    directory = lake.training(job.key) / "checkpoints"
     with TrainingBar() as bar:
         return train_and_calibrate(
             fleet,
-            work.parameters,
+            job.parameters,
             settings().min_readings,
             str(directory),
             resume_from=latest(directory),
             callbacks=[bar],
-            processes=team,
+            processes=processes,
             checkpoint_io=WholeFiles(),
         )
 
 
-def _paces(detector: Detector, fleet: Fleet) -> pl.DataFrame:
+def _measure_training_speed(detector: Detector, fleet: Fleet) -> pl.DataFrame:
     least, network = settings().min_readings, detector.network
     windows = FleetWindows(fleet, network.context_nights, least)
     return measure_training_speed(network, windows, usable_household_nights(fleet, least))
 
 
-def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path) -> None:
+def _save_figures(
+    result: FitResult, fleet: Fleet, speed_table: pl.DataFrame, directory: Path
+) -> None:
     recent = select_nights_from(
-        fleet.select_households(slice(PICTURED)), result.calibration_nights.start - WARMUP_NIGHTS
+        fleet.select_households(slice(PLOTTED_HOUSEHOLDS)),
+        result.calibration_nights.start - WARMUP_NIGHTS,
     )
-    nights = slice(len(recent.nights) - _length(result.calibration_nights), None)
+    nights = slice(len(recent.nights) - _slice_length(result.calibration_nights), None)
     detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
     days = plots.select_examples(detector, recent, nights, least, budget)
     for name, figure in {
@@ -386,58 +395,60 @@ def _draw(result: FitResult, fleet: Fleet, table: pl.DataFrame, directory: Path)
         ),
         "scores": plots.draw_score_distribution(detector, budget),
         "latent": plots.draw_latent_plane(compute_latent_plane(detector.network, fleet, least)),
-        "pace": plots.draw_training_speed(table, result.resources.device),
+        "pace": plots.draw_training_speed(speed_table, result.resources.device),
     }.items():
         figure.savefig(directory / f"{name}.png", dpi=110)
-    table.write_csv(directory / "pace.csv")
+    speed_table.write_csv(directory / "pace.csv")
 
 
-def _summary(work: Work, apart: Fleet, result: FitResult, table: pl.DataFrame) -> Fitted:
-    nights = work.nights
-    return Fitted(
-        key=work.key,
-        parameters=work.parameters,
-        data=work.data,
-        first=nights[0],
-        calibration=nights[result.calibration_nights.start],
-        until=nights[-1],
-        households=work.households,
-        held_out=len(apart.household_ids),
-        nights=len(nights),
-        rows=work.rows,
-        epochs=len(result.epoch_metrics),
+def _build_fitted_detector(
+    job: TrainingJob, held_out_fleet: Fleet, result: FitResult, speed_table: pl.DataFrame
+) -> FittedDetector:
+    nights = job.nights
+    return FittedDetector(
+        key=job.key,
+        parameters=job.parameters,
+        data_fingerprint=job.data_fingerprint,
+        first_night=nights[0],
+        first_calibration_night=nights[result.calibration_nights.start],
+        last_night=nights[-1],
+        n_households=job.n_households,
+        n_held_out=len(held_out_fleet.household_ids),
+        n_nights=len(nights),
+        n_household_nights=job.n_household_nights,
+        n_epochs=len(result.epoch_metrics),
         best_epoch=result.best_epoch,
-        seconds=result.duration_s,
-        rows_per_second=result.household_nights_per_s,
+        duration_s=result.duration_s,
+        household_nights_per_s=result.household_nights_per_s,
         resources=result.resources,
-        pace=_metrics(table),
-        error_kwh=compute_validation_error_kwh(
-            result.detector, apart, result.calibration_nights, settings().min_readings
+        training_speed=_flatten_speed_metrics(speed_table),
+        validation_error_kwh=compute_validation_error_kwh(
+            result.detector, held_out_fleet, result.calibration_nights, settings().min_readings
         ),
-        onnx_difference=_onnx_difference(lake.training(work.key), apart),
-        history=result.epoch_metrics,
+        onnx_difference=_measure_onnx_difference(lake.training(job.key), held_out_fleet),
+        epoch_metrics=result.epoch_metrics,
     )
 
 
-def _metrics(table: pl.DataFrame) -> dict[str, float]:
+def _flatten_speed_metrics(speed_table: pl.DataFrame) -> dict[str, float]:
     """What was measured, under `figure/precision/batch size`."""
-    figures = table.unpivot(index=["precision", "batch_size"]).drop_nulls("value")
+    figures = speed_table.unpivot(index=["precision", "batch_size"]).drop_nulls("value")
     return {
         f"{name}/{precision}/{batch_size}": value
         for precision, batch_size, name, value in figures.iter_rows()
     }
 
 
-def _onnx_difference(directory: Path, fleet: Fleet) -> float:
+def _measure_onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
     least = settings().min_readings
     model, exported = load(directory), load(directory, "onnx")
-    places = select_evenly(usable_household_nights(fleet, least), EXPORTED_ROWS)
+    places = select_evenly(usable_household_nights(fleet, least), ONNX_CHECK_SIZE)
     rows = FleetWindows(
         fleet, model.network.context_nights, least, borrow_from_peers=True
     ).gather_windows(places)
     return measure_output_difference(model.scoring_function(), exported.scoring_function(), rows)
 
 
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
+def _slice_length(nights: slice) -> int:
+    return int(nights.stop - nights.start)

@@ -33,8 +33,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
         write_lake(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
         good = train.fn(TrainParameters(max_epochs=12))
         poor = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
-    assert (good.version, good.promoted) == ("1", True)
-    assert (poor.version, poor.promoted) == ("2", False)
+    assert (good.version, good.is_promoted) == ("1", True)
+    assert (poor.version, poor.is_promoted) == ("2", False)
     assert "of resamples, 95% are needed" in poor.line()
     assert "conditional_autoencoder, epoch 1 of 1 kept, validation loss " in poor.line()
     return home
@@ -107,8 +107,8 @@ def test_the_alias_stays_with_the_better_version(copy: Path) -> None:
 
 def test_not_asked_for_means_not_promoted(copy: Path) -> None:
     receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=2, promote=False))
-    assert (receipt.version, receipt.promoted) == ("3", False)
-    assert receipt.verdict.why.startswith("promotion was not asked for")
+    assert (receipt.version, receipt.is_promoted) == ("3", False)
+    assert receipt.decision.why.startswith("promotion was not asked for")
     assert registry.champion()[1] == "1"
 
 

@@ -27,7 +27,7 @@ from tasks import lake
 from tasks.artefact import load
 from tasks.fleet import load_fleet
 from tasks.provenance import fingerprint
-from tasks.train import TrainParameters, fit_detector, last_night
+from tasks.train import TrainParameters, fit_detector, resolve_last_night
 from tests import fleets
 from tests.homes import copy_mlflow_database, write_lake
 
@@ -251,18 +251,18 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
     assert undisturbed.key == resumed.key
-    assert resumed.history[0]["train_loss"] == MARK
-    assert undisturbed.history[1:] == resumed.history[1:]
+    assert resumed.epoch_metrics[0]["train_loss"] == MARK
+    assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
     assert equal(weights(load(lake.training(undisturbed.key))), weights(found))
 
 
 def test_until_is_held_within_the_lake(home: Path) -> None:
     write_lake(fleets.simulate_readings_kwh(2, 40))
-    assert last_night(TrainParameters()) == fleets.FIRST_NIGHT + timedelta(days=39)
+    assert resolve_last_night(TrainParameters()) == fleets.FIRST_NIGHT + timedelta(days=39)
     late = TrainParameters(until=fleets.FIRST_NIGHT + timedelta(days=99))
-    assert last_night(late) == fleets.FIRST_NIGHT + timedelta(days=39)
+    assert resolve_last_night(late) == fleets.FIRST_NIGHT + timedelta(days=39)
     with pytest.raises(UserError, match="the lake begins on 2013-06-03, after 2013-06-02"):
-        last_night(TrainParameters(until=fleets.FIRST_NIGHT - timedelta(days=1)))
+        resolve_last_night(TrainParameters(until=fleets.FIRST_NIGHT - timedelta(days=1)))
 
 
 @pytest.mark.seed_fault

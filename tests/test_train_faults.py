@@ -91,7 +91,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     write_lake(kwh)
     copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
-    assert resumed.history == undisturbed.history
+    assert resumed.epoch_metrics == undisturbed.epoch_metrics
     assert_equal(found, state(undisturbed.key))
 
 
@@ -230,7 +230,7 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
 
     monkeypatch.setattr("tasks.train.load_fleet", loading)
     monkeypatch.setattr("tasks.train.save_onnx", exporting)
-    assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).households == 24
+    assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).n_households == 24
     assert kept == [None]
 
 
@@ -289,7 +289,7 @@ def test_two_processes_learn_what_one_learns(
         copy_mlflow_database(empty_store)
         fitted = fit_detector(parameters)
         assert fitted.resources.n_devices == int(devices)
-        histories.append(fitted.history)
+        histories.append(fitted.epoch_metrics)
     for one, two in zip(*histories, strict=True):
         assert two == pytest.approx(one, rel=1e-3)
 
