@@ -45,7 +45,7 @@ def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
     """Start all processes; `running` stops them, the last started first."""
     ready = running.enter_context(prefect_server(port))
     env = environment(api_url(port))
-    registry.prepare()
+    registry.prepare_store()
     mlflow = running.enter_context(_mlflow(mlflow_port, env))
     from flows.deploy import POOLS, deploy  # seconds of import while the servers start
 
@@ -65,7 +65,7 @@ def _worker(pool: str, env: dict[str, str]) -> AbstractContextManager[Popen[byte
 def _mlflow(port: int, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
     # One worker and no job runner: 0.5 GB instead of 2.8 GB.
     where = ("--host", LOOPBACK, "--port", str(port), "--workers", "1")
-    store = ("--backend-store-uri", registry.store_uri())
+    store = ("--backend-store-uri", registry.resolve_store_uri())
     return child("mlflow", "mlflow", "server", *where, *store, env=env)
 
 

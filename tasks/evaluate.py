@@ -155,14 +155,14 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
     if threads := settings().threads:
         torch.set_num_threads(threads)
     arena = prepare_benchmark(parameters)
-    registry.prepare()
+    registry.prepare_store()
     outcome = evaluate_detectors(arena, names, parameters)
     directory = paths.benchmark(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
     _write_benchmark(directory, arena, outcome)
     run_id = registry.record_benchmark(
         directory,
         parameters=_build_logged_parameters(arena, parameters),
-        figures=_build_logged_metrics(outcome.metrics),
+        metrics_by_detector=_build_logged_metrics(outcome.metrics),
         tags={"data": fingerprint(arena.training_fleet)} | code_version(),
     )
     leave("benchmark", (directory / "table.md").read_text())

@@ -32,9 +32,9 @@ from tasks.settings import settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-NAME: Final = "meterwatch"
-ALIAS: Final = "champion"
-ENVIRONMENT: Final = {
+MODEL_NAME: Final = "meterwatch"
+CHAMPION_ALIAS: Final = "champion"
+MLFLOW_ENVIRONMENT: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -43,13 +43,13 @@ ENVIRONMENT: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
-CHAMPION_OF_SQLITE: Final = """
+CHAMPION_QUERY: Final = """
     SELECT v.version, v.run_id
     FROM registered_model_aliases a JOIN model_versions v USING (workspace, name, version)
     WHERE a.name = ? AND a.alias = ?
 """
 
-OUTAGE_WIDTH: Final = 160
+OUTAGE_MESSAGE_WIDTH: Final = 160
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class StoreDownError(UserError):
     """MLflow does not answer, or not sensibly."""
 
 
-class Version(BaseModel):
+class ModelVersion(BaseModel):
     """A registered version and the run that made it; version numbers repeat among stores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,59 +67,59 @@ class Version(BaseModel):
     run_id: str
 
 
-def store_uri() -> str:
+def resolve_store_uri() -> str:
     """The MLflow store."""
-    return settings().mlflow_uri or f"sqlite:///{_database().resolve()}"
+    return settings().mlflow_uri or f"sqlite:///{_database_path().resolve()}"
 
 
-def page(version: str) -> str:
+def build_version_url(version: str) -> str:
     """The address of a version in MLflow's UI, as `make serve` offers it or the named server."""
     uri = settings().mlflow_uri or ""
     local = f"http://127.0.0.1:{settings().mlflow_port}"
-    return f"{uri if uri.startswith('http') else local}/#/models/{NAME}/versions/{version}"
+    return f"{uri if uri.startswith('http') else local}/#/models/{MODEL_NAME}/versions/{version}"
 
 
-def prepare() -> None:
+def prepare_store() -> None:
     """Create the store in the home, or bring it to the present version; one process at a time.
 
     Raises:
         UserError: the store cannot be reached or read.
     """
     if settings().mlflow_uri:
-        with _reachable():
-            _client().search_registered_models(max_results=1)
+        with _translate_outages():
+            _create_client().search_registered_models(max_results=1)
         return
     lake.mlflow().mkdir(parents=True, exist_ok=True)
     with FileLock(lake.mlflow() / ".lock"):
-        if _database().exists():
-            with _reachable():
-                _upgrade(_database())
+        if _database_path().exists():
+            with _translate_outages():
+                _upgrade_database(_database_path())
             return
-        partial = _database().with_suffix(".partial")
+        partial = _database_path().with_suffix(".partial")
         partial.unlink(missing_ok=True)
-        _upgrade(partial)
-        partial.replace(_database())
+        _upgrade_database(partial)
+        partial.replace(_database_path())
 
 
-def register(
+def record_version(
     directory: Path,
     *,
-    name: str,
+    run_name: str,
     parameters: Mapping[str, Any],
-    history: Sequence[Mapping[str, float]],
-    figures: Mapping[str, float],
+    epoch_metrics: Sequence[Mapping[str, float]],
+    final_metrics: Mapping[str, float],
     tags: Mapping[str, str],
-) -> Version:
+) -> ModelVersion:
     """Record a training and register its detector as the next version.
 
     `directory` holds the detector as `save` writes it, pictures, and CSV of what they show.
     `history` is one mapping of metrics an epoch, `figures` are metrics of the whole.
     """
-    client = _client()
-    run = client.create_run(_experiment(client), tags=dict(tags), run_name=name)
+    client = _create_client()
+    run = client.create_run(_get_or_create_experiment(client), tags=dict(tags), run_name=run_name)
     run_id = run.info.run_id
     try:
-        _log_metrics(client, run_id, parameters, history, figures)
+        _log_run(client, run_id, parameters, epoch_metrics, final_metrics)
         for path in (directory / name for name in (CONFIG, WEIGHTS, ONNX)):
             client.log_artifact(run_id, str(path), "detector")
         for path in sorted((*directory.glob("*.png"), *directory.glob("*.csv"))):
@@ -127,76 +127,76 @@ def register(
         with tempfile.TemporaryDirectory() as exported:
             export(load(directory), Path(exported) / "model")
             client.log_artifacts(run_id, str(Path(exported) / "model"), "model")
-        version = _next_version(client, run_id, f"{run.info.artifact_uri}/model", tags)
+        version = _create_version(client, run_id, f"{run.info.artifact_uri}/model", tags)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id)
-    return Version(version=version, run_id=run_id)
+    return ModelVersion(version=version, run_id=run_id)
 
 
 def record_benchmark(
     directory: Path,
     *,
     parameters: Mapping[str, Any],
-    figures: Mapping[str, Mapping[str, float]],
+    metrics_by_detector: Mapping[str, Mapping[str, float]],
     tags: Mapping[str, str],
 ) -> str:
     """Record a benchmark: a run with the files of `directory`, and one below it a detector.
 
     The run's id is returned. `figures` are the metrics of each detector.
     """
-    client = _client()
-    experiment = _experiment(client, f"{NAME} benchmark")
+    client = _create_client()
+    experiment = _get_or_create_experiment(client, f"{MODEL_NAME} benchmark")
     run = client.create_run(experiment, tags=dict(tags), run_name=directory.name)
     parent = str(run.info.run_id)
-    _log_metrics(client, parent, parameters, [], {})
+    _log_run(client, parent, parameters, [], {})
     client.log_artifacts(parent, str(directory))
-    for name, metrics in figures.items():
+    for name, metrics in metrics_by_detector.items():
         below = dict(tags) | {"mlflow.parentRunId": parent}
         child = client.create_run(experiment, tags=below, run_name=name).info.run_id
-        _log_metrics(client, child, {"detector": name, **parameters}, [], metrics)
+        _log_run(client, child, {"detector": name, **parameters}, [], metrics)
         client.set_terminated(child)
     client.set_terminated(parent)
     return parent
 
 
-def promote(version: Version) -> None:
+def set_champion(version: ModelVersion) -> None:
     """Make a version the champion, and keep a local copy."""
-    _client().set_registered_model_alias(NAME, ALIAS, version.version)
-    _keep(version)
+    _create_client().set_registered_model_alias(MODEL_NAME, CHAMPION_ALIAS, version.version)
+    _store_local_champion(version)
 
 
-def note(version: Version, **tags: str) -> None:
+def set_version_tags(version: ModelVersion, **tags: str) -> None:
     """Put tags on a version."""
-    client = _client()
+    client = _create_client()
     for key, value in tags.items():
-        client.set_model_version_tag(NAME, version.version, key, value)
+        client.set_model_version_tag(MODEL_NAME, version.version, key, value)
 
 
-def champion() -> tuple[Detector, str]:
+def load_champion() -> tuple[Detector, str]:
     """The champion and its version; when MLflow is down, the local copy of the last one.
 
     Raises:
         UserError: there is no champion yet.
     """
-    version = champion_version()
+    version = find_champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
     return load(lake.model(version.version), settings().engine), version.version
 
 
-def champion_version() -> Version | None:
+def find_champion_version() -> ModelVersion | None:
     """The champion's version, whose local copy is there; None if there is none yet.
 
     Raises:
         UserError: MLflow is down and there is no local copy of any champion.
     """
-    kept = _kept()
+    kept = _read_local_champion()
     try:
-        found = _resolved()
+        found = _query_champion()
         if found is not None and found != kept:
-            _keep(found)
+            _store_local_champion(found)
     except StoreDownError as outage:
         if kept is None:
             raise
@@ -205,26 +205,26 @@ def champion_version() -> Version | None:
     return found
 
 
-def _database() -> Path:
+def _database_path() -> Path:
     return lake.mlflow() / "mlflow.db"
 
 
-def _client() -> "MlflowClient":
-    os.environ.update(ENVIRONMENT)
+def _create_client() -> "MlflowClient":
+    os.environ.update(MLFLOW_ENVIRONMENT)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=store_uri(), registry_uri=store_uri())
+    return MlflowClient(tracking_uri=resolve_store_uri(), registry_uri=resolve_store_uri())
 
 
-def _upgrade(database: Path) -> None:
-    os.environ.update(ENVIRONMENT)
+def _upgrade_database(database: Path) -> None:
+    os.environ.update(MLFLOW_ENVIRONMENT)
     from mlflow.db import upgrade
 
     assert upgrade.callback is not None
     upgrade.callback(f"sqlite:///{database.resolve()}")
 
 
-def _experiment(client: "MlflowClient", name: str = NAME) -> str:
+def _get_or_create_experiment(client: "MlflowClient", name: str = MODEL_NAME) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -232,88 +232,90 @@ def _experiment(client: "MlflowClient", name: str = NAME) -> str:
     return client.create_experiment(name, artifact_location=local)
 
 
-def _log_metrics(
+def _log_run(
     client: "MlflowClient",
     run_id: str,
     parameters: Mapping[str, Any],
-    history: Sequence[Mapping[str, float]],
-    figures: Mapping[str, float],
+    epoch_metrics: Sequence[Mapping[str, float]],
+    final_metrics: Mapping[str, float],
 ) -> None:
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
     steps = [
         Metric(key, value, now, step)
-        for step, metrics in enumerate(history)
+        for step, metrics in enumerate(epoch_metrics)
         for key, value in metrics.items()
     ]
-    final = [Metric(key, value, now, len(history)) for key, value in figures.items()]
+    final = [Metric(key, value, now, len(epoch_metrics)) for key, value in final_metrics.items()]
     params = [Param(key, str(value)) for key, value in parameters.items()]
     client.log_batch(run_id, metrics=steps + final, params=params)
 
 
-def _next_version(client: "MlflowClient", run_id: str, source: str, tags: Mapping[str, str]) -> str:
-    if not client.search_registered_models(f"name = '{NAME}'"):
-        client.create_registered_model(NAME)
-    return str(client.create_model_version(NAME, source, run_id, tags=dict(tags)).version)
+def _create_version(
+    client: "MlflowClient", run_id: str, source: str, tags: Mapping[str, str]
+) -> str:
+    if not client.search_registered_models(f"name = '{MODEL_NAME}'"):
+        client.create_registered_model(MODEL_NAME)
+    return str(client.create_model_version(MODEL_NAME, source, run_id, tags=dict(tags)).version)
 
 
-def _resolved() -> Version | None:
+def _query_champion() -> ModelVersion | None:
     """What the alias names now. A SQLite store is asked without the seconds MLflow's import takes.
 
     Raises:
         StoreDownError: the store does not answer.
     """
-    uri = store_uri()
-    with _reachable():
+    uri = resolve_store_uri()
+    with _translate_outages():
         if not uri.startswith("sqlite:///"):
-            return _resolved_by_server()
+            return _query_champion_from_server()
         path = Path(uri.removeprefix("sqlite:///"))
-        if not path.exists() and _kept() is None:
+        if not path.exists() and _read_local_champion() is None:
             return None
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            row = database.execute(CHAMPION_OF_SQLITE, (NAME, ALIAS)).fetchone()
-        return None if row is None else Version(version=str(row[0]), run_id=row[1])
+            row = database.execute(CHAMPION_QUERY, (MODEL_NAME, CHAMPION_ALIAS)).fetchone()
+        return None if row is None else ModelVersion(version=str(row[0]), run_id=row[1])
 
 
-def _resolved_by_server() -> Version | None:
-    client = _client()
-    models = client.search_registered_models(f"name = '{NAME}'")
-    if not models or ALIAS not in models[0].aliases:
+def _query_champion_from_server() -> ModelVersion | None:
+    client = _create_client()
+    models = client.search_registered_models(f"name = '{MODEL_NAME}'")
+    if not models or CHAMPION_ALIAS not in models[0].aliases:
         return None
-    found = client.get_model_version_by_alias(NAME, ALIAS)
-    return Version(version=str(found.version), run_id=str(found.run_id))
+    found = client.get_model_version_by_alias(MODEL_NAME, CHAMPION_ALIAS)
+    return ModelVersion(version=str(found.version), run_id=str(found.run_id))
 
 
-def _kept() -> Version | None:
+def _read_local_champion() -> ModelVersion | None:
     file = lake.champion_file()
     if not file.exists():
         return None
-    version = Version.model_validate_json(file.read_bytes())
+    version = ModelVersion.model_validate_json(file.read_bytes())
     copies = (lake.model(version.version) / name for name in (CONFIG, WEIGHTS))
     return version if all(copy.exists() for copy in copies) else None
 
 
-def _keep(version: Version) -> None:
+def _store_local_champion(version: ModelVersion) -> None:
     """Copy a registered detector to the home, then say that it is the champion."""
     with tempfile.TemporaryDirectory() as scratch:
-        with _reachable():
-            fetched = Path(_client().download_artifacts(version.run_id, "detector", scratch))
+        with _translate_outages():
+            fetched = Path(_create_client().download_artifacts(version.run_id, "detector", scratch))
         for file in fetched.iterdir():
             lake.replace_bytes(lake.model(version.version) / file.name, file.read_bytes())
     lake.replace_bytes(lake.champion_file(), version.model_dump_json().encode())
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def _translate_outages() -> Iterator[None]:
     """Say in one line that MLflow is down, whatever it raised."""
     try:
         yield
     except Exception as error:
         if not _is_outage(error):
             raise
-        line = shorten(str(error) or type(error).__name__, width=OUTAGE_WIDTH)
-        raise StoreDownError(f"MLflow at {store_uri()} is down: {line}") from error
+        line = shorten(str(error) or type(error).__name__, width=OUTAGE_MESSAGE_WIDTH)
+        raise StoreDownError(f"MLflow at {resolve_store_uri()} is down: {line}") from error
 
 
 def _is_outage(error: Exception) -> bool:

@@ -71,7 +71,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     first, last = span
     if threads := settings().threads:
         torch.set_num_threads(threads)
-    detector, version = registry.champion()
+    detector, version = registry.load_champion()
     with lake.writing():
         fleet = load_fleet(first_night_needed(first, detector), last)
         memory = Memory(fleet, f"{version} {settings().engine}")

@@ -44,7 +44,7 @@ from tasks.checkpoints import WholeFiles, latest
 from tasks.fleet import last_common_night, load_fleet
 from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
-from tasks.registry import Version
+from tasks.registry import ModelVersion
 from tasks.report import leave
 from tasks.settings import settings
 from tasks.team import assembled, present
@@ -195,7 +195,7 @@ def fit_detector(parameters: TrainParameters) -> FittedDetector:
     Raises:
         UserError: too few nights, or MLflow is down.
     """
-    registry.prepare()
+    registry.prepare_store()
     with _hold_training_lock(), assembled(parameters.model_dump_json()) as team:
         return _train_and_export(parameters, team)
 
@@ -219,20 +219,20 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
 
 
 @task(name="register")
-def register_version(fitted: FittedDetector) -> Version:
+def register_version(fitted: FittedDetector) -> ModelVersion:
     """Register a fitted detector as the next version, with all that is known of it."""
     numbers = fitted.model_dump(include=LOGGED_COUNTS)
     spans = {name: str(getattr(fitted, name)) for name in ("first", "calibration")}
-    return registry.register(
+    return registry.record_version(
         lake.training(fitted.key),
-        name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
+        run_name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump()
         | fitted.resources.model_dump()
         | numbers
         | spans
         | {"until": fitted.last_night},
-        history=fitted.epoch_metrics,
-        figures=fitted.model_dump(include=LOGGED_METRICS) | fitted.training_speed,
+        epoch_metrics=fitted.epoch_metrics,
+        final_metrics=fitted.model_dump(include=LOGGED_METRICS) | fitted.training_speed,
         tags={
             "data": fitted.data_fingerprint,
             "until": str(fitted.last_night),
@@ -244,20 +244,20 @@ def register_version(fitted: FittedDetector) -> Version:
 
 @task(name="promote")
 def promote_version(
-    fitted: FittedDetector, version: Version, *, is_requested: bool
+    fitted: FittedDetector, version: ModelVersion, *, is_requested: bool
 ) -> PromotionDecision:
     """Make a version the champion if it finds more of what is planted than the present one."""
     verdict = compare_with_champion(fitted, is_requested=is_requested)
     if verdict.is_promoted:
-        registry.promote(version)
-    registry.note(version, promoted=str(verdict.is_promoted), why=verdict.why)
+        registry.set_champion(version)
+    registry.set_version_tags(version, promoted=str(verdict.is_promoted), why=verdict.why)
     shutil.rmtree(lake.training(fitted.key))
     return verdict
 
 
 def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> PromotionDecision:
     """Hold a fitted detector against the champion on nights planted in homes new to both."""
-    champion = registry.champion_version()
+    champion = registry.find_champion_version()
     sureness = None if champion is None else _estimate_superiority(fitted, champion)
     if sureness is None:
         is_better, why = True, "there was no champion"
@@ -277,7 +277,7 @@ def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> Prom
     )
 
 
-def _estimate_superiority(fitted: FittedDetector, champion: Version) -> float:
+def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
     begin = max(first_night_needed(fitted.first_calibration_night), lake.extent()[0])
     fleet = select_held_out_households(load_fleet(begin, fitted.last_night, reporting=True))
@@ -307,7 +307,7 @@ def report_training(receipt: TrainReceipt) -> None:
         f"best epoch {fitted.best_epoch + 1}, "
         f"validation loss {fitted.best_validation_loss:.4f}",
         f"- Error of the expected profile there: {fitted.validation_error_kwh:.4f} kWh a half-hour",
-        f"- Curves and pictures: {registry.page(receipt.version)}",
+        f"- Curves and pictures: {registry.build_version_url(receipt.version)}",
     )
     leave(f"train-{fitted.last_night}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
 

@@ -38,5 +38,5 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("METERWATCH_HOME", str(tmp_path_factory.mktemp("store")))
         from tasks import registry
 
-        registry.prepare()
+        registry.prepare_store()
         return lake.mlflow() / "mlflow.db"

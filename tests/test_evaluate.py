@@ -81,7 +81,7 @@ def test_benchmark_writes_markdown_table_and_plots(directory: Path) -> None:
 
 
 def test_each_detector_is_a_child_run_of_the_benchmark(directory: Path) -> None:
-    client = mlflow.MlflowClient(registry.store_uri())
+    client = mlflow.MlflowClient(registry.resolve_store_uri())
     experiment = client.get_experiment_by_name("meterwatch benchmark")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -49,13 +49,13 @@ def copy(trained: Path, home: Path) -> Path:
 
 def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
     """The local copy is the registered artifact, and the exported graph computes the same."""
-    detector, version = registry.champion()
+    detector, version = registry.load_champion()
     assert version == "1"
     shutil.rmtree(lake.home() / "models")
-    fetched, _ = registry.champion()
+    fetched, _ = registry.load_champion()
     assert equal(fetched.state_dict(), detector.state_dict())
     assert fetched.config == detector.config
-    mlflow.set_tracking_uri(registry.store_uri())
+    mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
     kwh, level, conditions = torch.rand(7, 46, 48), torch.rand(7), torch.rand(7, 15)
     kwh[0, -1, :5], conditions[1, 2] = torch.nan, torch.nan
@@ -66,11 +66,11 @@ def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
 
 
 def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
-    mlflow.set_tracking_uri(registry.store_uri())
+    mlflow.set_tracking_uri(registry.resolve_store_uri())
     signature = mlflow.models.get_model_info("models:/meterwatch@champion").signature
     assert signature.inputs.input_names() == ["kwh", "level", "conditions"]
     assert [spec.shape for spec in signature.inputs.inputs] == [(-1, 46, 48), (-1,), (-1, 15)]
-    client = mlflow.MlflowClient(registry.store_uri(), registry.store_uri())
+    client = mlflow.MlflowClient(registry.resolve_store_uri(), registry.resolve_store_uri())
     version = client.get_model_version("meterwatch", "1")
     run = client.get_run(version.run_id)
     assert run.data.metrics["onnx_difference"] < 1e-4
@@ -100,7 +100,7 @@ def test_nothing_is_pickled(trained: Path) -> None:
 
 def test_the_alias_stays_with_the_better_version(copy: Path) -> None:
     """Version 2 finds less of what is planted in the same nights."""
-    version = registry.champion_version()
+    version = registry.find_champion_version()
     assert version is not None
     assert version.version == "1"
 
@@ -109,7 +109,7 @@ def test_not_asked_for_means_not_promoted(copy: Path) -> None:
     receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=2, promote=False))
     assert (receipt.version, receipt.is_promoted) == ("3", False)
     assert receipt.decision.why.startswith("promotion was not asked for")
-    assert registry.champion()[1] == "1"
+    assert registry.load_champion()[1] == "1"
 
 
 @pytest.mark.parametrize("fault", ["deleted", "corrupt", "unreachable"])
@@ -128,7 +128,7 @@ def test_a_night_can_be_scored_while_mlflow_is_down(
         monkeypatch.setenv("METERWATCH_MLFLOW_URI", f"http://127.0.0.1:{port}")
     started = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="tasks.registry"):
-        detector, version = registry.champion()
+        detector, version = registry.load_champion()
     assert time.monotonic() - started < 20
     assert version == "1"
     assert equal(detector.state_dict(), load(lake.model("1")).state_dict())
@@ -139,7 +139,7 @@ def test_a_night_can_be_scored_while_mlflow_is_down(
 def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None:
     for _ in ("no store", "an empty store"):
         with pytest.raises(UserError, match=r"no champion yet: run `meterwatch train` first"):
-            registry.champion()
+            registry.load_champion()
         copy_mlflow_database(empty_store)
 
 

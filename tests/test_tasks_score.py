@@ -14,7 +14,7 @@ from ml.errors import UserError
 from ml.score import WARMUP_NIGHTS
 from tasks import lake, report, warehouse
 from tasks.artefact import save
-from tasks.registry import Version
+from tasks.registry import ModelVersion
 from tasks.score import NIGHTS_AT_ONCE, spans
 from tests import fleets
 
@@ -38,7 +38,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ),
             lake.model("7"),
         )
-        champion = Version(version="7", run_id="none").model_dump_json()
+        champion = ModelVersion(version="7", run_id="none").model_dump_json()
         lake.replace_bytes(lake.champion_file(), champion.encode())
     return path
 

@@ -160,7 +160,7 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(
     with pytest.raises(UserError, match=r"training stopped: \d of \d steps of epoch 1 had a loss"):
         fit_detector(TrainParameters(model=model))
     assert not list(home.glob("training/*/*.safetensors"))
-    assert registry.champion_version() is None
+    assert registry.find_champion_version() is None
 
 
 @pytest.mark.parametrize(

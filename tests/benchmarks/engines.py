@@ -59,7 +59,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
 
 def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
-    least, champion = settings().min_readings, registry.champion()[0]
+    least, champion = settings().min_readings, registry.load_champion()[0]
     windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
     return windows.gather_windows(
         select_evenly(usable_household_nights(fleet, least), N_COMPARED_NIGHTS)
@@ -88,9 +88,9 @@ def _measure_engines(
 
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
-    directory = lake.model(registry.champion()[1])
+    directory = lake.model(registry.load_champion()[1])
     yield "torch", load(directory)
-    mlflow.set_tracking_uri(registry.store_uri())
+    mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
     exported = load(directory)
     exported.program = lambda windows: NetworkOutput(*graph(*windows))
