@@ -13,36 +13,36 @@ from ml.schemas import HALF_HOURS
 from tasks import lake
 from tasks.settings import Engine
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = "weights.safetensors"
-ONNX: Final = "model.onnx"
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+ONNX_FILE: Final = "model.onnx"
 
 
-def save(detector: Detector, directory: Path) -> None:
+def save_detector(detector: Detector, directory: Path) -> None:
     """Write a detector as JSON and safetensors; `save_onnx` writes the program."""
     state = {name: value.contiguous() for name, value in detector.state_dict().items()}
-    lake.replace_bytes(directory / CONFIG, detector.config.model_dump_json(indent=2).encode())
-    lake.replace_bytes(directory / WEIGHTS, safetensors.torch.save(state))
+    lake.replace_bytes(directory / CONFIG_FILE, detector.config.model_dump_json(indent=2).encode())
+    lake.replace_bytes(directory / WEIGHTS_FILE, safetensors.torch.save(state))
 
 
 def save_onnx(detector: Detector, directory: Path) -> None:
     """Write a detector's network as an ONNX program, weights included."""
-    lake.replace_bytes(directory / ONNX, export_onnx(detector))
+    lake.replace_bytes(directory / ONNX_FILE, export_onnx(detector))
 
 
-def load(directory: Path, engine: Engine = "torch") -> Detector:
+def load_detector(directory: Path, engine: Engine = "torch") -> Detector:
     """Read a detector that `save` wrote, judging by the engine named.
 
     Raises:
         UserError: there is no program for ONNX Runtime.
     """
-    config = DetectorConfig.model_validate_json((directory / CONFIG).read_bytes())
+    config = DetectorConfig.model_validate_json((directory / CONFIG_FILE).read_bytes())
     detector = Detector(config)
-    detector.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS))
+    detector.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE))
     if engine != "torch":
-        if not (directory / ONNX).exists():
-            raise UserError(f"version {directory.name} has no {ONNX}: score it with torch")
-        program = (directory / ONNX).read_bytes()
+        if not (directory / ONNX_FILE).exists():
+            raise UserError(f"version {directory.name} has no {ONNX_FILE}: score it with torch")
+        program = (directory / ONNX_FILE).read_bytes()
         detector.program = load_onnx_function(
             quantize_onnx_int8(program) if engine == "int8" else program
         )
@@ -50,14 +50,14 @@ def load(directory: Path, engine: Engine = "torch") -> Detector:
 
 
 @torch.no_grad()
-def export(detector: Detector, path: Path) -> None:
+def export_mlflow_model(detector: Detector, path: Path) -> None:
     """Write a detector as an MLflow model: an exported graph with signature and dynamic batch."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.pytorch import save_model
     from mlflow.types import Schema, TensorSpec
 
-    def tensors(**shapes: tuple[int, ...]) -> Schema:
+    def build_schema(**shapes: tuple[int, ...]) -> Schema:
         kind = np.dtype("float32")
         return Schema([TensorSpec(kind, shape, name) for name, shape in shapes.items()])
 
@@ -67,8 +67,10 @@ def export(detector: Detector, path: Path) -> None:
         detector,
         path,
         signature=ModelSignature(
-            inputs=tensors(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
-            outputs=tensors(expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)),
+            inputs=build_schema(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
+            outputs=build_schema(
+                expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)
+            ),
         ),
         input_example=tuple(part.numpy() for part in build_example_inputs(detector)),
         pip_requirements=["torch"],

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from ml.detector import Detector
 from ml.errors import UserError
 from tasks import lake
-from tasks.artefact import CONFIG, ONNX, WEIGHTS, export, load
+from tasks.artefact import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_mlflow_model, load_detector
 from tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ def record_version(
     run_id = run.info.run_id
     try:
         _log_run(client, run_id, parameters, epoch_metrics, final_metrics)
-        for path in (directory / name for name in (CONFIG, WEIGHTS, ONNX)):
+        for path in (directory / name for name in (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE)):
             client.log_artifact(run_id, str(path), "detector")
         for path in sorted((*directory.glob("*.png"), *directory.glob("*.csv"))):
             client.log_artifact(run_id, str(path), "pictures")
         with tempfile.TemporaryDirectory() as exported:
-            export(load(directory), Path(exported) / "model")
+            export_mlflow_model(load_detector(directory), Path(exported) / "model")
             client.log_artifacts(run_id, str(Path(exported) / "model"), "model")
         version = _create_version(client, run_id, f"{run.info.artifact_uri}/model", tags)
     except BaseException:
@@ -183,7 +183,7 @@ def load_champion() -> tuple[Detector, str]:
     version = find_champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
-    return load(lake.model(version.version), settings().engine), version.version
+    return load_detector(lake.model(version.version), settings().engine), version.version
 
 
 def find_champion_version() -> ModelVersion | None:
@@ -292,7 +292,7 @@ def _read_local_champion() -> ModelVersion | None:
     if not file.exists():
         return None
     version = ModelVersion.model_validate_json(file.read_bytes())
-    copies = (lake.model(version.version) / name for name in (CONFIG, WEIGHTS))
+    copies = (lake.model(version.version) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
     return version if all(copy.exists() for copy in copies) else None
 
 

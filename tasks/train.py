@@ -39,7 +39,7 @@ from ml.train import (
 )
 from ml.windows import FleetWindows
 from tasks import lake, registry, task
-from tasks.artefact import load, save, save_onnx
+from tasks.artefact import load_detector, save_detector, save_onnx
 from tasks.checkpoints import WholeFiles, latest
 from tasks.fleet import last_common_night, load_fleet
 from tasks.progress import TrainingBar, at
@@ -287,7 +287,7 @@ def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> flo
     least = settings().min_readings
     planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
-    ours, theirs = (score_fleet(load(path), planted, least).score for path in paths)
+    ours, theirs = (score_fleet(load_detector(path), planted, least).score for path in paths)
     return estimate_superiority(ours, theirs, truth)
 
 
@@ -345,7 +345,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     # Most of the memory, also held by Lightning's circles; the rest is about the homes held out.
     del fleet
     gc.collect()
-    save(result.detector, directory)
+    save_detector(result.detector, directory)
     with at("exporting"):
         save_onnx(result.detector, directory)
     with at("measuring training steps"):
@@ -442,7 +442,7 @@ def _flatten_speed_metrics(speed_table: pl.DataFrame) -> dict[str, float]:
 def _measure_onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
     least = settings().min_readings
-    model, exported = load(directory), load(directory, "onnx")
+    model, exported = load_detector(directory), load_detector(directory, "onnx")
     places = select_evenly(usable_household_nights(fleet, least), ONNX_CHECK_SIZE)
     rows = FleetWindows(
         fleet, model.network.context_nights, least, borrow_from_peers=True

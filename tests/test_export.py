@@ -14,7 +14,7 @@ from ml.export import export_onnx, load_onnx_function, measure_output_difference
 from ml.models import MODEL_NAMES
 from ml.models.network import Windows
 from ml.score import ResultTables, score_nights
-from tasks.artefact import load, save
+from tasks.artefact import load_detector, save_detector
 from tests import fleets
 
 AGREE = 1e-4
@@ -52,7 +52,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = fleets.build_detector(
         fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     )
-    save(detector, directory)
+    save_detector(detector, directory)
     (directory / "model.onnx").write_bytes(export_onnx(detector))
     return directory
 
@@ -70,7 +70,9 @@ def scored(detector: Detector) -> ResultTables:
 
 
 def test_an_engine_gives_the_same_flags_ranks_and_scores(calibrated: Path) -> None:
-    ours, theirs = (scored(load(calibrated, engine)).scores for engine in ("torch", "onnx"))
+    ours, theirs = (
+        scored(load_detector(calibrated, engine)).scores for engine in ("torch", "onnx")
+    )
     exact = ["household_id", "night", "status", "is_anomaly", "rank", "reason"]
     assert ours.select(exact).equals(theirs.select(exact))
     for figure in ("score", "expected_kwh"):
@@ -78,12 +80,12 @@ def test_an_engine_gives_the_same_flags_ranks_and_scores(calibrated: Path) -> No
 
 
 def test_products_in_int8_stay_near(calibrated: Path) -> None:
-    detector = load(calibrated, "int8")
+    detector = load_detector(calibrated, "int8")
     nights = rows(detector, 300)
     assert (
         0
         < measure_output_difference(
-            load(calibrated).scoring_function(), detector.scoring_function(), nights
+            load_detector(calibrated).scoring_function(), detector.scoring_function(), nights
         )
         < 0.5
     )
@@ -92,6 +94,6 @@ def test_products_in_int8_stay_near(calibrated: Path) -> None:
 
 
 def test_a_version_without_a_program_says_so(calibrated: Path, tmp_path: Path) -> None:
-    save(load(calibrated), tmp_path)
+    save_detector(load_detector(calibrated), tmp_path)
     with pytest.raises(UserError, match=r"has no model\.onnx: score it with torch"):
-        load(tmp_path, "onnx")
+        load_detector(tmp_path, "onnx")

@@ -22,7 +22,7 @@ from ml.models.transformer import build_positional_encoding
 from ml.score import compute_log_odds, score_fleet
 from ml.train import train_and_calibrate
 from ml.windows import FleetWindows
-from tasks.artefact import load, save
+from tasks.artefact import load_detector, save_detector
 from tasks.train import TrainParameters
 from tests import fleets
 from tests.test_train import equal
@@ -137,8 +137,8 @@ def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Pa
     known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
     fitted = train_and_calibrate(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
-    save(fitted, tmp_path)
-    loaded = load(tmp_path)
+    save_detector(fitted, tmp_path)
+    loaded = load_detector(tmp_path)
     assert loaded.config == fitted.config
     assert equal(loaded.state_dict(), fitted.state_dict())
     night = score_fleet(loaded, known, MIN_READINGS)

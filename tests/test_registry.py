@@ -14,7 +14,7 @@ import torch
 from flows.train import train
 from ml.errors import UserError
 from tasks import lake, registry
-from tasks.artefact import load
+from tasks.artefact import load_detector
 from tasks.train import TrainParameters
 from tests import fleets
 from tests.homes import copy_mlflow_database, write_lake
@@ -131,7 +131,7 @@ def test_a_night_can_be_scored_while_mlflow_is_down(
         detector, version = registry.load_champion()
     assert time.monotonic() - started < 20
     assert version == "1"
-    assert equal(detector.state_dict(), load(lake.model("1")).state_dict())
+    assert equal(detector.state_dict(), load_detector(lake.model("1")).state_dict())
     assert "is down" in caplog.text
     assert "using the local copy of champion 1" in caplog.text
 

@@ -13,7 +13,7 @@ from flows.score import score
 from ml.errors import UserError
 from ml.score import WARMUP_NIGHTS
 from tasks import lake, report, warehouse
-from tasks.artefact import save
+from tasks.artefact import save_detector
 from tasks.registry import ModelVersion
 from tasks.score import NIGHTS_AT_ONCE, spans
 from tests import fleets
@@ -32,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("METERWATCH_HOME", str(path))
         fill(readings)
         lake.replace_reference("households", fleets.build_households(HOUSEHOLDS + 1))
-        save(
+        save_detector(
             fleets.build_detector(
                 fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
             ),

@@ -24,7 +24,7 @@ from ml.train import (
 )
 from ml.windows import FleetWindows
 from tasks import lake
-from tasks.artefact import load
+from tasks.artefact import load_detector
 from tasks.fleet import load_fleet
 from tasks.provenance import fingerprint
 from tasks.train import TrainParameters, fit_detector, resolve_last_night
@@ -245,7 +245,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert process.wait() == -9
     mark(next(home.glob("training/*/checkpoints/last.ckpt")))
     resumed = fit_detector(parameters)
-    found = load(lake.training(resumed.key))
+    found = load_detector(lake.training(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
     write_lake(kwh)
     copy_mlflow_database(empty_store)
@@ -253,7 +253,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert undisturbed.key == resumed.key
     assert resumed.epoch_metrics[0]["train_loss"] == MARK
     assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
-    assert equal(weights(load(lake.training(undisturbed.key))), weights(found))
+    assert equal(weights(load_detector(lake.training(undisturbed.key))), weights(found))
 
 
 def test_until_is_held_within_the_lake(home: Path) -> None:

@@ -30,7 +30,7 @@ from ml.loop import (
 from ml.train import FitResult, build_data_module, is_held_out, train_and_calibrate
 from ml.windows import FleetWindows
 from tasks import lake, registry
-from tasks.artefact import load, save_onnx
+from tasks.artefact import load_detector, save_onnx
 from tasks.checkpoints import WholeFiles, latest
 from tasks.fleet import load_fleet
 from tasks.train import TrainParameters, fit_detector
@@ -53,7 +53,7 @@ def trained(known: Fleet, parameters: FitParameters, directory: Path) -> FitResu
 
 
 def state(key: str) -> dict[str, torch.Tensor]:
-    return load(lake.training(key)).state_dict()
+    return load_detector(lake.training(key)).state_dict()
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

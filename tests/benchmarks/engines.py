@@ -27,7 +27,7 @@ from ml.score import WARMUP_NIGHTS, run_network
 from ml.train import select_held_out_households, select_nights_from, usable_household_nights
 from ml.windows import FleetWindows
 from tasks import lake, registry
-from tasks.artefact import load
+from tasks.artefact import load_detector
 from tasks.fleet import last_common_night, load_fleet
 from tasks.settings import settings
 from tests.benchmarks.measure import as_markdown
@@ -89,14 +89,14 @@ def _measure_engines(
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
     directory = lake.model(registry.load_champion()[1])
-    yield "torch", load(directory)
+    yield "torch", load_detector(directory)
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
-    exported = load(directory)
+    exported = load_detector(directory)
     exported.program = lambda windows: NetworkOutput(*graph(*windows))
     yield "torch.export", exported
-    yield "onnx", load(directory, "onnx")
-    yield "int8", load(directory, "int8")
+    yield "onnx", load_detector(directory, "onnx")
+    yield "int8", load_detector(directory, "int8")
 
 
 def _time_best_round(function: Callable[[], Any]) -> tuple[Any, float]:
