@@ -15,7 +15,7 @@ from tasks import lake
 log = logging.getLogger(__name__)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, each written under another name, synced and renamed."""
 
     def save_checkpoint(
@@ -30,9 +30,9 @@ class WholeFiles(TorchCheckpointIO):
         lake.replace_bytes(Path(path), content.getvalue())
 
 
-def latest(directory: Path) -> str | None:
+def find_latest_checkpoint(directory: Path) -> str | None:
     """The last checkpoint that is intact; without any, the directory is cleared."""
-    epochs = sorted(directory.glob("epoch=*.ckpt"), key=_epoch, reverse=True)
+    epochs = sorted(directory.glob("epoch=*.ckpt"), key=_parse_epoch, reverse=True)
     for path in (directory / "last.ckpt", *epochs):
         if not path.exists():
             continue
@@ -43,7 +43,7 @@ def latest(directory: Path) -> str | None:
     return None
 
 
-def _epoch(path: Path) -> int:
+def _parse_epoch(path: Path) -> int:
     return int(path.stem.removeprefix("epoch="))
 
 

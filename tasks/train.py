@@ -40,7 +40,7 @@ from ml.train import (
 from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load_detector, save_detector, save_onnx
-from tasks.checkpoints import WholeFiles, latest
+from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet import last_common_night, load_fleet
 from tasks.progress import TrainingBar, at
 from tasks.provenance import code_version, fingerprint
@@ -213,7 +213,7 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
         refuse_infinite_inputs(fleet)
         train_network(
             *(fleet, work.parameters, settings().min_readings, str(directory)),
-            latest(directory),
+            find_latest_checkpoint(directory),
             processes=present(),
         )
 
@@ -365,10 +365,10 @@ def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses
             job.parameters,
             settings().min_readings,
             str(directory),
-            resume_from=latest(directory),
+            resume_from=find_latest_checkpoint(directory),
             callbacks=[bar],
             processes=processes,
-            checkpoint_io=WholeFiles(),
+            checkpoint_io=AtomicCheckpointIO(),
         )
 
 

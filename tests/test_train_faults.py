@@ -31,7 +31,7 @@ from ml.train import FitResult, build_data_module, is_held_out, train_and_calibr
 from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load_detector, save_onnx
-from tasks.checkpoints import WholeFiles, latest
+from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet import load_fleet
 from tasks.train import TrainParameters, fit_detector
 from tests import fleets
@@ -99,7 +99,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
 def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(12, 60))
     undisturbed = train_and_calibrate(
-        known, quick(), MIN_READINGS, str(tmp_path), checkpoint_io=WholeFiles()
+        known, quick(), MIN_READINGS, str(tmp_path), checkpoint_io=AtomicCheckpointIO()
     )
     last = tmp_path / "last.ckpt"
     content = bytearray(last.read_bytes())
@@ -110,10 +110,15 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     else:
         content[len(content) // 2] ^= 1
     last.write_bytes(content)
-    earlier = latest(tmp_path)
+    earlier = find_latest_checkpoint(tmp_path)
     assert earlier == str(tmp_path / "epoch=1.ckpt")
     again = train_and_calibrate(
-        known, quick(), MIN_READINGS, str(tmp_path), resume_from=earlier, checkpoint_io=WholeFiles()
+        known,
+        quick(),
+        MIN_READINGS,
+        str(tmp_path),
+        resume_from=earlier,
+        checkpoint_io=AtomicCheckpointIO(),
     )
     assert_equal(again.detector.state_dict(), undisturbed.detector.state_dict())
 
@@ -122,7 +127,7 @@ def test_without_an_intact_checkpoint_training_begins_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"nothing of use")
-    assert latest(tmp_path) is None
+    assert find_latest_checkpoint(tmp_path) is None
     assert not tmp_path.exists()
     assert "last.ckpt is damaged" in caplog.text
 
