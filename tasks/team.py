@@ -17,13 +17,13 @@ import torch
 from ml.loop import SINGLE_PROCESS, TrainingProcesses
 from tasks.settings import settings
 
-LAUNCHED: Final = "TORCHELASTIC_RUN_ID"
-HOST: Final = "127.0.0.1"
+LAUNCH_VARIABLE: Final = "TORCHELASTIC_RUN_ID"
+MASTER_HOST: Final = "127.0.0.1"
 
 
-def present() -> TrainingProcesses:
+def detect_training_processes() -> TrainingProcesses:
     """The team that the environment names."""
-    if LAUNCHED not in os.environ:
+    if LAUNCH_VARIABLE not in os.environ:
         return SINGLE_PROCESS
     rank, size, here = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -32,46 +32,47 @@ def present() -> TrainingProcesses:
 
 
 @contextmanager
-def assembled(parameters: str) -> Iterator[TrainingProcesses]:
+def launch_training_processes(parameters_json: str) -> Iterator[TrainingProcesses]:
     """The team that trains: the one this process was launched in, or one made for its devices.
 
     `parameters` are what the other processes are to assist in, as JSON.
     """
     size = settings().devices or max(1, torch.cuda.device_count())
-    share_threads(1 if LAUNCHED in os.environ else size)
-    if LAUNCHED in os.environ or size == 1:
-        yield present()
+    limit_torch_threads(1 if LAUNCH_VARIABLE in os.environ else size)
+    if LAUNCH_VARIABLE in os.environ or size == 1:
+        yield detect_training_processes()
         return
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": HOST}
-    common |= {LAUNCHED: "meterwatch", "MASTER_PORT": _free_port()}
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": MASTER_HOST}
+    common |= {LAUNCH_VARIABLE: "meterwatch", "MASTER_PORT": _find_free_port()}
 
-    def environment(rank: int) -> dict[str, str]:
+    def build_environment(rank: int) -> dict[str, str]:
         named = common | {"RANK": rank, "LOCAL_RANK": rank}
         return {name: str(value) for name, value in named.items()}
 
-    command = (sys.executable, "-m", "tasks.assist", parameters)
+    command = (sys.executable, "-m", "tasks.assist", parameters_json)
     others = [
-        subprocess.Popen(command, env=os.environ | environment(rank)) for rank in range(1, size)
+        subprocess.Popen(command, env=os.environ | build_environment(rank))
+        for rank in range(1, size)
     ]
-    os.environ.update(environment(0))
+    os.environ.update(build_environment(0))
     try:
-        yield present()
+        yield detect_training_processes()
     finally:
-        for name in environment(0):
+        for name in build_environment(0):
             del os.environ[name]
         for other in others:
             other.kill()
             other.wait()
 
 
-def share_threads(processes: int) -> None:
+def limit_torch_threads(n_processes: int) -> None:
     """Give torch the threads that were pinned, or this process's share of the cores."""
-    shared = max(1, torch.get_num_threads() // processes) if processes > 1 else None
+    shared = max(1, torch.get_num_threads() // n_processes) if n_processes > 1 else None
     if threads := settings().threads or shared:
         torch.set_num_threads(threads)
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as free:
-        free.bind((HOST, 0))
+        free.bind((MASTER_HOST, 0))
         return int(free.getsockname()[1])

@@ -47,7 +47,7 @@ from tasks.provenance import code_version, fingerprint
 from tasks.registry import ModelVersion
 from tasks.report import leave
 from tasks.settings import settings
-from tasks.team import assembled, present
+from tasks.team import detect_training_processes, launch_training_processes
 
 PROMOTION_CONFIDENCE: Final = 0.95
 PLOTTED_HOUSEHOLDS: Final = 100
@@ -196,13 +196,13 @@ def fit_detector(parameters: TrainParameters) -> FittedDetector:
         UserError: too few nights, or MLflow is down.
     """
     registry.prepare_store()
-    with _hold_training_lock(), assembled(parameters.model_dump_json()) as team:
+    with _hold_training_lock(), launch_training_processes(parameters.model_dump_json()) as team:
         return _train_and_export(parameters, team)
 
 
 def is_data_parallel_worker() -> bool:
     """Whether this process was launched to help another one train."""
-    return present().rank > 0
+    return detect_training_processes().rank > 0
 
 
 def run_data_parallel_worker(parameters: TrainParameters) -> None:
@@ -214,7 +214,7 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
         train_network(
             *(fleet, work.parameters, settings().min_readings, str(directory)),
             find_latest_checkpoint(directory),
-            processes=present(),
+            processes=detect_training_processes(),
         )
 
 
