@@ -35,7 +35,7 @@ from ml.score import WARMUP_NIGHTS, run_network, score_fleet
 from ml.train import is_held_out, train_and_calibrate
 from tasks import lake, paths, registry, task
 from tasks.fleet import common_nights, load_fleet
-from tasks.provenance import code_version, fingerprint
+from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.report import leave
 from tasks.settings import settings
 
@@ -163,7 +163,7 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
         directory,
         parameters=_build_logged_parameters(arena, parameters),
         metrics_by_detector=_build_logged_metrics(outcome.metrics),
-        tags={"data": fingerprint(arena.training_fleet)} | code_version(),
+        tags={"data": fingerprint_fleet(arena.training_fleet)} | read_code_version(),
     )
     leave("benchmark", (directory / "table.md").read_text())
     return EvaluateReceipt(

@@ -10,7 +10,7 @@ import numpy as np
 from ml.features import Fleet
 
 
-def fingerprint(fleet: Fleet) -> str:
+def fingerprint_fleet(fleet: Fleet) -> str:
     """A digest of all that a training reads."""
     digest = hashlib.sha256()
     digest.update(f"{fleet.household_ids} {fleet.nights[0]} {fleet.nights[-1]}".encode())
@@ -19,7 +19,7 @@ def fingerprint(fleet: Fleet) -> str:
     return digest.hexdigest()[:16]
 
 
-def code_version() -> dict[str, str]:
+def read_code_version() -> dict[str, str]:
     """The package's version, and the commit where there is one."""
     tags = {"package": package_version("meterwatch")}
     here = Path(__file__).parent

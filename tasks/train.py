@@ -43,7 +43,7 @@ from tasks.artefact import load_detector, save_detector, save_onnx
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet import last_common_night, load_fleet
 from tasks.progress import TrainingBar, at
-from tasks.provenance import code_version, fingerprint
+from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.registry import ModelVersion
 from tasks.report import leave
 from tasks.settings import settings
@@ -238,7 +238,7 @@ def register_version(fitted: FittedDetector) -> ModelVersion:
             "until": str(fitted.last_night),
             "opset": str(ONNX_OPSET),
         }
-        | code_version(),
+        | read_code_version(),
     )
 
 
@@ -327,7 +327,7 @@ def _prepare_job(parameters: TrainParameters) -> tuple[TrainingJob, Fleet]:
     """What there is to learn from; its key is the same for the same data and choices."""
     chosen = FitParameters(**parameters.model_dump(include=FIT_PARAMETER_NAMES, exclude_none=True))
     fleet = load_fleet(lake.extent()[0], resolve_last_night(parameters), reporting=True)
-    data = fingerprint(fleet)
+    data = fingerprint_fleet(fleet)
     key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
     rows = int((fleet.n_readings > 0).sum())
     return TrainingJob(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet

@@ -26,7 +26,7 @@ from ml.windows import FleetWindows
 from tasks import lake
 from tasks.artefact import load_detector
 from tasks.fleet import load_fleet
-from tasks.provenance import fingerprint
+from tasks.provenance import fingerprint_fleet
 from tasks.train import TrainParameters, fit_detector, resolve_last_night
 from tests import fleets
 from tests.homes import copy_mlflow_database, write_lake
@@ -272,7 +272,7 @@ def test_data_of_the_same_shape_is_other_data() -> None:
         fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=1)),
         fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=2)),
     )
-    assert fingerprint(one) != fingerprint(other)
-    assert fingerprint(one) == fingerprint(
+    assert fingerprint_fleet(one) != fingerprint_fleet(other)
+    assert fingerprint_fleet(one) == fingerprint_fleet(
         fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=1))
     )
