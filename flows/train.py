@@ -7,7 +7,7 @@ from pydantic import Field
 
 from flows import flow
 from ml.errors import UserError
-from tasks.progress import at
+from tasks.progress import show_spinner
 from tasks.runs import recorded
 from tasks.train import (
     TrainParameters,
@@ -52,9 +52,9 @@ def train(
     with recorded("train") as record:
         fitted = fit_detector(parameters)
         record.first_night, record.last_night = fitted.first_night, fitted.last_night
-        with at("registering the version"):
+        with show_spinner("registering the version"):
             version = register_version(fitted)
-        with at("holding it against the champion"):
+        with show_spinner("holding it against the champion"):
             verdict = promote_version(fitted, version, wanted=parameters.promote)
         record.model_version, record.message = version.version, verdict.why
         receipt = TrainReceipt(version=version.version, decision=verdict, fitted=fitted)

@@ -42,7 +42,7 @@ from tasks import lake, registry, task
 from tasks.artefact import load_detector, save_detector, save_onnx
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet import last_common_night, load_fleet
-from tasks.progress import TrainingBar, at
+from tasks.progress import TrainingProgressBar, show_spinner
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.registry import ModelVersion
 from tasks.report import leave
@@ -346,11 +346,11 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     del fleet
     gc.collect()
     save_detector(result.detector, directory)
-    with at("exporting"):
+    with show_spinner("exporting"):
         save_onnx(result.detector, directory)
-    with at("measuring training steps"):
+    with show_spinner("measuring training steps"):
         table = _measure_training_speed(result.detector, apart)
-    with at("drawing pictures"):
+    with show_spinner("drawing pictures"):
         _save_figures(result, apart, table, directory)
         fitted = _build_fitted_detector(work, apart, result, table)
     lake.replace_bytes(_fitted_file(work.key), fitted.model_dump_json(indent=2).encode())
@@ -359,7 +359,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
 
 def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses) -> FitResult:
     directory = lake.training(job.key) / "checkpoints"
-    with TrainingBar() as bar:
+    with TrainingProgressBar() as bar:
         return train_and_calibrate(
             fleet,
             job.parameters,
