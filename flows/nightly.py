@@ -10,7 +10,7 @@ from ml.errors import UserError
 from tasks import report, task, warehouse
 from tasks.runs import recorded
 from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
-from tasks.settings import settings
+from tasks.settings import get_settings
 from tasks.settle import IngestError, IngestReceipt
 
 
@@ -54,7 +54,7 @@ def nightly(night: Night = None) -> NightlyReceipt:
 
 def ingest_landed() -> IngestReceipt:
     """Ingest the landing directory; files that cannot be read are named in the receipt."""
-    landing = settings().landing_dir
+    landing = get_settings().landing_dir
     if not any(path.is_file() for path in landing.rglob("[!.]*")):
         return IngestReceipt()
     try:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from flows import CONSOLE_LEVEL
 from ml.errors import UserError
 from tasks import lake
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 LOOPBACK: Final = "127.0.0.1"
 START_SECONDS: Final = 120
@@ -107,7 +107,7 @@ def environment(url: str) -> dict[str, str]:
         **SETTINGS,
         "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "METERWATCH_HOME": str(home),
-        "METERWATCH_LANDING": str(settings().landing_dir.resolve()),
+        "METERWATCH_LANDING": str(get_settings().landing_dir.resolve()),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": url,
     }

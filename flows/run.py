@@ -24,7 +24,7 @@ from ml.simulate.planted import summarize_detection
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake, report, warehouse
 from tasks.fleet import last_common_night
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 FLEET: Final = FleetConfig()
 SIMULATED_NIGHTS: Final = 7
@@ -142,7 +142,7 @@ def _show_found(first: date, last: date) -> None:
     print(
         f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them injected; "
         f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
-        f"(budget {settings().alert_budget:g} false episodes)"
+        f"(budget {get_settings().alert_budget:g} false episodes)"
     )
 
 

@@ -18,7 +18,7 @@ from flows.processes import (
 )
 from ml.errors import UserError
 from tasks import registry
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 Children = dict[str, "Popen[bytes]"]
 POLL_SECONDS: Final = 1.0
@@ -30,7 +30,7 @@ def serve() -> None:
     Raises:
         UserError: a port or the home is taken, or a process ended by itself.
     """
-    port, mlflow_port = settings().prefect_port, settings().mlflow_port
+    port, mlflow_port = get_settings().prefect_port, get_settings().mlflow_port
     refuse_used(port, "METERWATCH_PREFECT_PORT")
     refuse_used(mlflow_port, "METERWATCH_MLFLOW_PORT")
     try:

@@ -11,7 +11,7 @@ from ml.errors import UserError
 from ml.export import build_example_inputs, export_onnx, load_onnx_function, quantize_onnx_int8
 from ml.schemas import HALF_HOURS
 from tasks import lake
-from tasks.settings import Engine
+from tasks.settings import ScoringEngine
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -30,7 +30,7 @@ def save_onnx(detector: Detector, directory: Path) -> None:
     lake.replace_bytes(directory / ONNX_FILE, export_onnx(detector))
 
 
-def load_detector(directory: Path, engine: Engine = "torch") -> Detector:
+def load_detector(directory: Path, engine: ScoringEngine = "torch") -> Detector:
     """Read a detector that `save` wrote, judging by the engine named.
 
     Raises:

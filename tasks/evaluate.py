@@ -37,7 +37,7 @@ from tasks import lake, paths, registry, task
 from tasks.fleet import common_nights, load_fleet
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.report import leave
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 FUSION: Final = "fusion"
 SEED_MODEL: Final = "conditional_autoencoder"
@@ -152,7 +152,7 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
         UserError: there is no such detector, too few nights, or MLflow is down.
     """
     names = resolve_detectors(parameters.detectors)
-    if threads := settings().threads:
+    if threads := get_settings().threads:
         torch.set_num_threads(threads)
     arena = prepare_benchmark(parameters)
     registry.prepare_store()
@@ -193,7 +193,7 @@ def prepare_benchmark(parameters: EvaluateParameters) -> BenchmarkData:
     seen = _select_evenly(np.flatnonzero(~apart), len(rows))
     test = fleet.select_nights(max(0, stop - PRETEST_NIGHTS - WARMUP_NIGHTS))
     start = test.nights.index(fleet.nights[stop])
-    span, least = slice(start, len(test.nights)), settings().min_readings
+    span, least = slice(start, len(test.nights)), get_settings().min_readings
     planted, truth = inject_anomalies(
         test, np.concatenate([rows, seen]), span, seed=parameters.seed, min_readings=least
     )
@@ -284,7 +284,7 @@ def _collect_metrics(
 
 
 def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
-    least = settings().min_readings
+    least = get_settings().min_readings
     if name == FUSION:
         return lambda fleet: DetectorOutput(
             {name: rules.fuse_rules(fleet, least, data.pretest_nights)}
@@ -304,7 +304,7 @@ def _fit_scorer(name: str, data: BenchmarkData, seed: int) -> FleetScorer:
 
 
 def _fit_network_scorer(name: str, training_fleet: Fleet, seed: int) -> FleetScorer:
-    least = settings().min_readings
+    least = get_settings().min_readings
     with tempfile.TemporaryDirectory() as directory:
         detector = train_and_calibrate(
             training_fleet, FitParameters(model=name, seed=seed), least, directory

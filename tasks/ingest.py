@@ -39,7 +39,7 @@ from tasks.delivered import (
     name_file_in_errors,
     scan_table,
 )
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 MAX_TASK_GROUPS: Final = 200
 MIN_TABLES_PER_GROUP: Final = 8
@@ -157,7 +157,7 @@ def _stage_new_table(
     if _is_already_ingested(delivery, delivery_rank):
         return StagedTable(delivery_rank, table.file, delivery, is_already_ingested=True)
     work = _StagingJob(
-        delivery_rank, staged_table_dir(delivery_rank), settings().supply_limit_kwh, on_progress
+        delivery_rank, staged_table_dir(delivery_rank), get_settings().supply_limit_kwh, on_progress
     )
     with scan_table(table, work.directory) as frame:
         every = iterate_batches(table, _scan_readings(table, frame))

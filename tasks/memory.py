@@ -12,7 +12,7 @@ import polars as pl
 from ml.features import Fleet
 from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
 from tasks import lake
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 
 class Memory:
@@ -20,7 +20,7 @@ class Memory:
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self.fleet = fleet
-        seen = f"{version} {settings().min_readings} {fleet.household_ids}".encode()
+        seen = f"{version} {get_settings().min_readings} {fleet.household_ids}".encode()
         with ThreadPoolExecutor() as pool:
             nights = list(pool.map(self._digest, range(len(fleet.nights))))
         self.fingerprints = [

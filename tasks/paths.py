@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import Final
 
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 GLOBS: Final = {
     "days": "lake/days/month=*/*.parquet",
@@ -40,7 +40,7 @@ MEMORY: Final = {"raw_scores": "memory/raw_scores/night=*/*.parquet"}
 
 def home() -> Path:
     """The root of all state."""
-    return settings().home
+    return get_settings().home
 
 
 def model(version: str) -> Path:

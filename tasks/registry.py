@@ -27,7 +27,7 @@ from ml.detector import Detector
 from ml.errors import UserError
 from tasks import lake
 from tasks.artefact import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, export_mlflow_model, load_detector
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,13 +69,13 @@ class ModelVersion(BaseModel):
 
 def resolve_store_uri() -> str:
     """The MLflow store."""
-    return settings().mlflow_uri or f"sqlite:///{_database_path().resolve()}"
+    return get_settings().mlflow_uri or f"sqlite:///{_database_path().resolve()}"
 
 
 def build_version_url(version: str) -> str:
     """The address of a version in MLflow's UI, as `make serve` offers it or the named server."""
-    uri = settings().mlflow_uri or ""
-    local = f"http://127.0.0.1:{settings().mlflow_port}"
+    uri = get_settings().mlflow_uri or ""
+    local = f"http://127.0.0.1:{get_settings().mlflow_port}"
     return f"{uri if uri.startswith('http') else local}/#/models/{MODEL_NAME}/versions/{version}"
 
 
@@ -85,7 +85,7 @@ def prepare_store() -> None:
     Raises:
         UserError: the store cannot be reached or read.
     """
-    if settings().mlflow_uri:
+    if get_settings().mlflow_uri:
         with _translate_outages():
             _create_client().search_registered_models(max_results=1)
         return
@@ -183,7 +183,7 @@ def load_champion() -> tuple[Detector, str]:
     version = find_champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
-    return load_detector(lake.model(version.version), settings().engine), version.version
+    return load_detector(lake.model(version.version), get_settings().engine), version.version
 
 
 def find_champion_version() -> ModelVersion | None:
@@ -228,7 +228,7 @@ def _get_or_create_experiment(client: "MlflowClient", name: str = MODEL_NAME) ->
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    local = None if settings().mlflow_uri else (lake.mlflow() / "artifacts").resolve().as_uri()
+    local = None if get_settings().mlflow_uri else (lake.mlflow() / "artifacts").resolve().as_uri()
     return client.create_experiment(name, artifact_location=local)
 
 

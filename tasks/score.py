@@ -14,7 +14,7 @@ from ml.score import first_night_needed, score_nights
 from tasks import lake, registry, task
 from tasks.fleet import load_fleet
 from tasks.memory import Memory
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 NIGHTS_AT_ONCE: Final = 31
 
@@ -69,18 +69,18 @@ def wanted(first: date | None, last: date | None = None) -> tuple[date, date]:
 def score_span(span: tuple[date, date]) -> ScoreReceipt:
     """Score the nights of a span with the champion and replace their tables."""
     first, last = span
-    if threads := settings().threads:
+    if threads := get_settings().threads:
         torch.set_num_threads(threads)
     detector, version = registry.load_champion()
     with lake.writing():
         fleet = load_fleet(first_night_needed(first, detector), last)
-        memory = Memory(fleet, f"{version} {settings().engine}")
+        memory = Memory(fleet, f"{version} {get_settings().engine}")
         tables = score_nights(
             detector,
             fleet,
             first,
-            min_readings=settings().min_readings,
-            alert_budget=settings().alert_budget,
+            min_readings=get_settings().min_readings,
+            alert_budget=get_settings().alert_budget,
             model_version=version,
             cached=memory.recall(),
         )

@@ -10,15 +10,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml.errors import UserError
 
-PREFIX: Final = "METERWATCH_"
+ENVIRONMENT_PREFIX: Final = "METERWATCH_"
 
-Engine = Literal["torch", "onnx", "int8"]
+ScoringEngine = Literal["torch", "onnx", "int8"]
 
 
 class Settings(BaseSettings):
     """What a user may configure; the README's table is made of these fields."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path("data"), description="where all state lives")
     landing: Path | None = Field(None, description="where deliveries land (default: HOME/landing)")
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     devices: int | None = Field(
         None, ge=1, description="devices that train together (default: all GPUs, or 1 CPU)"
     )
-    engine: Engine = Field(
+    engine: ScoringEngine = Field(
         "torch", description="what scores: PyTorch, or ONNX Runtime, also with int8 products"
     )
 
@@ -49,23 +49,25 @@ class Settings(BaseSettings):
         return self.landing or self.home / "landing"
 
 
-def settings() -> Settings:
+def get_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
         UserError: a variable has a value that its field refuses.
     """
-    return _read(
-        frozenset(each for each in os.environ.items() if each[0].upper().startswith(PREFIX))
+    return _read_environment(
+        frozenset(
+            each for each in os.environ.items() if each[0].upper().startswith(ENVIRONMENT_PREFIX)
+        )
     )
 
 
 @functools.cache
-def _read(_variables: frozenset[tuple[str, str]]) -> Settings:
+def _read_environment(_variables: frozenset[tuple[str, str]]) -> Settings:
     """Read once what the environment says, until it says something else."""
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        name = ENVIRONMENT_PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise UserError(f"{name}: {first['msg']} (got {first['input']!r})") from None

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from ml.loop import SINGLE_PROCESS, TrainingProcesses
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 LAUNCH_VARIABLE: Final = "TORCHELASTIC_RUN_ID"
 MASTER_HOST: Final = "127.0.0.1"
@@ -37,7 +37,7 @@ def launch_training_processes(parameters_json: str) -> Iterator[TrainingProcesse
 
     `parameters` are what the other processes are to assist in, as JSON.
     """
-    size = settings().devices or max(1, torch.cuda.device_count())
+    size = get_settings().devices or max(1, torch.cuda.device_count())
     limit_torch_threads(1 if LAUNCH_VARIABLE in os.environ else size)
     if LAUNCH_VARIABLE in os.environ or size == 1:
         yield detect_training_processes()
@@ -68,7 +68,7 @@ def launch_training_processes(parameters_json: str) -> Iterator[TrainingProcesse
 def limit_torch_threads(n_processes: int) -> None:
     """Give torch the threads that were pinned, or this process's share of the cores."""
     shared = max(1, torch.get_num_threads() // n_processes) if n_processes > 1 else None
-    if threads := settings().threads or shared:
+    if threads := get_settings().threads or shared:
         torch.set_num_threads(threads)
 
 

@@ -46,7 +46,7 @@ from tasks.progress import TrainingProgressBar, show_spinner
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.registry import ModelVersion
 from tasks.report import leave
-from tasks.settings import settings
+from tasks.settings import get_settings
 from tasks.team import detect_training_processes, launch_training_processes
 
 PROMOTION_CONFIDENCE: Final = 0.95
@@ -212,7 +212,7 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
         directory = lake.training(work.key) / "checkpoints"
         refuse_infinite_inputs(fleet)
         train_network(
-            *(fleet, work.parameters, settings().min_readings, str(directory)),
+            *(fleet, work.parameters, get_settings().min_readings, str(directory)),
             find_latest_checkpoint(directory),
             processes=detect_training_processes(),
         )
@@ -284,7 +284,7 @@ def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> flo
     nights = slice(fleet.nights.index(fitted.first_calibration_night), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:COMPARISON_HOUSEHOLDS]
     rows = repeat_households(households, -(-COMPARISON_HOUSEHOLDS // len(households)))
-    least = settings().min_readings
+    least = get_settings().min_readings
     planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
     paths = lake.training(fitted.key), lake.model(champion.version)
     ours, theirs = (score_fleet(load_detector(path), planted, least).score for path in paths)
@@ -328,7 +328,7 @@ def _prepare_job(parameters: TrainParameters) -> tuple[TrainingJob, Fleet]:
     chosen = FitParameters(**parameters.model_dump(include=FIT_PARAMETER_NAMES, exclude_none=True))
     fleet = load_fleet(lake.extent()[0], resolve_last_night(parameters), reporting=True)
     data = fingerprint_fleet(fleet)
-    key = hashlib.sha256(f"{data} {settings().min_readings} {chosen}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{data} {get_settings().min_readings} {chosen}".encode()).hexdigest()[:16]
     rows = int((fleet.n_readings > 0).sum())
     return TrainingJob(key, data, chosen, fleet.nights, len(fleet.household_ids), rows), fleet
 
@@ -363,7 +363,7 @@ def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses
         return train_and_calibrate(
             fleet,
             job.parameters,
-            settings().min_readings,
+            get_settings().min_readings,
             str(directory),
             resume_from=find_latest_checkpoint(directory),
             callbacks=[bar],
@@ -373,7 +373,7 @@ def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses
 
 
 def _measure_training_speed(detector: Detector, fleet: Fleet) -> pl.DataFrame:
-    least, network = settings().min_readings, detector.network
+    least, network = get_settings().min_readings, detector.network
     windows = FleetWindows(fleet, network.context_nights, least)
     return measure_training_speed(network, windows, usable_household_nights(fleet, least))
 
@@ -386,7 +386,11 @@ def _save_figures(
         result.calibration_nights.start - WARMUP_NIGHTS,
     )
     nights = slice(len(recent.nights) - _slice_length(result.calibration_nights), None)
-    detector, least, budget = result.detector, settings().min_readings, settings().alert_budget
+    detector, least, budget = (
+        result.detector,
+        get_settings().min_readings,
+        get_settings().alert_budget,
+    )
     days = plots.select_examples(detector, recent, nights, least, budget)
     for name, figure in {
         "loss": plots.draw_loss_curve(result.epoch_metrics, result.best_epoch),
@@ -423,7 +427,7 @@ def _build_fitted_detector(
         resources=result.resources,
         training_speed=_flatten_speed_metrics(speed_table),
         validation_error_kwh=compute_validation_error_kwh(
-            result.detector, held_out_fleet, result.calibration_nights, settings().min_readings
+            result.detector, held_out_fleet, result.calibration_nights, get_settings().min_readings
         ),
         onnx_difference=_measure_onnx_difference(lake.training(job.key), held_out_fleet),
         epoch_metrics=result.epoch_metrics,
@@ -441,7 +445,7 @@ def _flatten_speed_metrics(speed_table: pl.DataFrame) -> dict[str, float]:
 
 def _measure_onnx_difference(directory: Path, fleet: Fleet) -> float:
     """How far the ONNX program is from the model as it scores, on real nights spread out."""
-    least = settings().min_readings
+    least = get_settings().min_readings
     model, exported = load_detector(directory), load_detector(directory, "onnx")
     places = select_evenly(usable_household_nights(fleet, least), ONNX_CHECK_SIZE)
     rows = FleetWindows(

@@ -20,7 +20,7 @@ import polars as pl
 from ml.errors import UserError
 from tasks import paths
 from tasks.questions import Parameter, Question, questions, text
-from tasks.settings import settings
+from tasks.settings import get_settings
 
 FOREIGN: Final = re.compile(r"INTERVAL|UNION|UUID|JSON")
 STATUS: Final = {
@@ -110,7 +110,7 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _variables(home: Path, scratch: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
-    limits = settings().model_dump(include={"supply_limit_kwh"})
+    limits = get_settings().model_dump(include={"supply_limit_kwh"})
     globs = {name: _glob(home, name, scratch) for name in paths.GLOBS}
     return {"results": f"{escape(str(home))}/tables/**", **globs, **limits}
 

@@ -29,7 +29,7 @@ from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load_detector
 from tasks.fleet import last_common_night, load_fleet
-from tasks.settings import settings
+from tasks.settings import get_settings
 from tests.benchmarks.measure import as_markdown
 
 N_COMPARED_NIGHTS: Final = 3000
@@ -42,7 +42,7 @@ app = App(help="What scoring on each engine takes.")
 def main(nights: int = 28, rows: int = 136) -> None:
     """Plant `rows` copies of households over the last `nights`, and judge them by each engine."""
     torch.set_num_threads(1)
-    least = settings().min_readings
+    least = get_settings().min_readings
     known = select_held_out_households(
         load_fleet(lake.extent()[0], last_common_night(), reporting=True)
     )
@@ -59,7 +59,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
 
 def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
-    least, champion = settings().min_readings, registry.load_champion()[0]
+    least, champion = get_settings().min_readings, registry.load_champion()[0]
     windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
     return windows.gather_windows(
         select_evenly(usable_household_nights(fleet, least), N_COMPARED_NIGHTS)
@@ -69,7 +69,7 @@ def _sample_windows(fleet: Fleet) -> Windows:
 def _measure_engines(
     fleet: Fleet, truth: GroundTruth, nights: slice, comparison_windows: Windows
 ) -> Iterator[dict[str, Any]]:
-    least, exact = settings().min_readings, None
+    least, exact = get_settings().min_readings, None
     for name, detector in _load_engines():
         exact = exact or detector.scoring_function()
         score, seconds = _time_best_round(
