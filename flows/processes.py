@@ -88,7 +88,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 def log_of(name: str) -> Path:
     """Where a child process writes."""
-    path = (lake.home() / "prefect" / f"{name}.log").resolve()
+    path = (lake.home_dir() / "prefect" / f"{name}.log").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -100,7 +100,7 @@ def api_url(port: int) -> str:
 
 def environment(url: str) -> dict[str, str]:
     """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
-    home = lake.home().resolve()
+    home = lake.home_dir().resolve()
     ours = Path(sys.executable).parent
     return {
         **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL},
@@ -140,7 +140,7 @@ def _only_server() -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(
-            f"a Prefect server already runs on {lake.home()}: stop it or set PREFECT_API_URL"
+            f"a Prefect server already runs on {lake.home_dir()}: stop it or set PREFECT_API_URL"
         ) from None
 
 

@@ -69,13 +69,13 @@ def _recorded() -> Iterator[None]:
 
 
 def _simulated() -> Path:
-    return lake.home().resolve() / "simulated"
+    return lake.home_dir().resolve() / "simulated"
 
 
 def _keep_fleets_apart(source: Path | None) -> None:
     """Put a simulated home aside before real readings come; never mix into real ones."""
-    home = lake.home().resolve()
-    if source is None and lake.exists("days") and not _simulated().exists():
+    home = lake.home_dir().resolve()
+    if source is None and lake.has_table_files("days") and not _simulated().exists():
         raise UserError(
             f"{home} holds delivered readings: set METERWATCH_HOME to another directory"
         )
@@ -148,7 +148,7 @@ def _show_found(first: date, last: date) -> None:
 
 def _say_where_next(first: date, last: date) -> None:
     print(
-        f"\nscores, anomalies, episodes   {lake.home() / 'tables'}\n"
+        f"\nscores, anomalies, episodes   {lake.home_dir() / 'tables'}\n"
         f"the same homes, drawn         {report.draw(first, last) or 'none was flagged'}\n"
         f"ask in SQL                    meterwatch query top_anomalies --param night={last}\n"
         "runs, reports and models      make serve"

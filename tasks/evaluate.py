@@ -157,7 +157,7 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
     arena = prepare_benchmark(parameters)
     registry.prepare_store()
     outcome = evaluate_detectors(arena, names, parameters)
-    directory = paths.benchmark(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
+    directory = paths.benchmark_dir(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{parameters.seed}")
     _write_benchmark(directory, arena, outcome)
     run_id = registry.record_benchmark(
         directory,

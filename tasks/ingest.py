@@ -193,7 +193,7 @@ def _scan_readings(table: DeliveredTable, frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def _is_already_ingested(delivery: str, delivery_rank: int) -> bool:
     """Whether this content is in the ledger, or a file before this one in the call holds it."""
-    if any(path.stem == delivery for path in lake.files("deliveries")):
+    if any(path.stem == delivery for path in lake.list_table_files("deliveries")):
         return True
     return _delivery_claim_path(delivery).exists() and _delivery_claim_path(
         delivery
@@ -238,7 +238,7 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
     call = merge_reading_spans(found)
     store_staged(call, lake.staging() / "spans.arrow")
     given = {path.parent.name for path in _list_staged_files(["*/days/month=*/*.arrow"])}
-    held = {path.parent.name for path in lake.files("days")}
+    held = {path.parent.name for path in lake.list_table_files("days")}
     low, high = min(given), max(given)
     months = given | {name for name in held if low <= name <= high}
     return [date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in sorted(months)]

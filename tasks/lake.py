@@ -20,14 +20,16 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from ml import schemas
 from ml.errors import UserError
-from tasks.paths import GLOBS as GLOBS
+from tasks.paths import (
+    TABLE_GLOBS,
+    has_table_files,
+    home_dir,
+    list_table_files,
+    mlflow_dir,
+    model_dir,
+    training_dir,
+)
 from tasks.paths import champion_file as champion_file
-from tasks.paths import exists as exists
-from tasks.paths import files as files
-from tasks.paths import home as home
-from tasks.paths import mlflow as mlflow
-from tasks.paths import model as model
-from tasks.paths import training as training
 
 Reference = Literal["households", "weather", "holidays", "tariffs"]
 Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
@@ -65,7 +67,7 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
 
 def scan(name: str) -> pl.LazyFrame:
     """Scan a table; an absent one is empty."""
-    return _scan(name, files(name))
+    return _scan(name, list_table_files(name))
 
 
 def scan_nights(name: str, first: date, last: date) -> pl.LazyFrame:
@@ -80,7 +82,9 @@ def scan_days(first: date, last: date) -> pl.LazyFrame:
 
 
 def _scan_parts(name: str, lowest: str, highest: str) -> pl.LazyFrame:
-    return _scan(name, [path for path in files(name) if lowest <= path.parent.name <= highest])
+    return _scan(
+        name, [path for path in list_table_files(name) if lowest <= path.parent.name <= highest]
+    )
 
 
 def _scan(name: str, found: list[Path]) -> pl.LazyFrame:
@@ -96,7 +100,10 @@ def read(name: str) -> pl.DataFrame:
 
 def nights(table: Table) -> list[date]:
     """The nights that a result table holds, in order."""
-    return [date.fromisoformat(path.parent.name.removeprefix("night=")) for path in files(table)]
+    return [
+        date.fromisoformat(path.parent.name.removeprefix("night="))
+        for path in list_table_files(table)
+    ]
 
 
 def extent() -> tuple[date, date]:
@@ -105,7 +112,7 @@ def extent() -> tuple[date, date]:
     Raises:
         UserError: nothing has been ingested.
     """
-    found = files("days")
+    found = list_table_files("days")
     if not found:
         raise UserError("the lake is empty: run `meterwatch ingest` first")
     ends = pl.scan_parquet([found[0], found[-1]], hive_partitioning=False)
@@ -138,38 +145,38 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 def replace_month(month: date, days: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one month of the lake; rows come sorted by night and household."""
-    path = (root or home()) / f"lake/days/month={month:%Y-%m}/days.parquet"
+    path = (root or home_dir()) / f"lake/days/month={month:%Y-%m}/days.parquet"
     replace(path, schemas.HouseholdNights.validate(days))
 
 
 def replace_reference(name: Reference, frame: pl.DataFrame, root: Path | None = None) -> None:
     """Replace a reference table."""
-    replace((root or home()) / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
+    replace((root or home_dir()) / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
 
 
 def replace_ledger(name: Ledger, key: str, frame: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one entry of a ledger."""
-    path = (root or home()) / Path(GLOBS[name]).with_name(f"{key}.parquet")
+    path = (root or home_dir()) / Path(TABLE_GLOBS[name]).with_name(f"{key}.parquet")
     replace(path, SCHEMAS[name].validate(frame))
 
 
 def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
     """Replace one night of a result table."""
-    path = home() / f"tables/{table}/night={night}/{table}.parquet"
+    path = home_dir() / f"tables/{table}/night={night}/{table}.parquet"
     replace(path, SCHEMAS[table].validate(frame))
 
 
 def remember_night(night: date, raw_scores: pl.DataFrame) -> None:
     """Keep what a network made of a night."""
-    path = home() / f"memory/raw_scores/night={night}/raw_scores.parquet"
+    path = home_dir() / f"memory/raw_scores/night={night}/raw_scores.parquet"
     replace(path, schemas.ScoreCacheRows.validate(raw_scores))
 
 
 @contextmanager
 def writing() -> Iterator[None]:
     """Hold the home's write lock: one writer at a time, readers never wait."""
-    home().mkdir(parents=True, exist_ok=True)
-    with FileLock(home() / ".lock"):
+    home_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(home_dir() / ".lock"):
         _finish()
         try:
             yield
@@ -179,7 +186,7 @@ def writing() -> Iterator[None]:
 
 def staging() -> Path:
     """Where a writer that holds the lock works."""
-    return home() / "staging"
+    return home_dir() / "staging"
 
 
 def prepared() -> Path:
@@ -201,7 +208,7 @@ def _decided() -> Path:
 def _finish() -> None:
     """Finish what a writer decided to publish, and clear away what it left."""
     for path in sorted(_decided().rglob("*.parquet")):
-        target = home() / path.relative_to(_decided())
+        target = home_dir() / path.relative_to(_decided())
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     shutil.rmtree(staging(), ignore_errors=True)

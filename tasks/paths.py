@@ -20,7 +20,7 @@ from typing import Final
 
 from tasks.settings import get_settings
 
-GLOBS: Final = {
+TABLE_GLOBS: Final = {
     "days": "lake/days/month=*/*.parquet",
     "households": "lake/households.parquet",
     "weather": "lake/weather.parquet",
@@ -35,49 +35,49 @@ GLOBS: Final = {
     "episodes": "tables/episodes/night=*/*.parquet",
     "nights": "tables/nights/night=*/*.parquet",
 }
-MEMORY: Final = {"raw_scores": "memory/raw_scores/night=*/*.parquet"}
+SCORE_CACHE_GLOBS: Final = {"raw_scores": "memory/raw_scores/night=*/*.parquet"}
 
 
-def home() -> Path:
+def home_dir() -> Path:
     """The root of all state."""
     return get_settings().home
 
 
-def model(version: str) -> Path:
+def model_dir(version: str) -> Path:
     """The local copy of a registered detector."""
-    return home() / "models" / version
+    return home_dir() / "models" / version
 
 
 def champion_file() -> Path:
     """Which of the local copies was the last known champion."""
-    return home() / "models/champion.json"
+    return home_dir() / "models/champion.json"
 
 
-def training(key: str) -> Path:
+def training_dir(key: str) -> Path:
     """Where a training of this data and these parameters works."""
-    return home() / "training" / key
+    return home_dir() / "training" / key
 
 
-def benchmark(key: str) -> Path:
+def benchmark_dir(key: str) -> Path:
     """What a benchmark leaves."""
-    return home() / "benchmark" / key
+    return home_dir() / "benchmark" / key
 
 
-def picture(night: date) -> Path:
+def picture_file(night: date) -> Path:
     """The picture of a span of nights, by its last one."""
-    return home() / f"pictures/{night}.png"
+    return home_dir() / f"pictures/{night}.png"
 
 
-def mlflow() -> Path:
+def mlflow_dir() -> Path:
     """The directory of MLflow's own store."""
-    return home() / "mlflow"
+    return home_dir() / "mlflow"
 
 
-def files(name: str) -> list[Path]:
+def list_table_files(table: str) -> list[Path]:
     """The files of a table, in order."""
-    return sorted(home().glob((GLOBS | MEMORY)[name]))
+    return sorted(home_dir().glob((TABLE_GLOBS | SCORE_CACHE_GLOBS)[table]))
 
 
-def exists(name: str) -> bool:
+def has_table_files(table: str) -> bool:
     """Whether a table has any file."""
-    return any(True for _ in home().glob((GLOBS | MEMORY)[name]))
+    return any(True for _ in home_dir().glob((TABLE_GLOBS | SCORE_CACHE_GLOBS)[table]))

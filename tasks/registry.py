@@ -89,8 +89,8 @@ def prepare_store() -> None:
         with _translate_outages():
             _create_client().search_registered_models(max_results=1)
         return
-    lake.mlflow().mkdir(parents=True, exist_ok=True)
-    with FileLock(lake.mlflow() / ".lock"):
+    lake.mlflow_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(lake.mlflow_dir() / ".lock"):
         if _database_path().exists():
             with _translate_outages():
                 _upgrade_database(_database_path())
@@ -183,7 +183,7 @@ def load_champion() -> tuple[Detector, str]:
     version = find_champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
-    return load_detector(lake.model(version.version), get_settings().engine), version.version
+    return load_detector(lake.model_dir(version.version), get_settings().engine), version.version
 
 
 def find_champion_version() -> ModelVersion | None:
@@ -206,7 +206,7 @@ def find_champion_version() -> ModelVersion | None:
 
 
 def _database_path() -> Path:
-    return lake.mlflow() / "mlflow.db"
+    return lake.mlflow_dir() / "mlflow.db"
 
 
 def _create_client() -> "MlflowClient":
@@ -228,7 +228,9 @@ def _get_or_create_experiment(client: "MlflowClient", name: str = MODEL_NAME) ->
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    local = None if get_settings().mlflow_uri else (lake.mlflow() / "artifacts").resolve().as_uri()
+    local = (
+        None if get_settings().mlflow_uri else (lake.mlflow_dir() / "artifacts").resolve().as_uri()
+    )
     return client.create_experiment(name, artifact_location=local)
 
 
@@ -292,7 +294,7 @@ def _read_local_champion() -> ModelVersion | None:
     if not file.exists():
         return None
     version = ModelVersion.model_validate_json(file.read_bytes())
-    copies = (lake.model(version.version) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+    copies = (lake.model_dir(version.version) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
     return version if all(copy.exists() for copy in copies) else None
 
 
@@ -302,7 +304,7 @@ def _store_local_champion(version: ModelVersion) -> None:
         with _translate_outages():
             fetched = Path(_create_client().download_artifacts(version.run_id, "detector", scratch))
         for file in fetched.iterdir():
-            lake.replace_bytes(lake.model(version.version) / file.name, file.read_bytes())
+            lake.replace_bytes(lake.model_dir(version.version) / file.name, file.read_bytes())
     lake.replace_bytes(lake.champion_file(), version.model_dump_json().encode())
 
 

@@ -50,7 +50,7 @@ def draw(first: date, last: date) -> Path | None:
     if urgent.is_empty():
         return None
     title = f"Most urgent homes, {first} to {last}" if first < last else f"Most urgent of {last}"
-    path, image = paths.picture(last), io.BytesIO()
+    path, image = paths.picture_file(last), io.BytesIO()
     plots.draw_profiles(plots.build_flagged_examples(urgent), title).savefig(image, dpi=90)
     lake.replace_bytes(path, image.getvalue())
     return path

@@ -209,7 +209,7 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
     """Take part in the training of these parameters, as a process that registers nothing."""
     work, fleet = _prepare_job(parameters)
     if not _fitted_file(work.key).exists():
-        directory = lake.training(work.key) / "checkpoints"
+        directory = lake.training_dir(work.key) / "checkpoints"
         refuse_infinite_inputs(fleet)
         train_network(
             *(fleet, work.parameters, get_settings().min_readings, str(directory)),
@@ -224,7 +224,7 @@ def register_version(fitted: FittedDetector) -> ModelVersion:
     numbers = fitted.model_dump(include=LOGGED_COUNTS)
     spans = {name: str(getattr(fitted, name)) for name in ("first", "calibration")}
     return registry.record_version(
-        lake.training(fitted.key),
+        lake.training_dir(fitted.key),
         run_name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump()
         | fitted.resources.model_dump()
@@ -251,7 +251,7 @@ def promote_version(
     if verdict.is_promoted:
         registry.set_champion(version)
     registry.set_version_tags(version, promoted=str(verdict.is_promoted), why=verdict.why)
-    shutil.rmtree(lake.training(fitted.key))
+    shutil.rmtree(lake.training_dir(fitted.key))
     return verdict
 
 
@@ -286,7 +286,7 @@ def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> flo
     rows = repeat_households(households, -(-COMPARISON_HOUSEHOLDS // len(households)))
     least = get_settings().min_readings
     planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
-    paths = lake.training(fitted.key), lake.model(champion.version)
+    paths = lake.training_dir(fitted.key), lake.model_dir(champion.version)
     ours, theirs = (score_fleet(load_detector(path), planted, least).score for path in paths)
     return estimate_superiority(ours, theirs, truth)
 
@@ -313,13 +313,13 @@ def report_training(receipt: TrainReceipt) -> None:
 
 
 def _fitted_file(key: str) -> Path:
-    return lake.training(key) / "fitted.json"
+    return lake.training_dir(key) / "fitted.json"
 
 
 @contextmanager
 def _hold_training_lock() -> Iterator[None]:
-    lake.training("").mkdir(parents=True, exist_ok=True)
-    with FileLock(lake.training(".lock")):
+    lake.training_dir("").mkdir(parents=True, exist_ok=True)
+    with FileLock(lake.training_dir(".lock")):
         yield
 
 
@@ -338,7 +338,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     work, fleet = _prepare_job(parameters)
     if _fitted_file(work.key).exists():
         return FittedDetector.model_validate_json(_fitted_file(work.key).read_bytes())
-    directory = lake.training(work.key)
+    directory = lake.training_dir(work.key)
     result = _train_detector(work, fleet, processes)
     log.info("trained on %s", result.resources)
     apart = select_held_out_households(fleet)
@@ -358,7 +358,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
 
 
 def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses) -> FitResult:
-    directory = lake.training(job.key) / "checkpoints"
+    directory = lake.training_dir(job.key) / "checkpoints"
     with TrainingProgressBar() as bar:
         return train_and_calibrate(
             fleet,
@@ -429,7 +429,7 @@ def _build_fitted_detector(
         validation_error_kwh=compute_validation_error_kwh(
             result.detector, held_out_fleet, result.calibration_nights, get_settings().min_readings
         ),
-        onnx_difference=_measure_onnx_difference(lake.training(job.key), held_out_fleet),
+        onnx_difference=_measure_onnx_difference(lake.training_dir(job.key), held_out_fleet),
         epoch_metrics=result.epoch_metrics,
     )
 

@@ -88,7 +88,7 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="meterwatch-") as scratch,
         duckdb.connect() as connection,
     ):
-        home = paths.home().absolute()
+        home = paths.home_dir().absolute()
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
         for name, value in _variables(home, Path(scratch)).items():
@@ -111,14 +111,14 @@ def _look(connection: duckdb.DuckDBPyConnection) -> None:
 def _variables(home: Path, scratch: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
     limits = get_settings().model_dump(include={"supply_limit_kwh"})
-    globs = {name: _glob(home, name, scratch) for name in paths.GLOBS}
+    globs = {name: _glob(home, name, scratch) for name in paths.TABLE_GLOBS}
     return {"results": f"{escape(str(home))}/tables/**", **globs, **limits}
 
 
 def _glob(home: Path, name: str, scratch: Path) -> str:
     """The glob of a table's files; an absent table is an empty file in `scratch`."""
-    if any(home.glob(paths.GLOBS[name])):
-        return f"{escape(str(home))}/{paths.GLOBS[name]}"
+    if any(home.glob(paths.TABLE_GLOBS[name])):
+        return f"{escape(str(home))}/{paths.TABLE_GLOBS[name]}"
     from tasks import lake  # its schemas take a second to import
 
     path = scratch / name / "night=2000-01-01" / "empty.parquet"

@@ -39,4 +39,4 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from tasks import registry
 
         registry.prepare_store()
-        return lake.mlflow() / "mlflow.db"
+        return lake.mlflow_dir() / "mlflow.db"

@@ -19,5 +19,5 @@ def write_lake(kwh: np.ndarray) -> None:
 
 def copy_mlflow_database(database: Path) -> None:
     """A copy of an MLflow database, which takes seconds to make."""
-    lake.mlflow().mkdir(parents=True, exist_ok=True)
-    shutil.copy(database, lake.mlflow())
+    lake.mlflow_dir().mkdir(parents=True, exist_ok=True)
+    shutil.copy(database, lake.mlflow_dir())

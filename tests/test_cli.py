@@ -48,7 +48,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lake_as_it_is() -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in lake.files("days")}
+    return {str(path): path.read_bytes() for path in lake.list_table_files("days")}
 
 
 @pytest.mark.parametrize(

@@ -120,4 +120,4 @@ def test_too_few_nights_fails_with_one_line(
     _, said = capfd.readouterr()
     assert said.count("\n") == 1
     assert "needs 28 nights to learn from and 28 after them" in said
-    assert not (lake.home() / "benchmark").exists()
+    assert not (lake.home_dir() / "benchmark").exists()

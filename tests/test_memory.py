@@ -63,7 +63,7 @@ def test_another_version_or_another_rule_knows_nothing(
 
 
 def test_nights_that_are_known_are_not_written_again(fleet: Fleet, raw: np.ndarray) -> None:
-    files = sorted(lake.home().rglob("raw_scores.parquet"))
+    files = sorted(lake.home_dir().rglob("raw_scores.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
     Memory(fleet, "7").keep(CachedScores(raw, raw.astype(np.float64) + 1))
     assert len(files) == 8

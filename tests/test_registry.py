@@ -51,7 +51,7 @@ def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
     """The local copy is the registered artifact, and the exported graph computes the same."""
     detector, version = registry.load_champion()
     assert version == "1"
-    shutil.rmtree(lake.home() / "models")
+    shutil.rmtree(lake.home_dir() / "models")
     fetched, _ = registry.load_champion()
     assert equal(fetched.state_dict(), detector.state_dict())
     assert fetched.config == detector.config
@@ -116,7 +116,7 @@ def test_not_asked_for_means_not_promoted(copy: Path) -> None:
 def test_a_night_can_be_scored_while_mlflow_is_down(
     fault: str, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = lake.mlflow() / "mlflow.db"
+    database = lake.mlflow_dir() / "mlflow.db"
     if fault == "deleted":
         database.unlink()
     elif fault == "corrupt":
@@ -131,7 +131,7 @@ def test_a_night_can_be_scored_while_mlflow_is_down(
         detector, version = registry.load_champion()
     assert time.monotonic() - started < 20
     assert version == "1"
-    assert equal(detector.state_dict(), load_detector(lake.model("1")).state_dict())
+    assert equal(detector.state_dict(), load_detector(lake.model_dir("1")).state_dict())
     assert "is down" in caplog.text
     assert "using the local copy of champion 1" in caplog.text
 
@@ -144,9 +144,9 @@ def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None
 
 
 def test_a_store_that_is_down_stops_a_training_at_its_start(home: Path) -> None:
-    lake.mlflow().mkdir(parents=True)
-    (lake.mlflow() / "mlflow.db").write_bytes(b"not a database" * 1000)
+    lake.mlflow_dir().mkdir(parents=True)
+    (lake.mlflow_dir() / "mlflow.db").write_bytes(b"not a database" * 1000)
     write_lake(fleets.simulate_readings_kwh(2, 40))
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* is down: "):
         train.fn(TrainParameters())
-    assert not (lake.home() / "training").exists()
+    assert not (lake.home_dir() / "training").exists()

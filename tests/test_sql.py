@@ -158,7 +158,7 @@ def test_consistent_home_passes_every_check() -> None:
 
 
 def _file(table: str, night: date) -> Path:
-    return lake.home() / f"tables/{table}/night={night}/{table}.parquet"
+    return lake.home_dir() / f"tables/{table}/night={night}/{table}.parquet"
 
 
 def _with(frame: pl.DataFrame, household: str, **values: object) -> pl.DataFrame:
@@ -214,7 +214,7 @@ def _skip_a_night() -> None:
 
 def _day(household: str, night: date, kwh: list[float | None], month: date) -> None:
     """Add a household-day to the file of a month."""
-    path = lake.home() / f"lake/days/month={month:%Y-%m}/days.parquet"
+    path = lake.home_dir() / f"lake/days/month={month:%Y-%m}/days.parquet"
     rows = pl.read_parquet(path)
     day = (night, household, 48 - kwh.count(None), kwh)
     extra = pl.DataFrame([day], schema=rows.schema, orient="row")
@@ -232,7 +232,7 @@ def _leave(path: str, table: str, night: date) -> Callable[[], None]:
     """Leave a copy of a night somewhere else among the results."""
 
     def change() -> None:
-        lake.replace(lake.home() / path, pl.read_parquet(_file(table, night)))
+        lake.replace(lake.home_dir() / path, pl.read_parquet(_file(table, night)))
 
     return change
 

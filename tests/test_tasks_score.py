@@ -36,7 +36,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             fleets.build_detector(
                 fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
             ),
-            lake.model("7"),
+            lake.model_dir("7"),
         )
         champion = ModelVersion(version="7", run_id="none").model_dump_json()
         lake.replace_bytes(lake.champion_file(), champion.encode())
@@ -139,7 +139,7 @@ def test_the_tables_pass_every_check(scored_home: Path) -> None:
 def test_a_failed_score_leaves_the_night_as_it_was(scored_home: Path) -> None:
     score.fn(LAST)
     before = tables(scored_home)
-    (lake.model("7") / "weights.safetensors").write_bytes(b"torn")
+    (lake.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(Exception, match="header"):
         score.fn(LAST)
     assert tables(scored_home) == before

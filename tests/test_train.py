@@ -245,7 +245,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert process.wait() == -9
     mark(next(home.glob("training/*/checkpoints/last.ckpt")))
     resumed = fit_detector(parameters)
-    found = load_detector(lake.training(resumed.key))
+    found = load_detector(lake.training_dir(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
     write_lake(kwh)
     copy_mlflow_database(empty_store)
@@ -253,7 +253,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert undisturbed.key == resumed.key
     assert resumed.epoch_metrics[0]["train_loss"] == MARK
     assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
-    assert equal(weights(load_detector(lake.training(undisturbed.key))), weights(found))
+    assert equal(weights(load_detector(lake.training_dir(undisturbed.key))), weights(found))
 
 
 def test_until_is_held_within_the_lake(home: Path) -> None:

@@ -53,7 +53,7 @@ def trained(known: Fleet, parameters: FitParameters, directory: Path) -> FitResu
 
 
 def state(key: str) -> dict[str, torch.Tensor]:
-    return load_detector(lake.training(key)).state_dict()
+    return load_detector(lake.training_dir(key)).state_dict()
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -88,7 +88,7 @@ def _measure_engines(
 
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
-    directory = lake.model(registry.load_champion()[1])
+    directory = lake.model_dir(registry.load_champion()[1])
     yield "torch", load_detector(directory)
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
