@@ -53,7 +53,7 @@ def ingest(
     Raises:
         IngestError: something could not be read; everything else is in the lake.
     """
-    with recorded("ingest") as record, lake.writing():
+    with recorded("ingest") as record, lake.hold_write_lock():
         found = discover_tables(
             sources,
             {

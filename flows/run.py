@@ -134,7 +134,9 @@ def _show_anomalies(first: date, last: date) -> None:
 def _show_found(first: date, last: date) -> None:
     night = pl.col("night").is_between(first, last)
     truth = pl.scan_parquet(_simulated() / "truth.parquet").filter(night).collect()
-    result = summarize_detection(lake.collect(lake.scan_nights("scores", first, last)), truth)
+    result = summarize_detection(
+        lake.collect_with_retry(lake.scan_nights("scores", first, last)), truth
+    )
     show(
         result.counts_by_kind,
         f"\nInjected anomalies of {first} to {last}, and how many were flagged",

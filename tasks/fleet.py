@@ -15,16 +15,24 @@ def load_fleet(first: date, last: date, *, reporting: bool = False) -> Fleet:
     Or those alone that have a reading there.
     """
     nights = pl.date_range(first, last, eager=True).to_list()
-    register = lake.read("households").sort("household_id")
+    register = lake.read_table("households").sort("household_id")
     if reporting:
-        seen = lake.scan_days(first, last).filter(pl.col("n_readings") > 0)
-        ids = lake.collect(seen.select(pl.col("household_id").unique()))
+        seen = lake.scan_household_nights(first, last).filter(pl.col("n_readings") > 0)
+        ids = lake.collect_with_retry(seen.select(pl.col("household_id").unique()))
         register = register.join(ids, on="household_id", how="semi", maintain_order="left")
     months = sorted({night.replace(day=1) for night in nights})
     # A month at a time: all days beside the array that they fill would be twice its memory.
-    days = (lake.collect(lake.scan_days(max(month, first), _end(month, last))) for month in months)
+    days = (
+        lake.collect_with_retry(lake.scan_household_nights(max(month, first), _end(month, last)))
+        for month in months
+    )
     return build_fleet(
-        days, nights, register, lake.read("weather"), lake.read("holidays"), lake.read("tariffs")
+        days,
+        nights,
+        register,
+        lake.read_table("weather"),
+        lake.read_table("holidays"),
+        lake.read_table("tariffs"),
     )
 
 
@@ -39,8 +47,10 @@ def common_nights() -> tuple[date, date]:
     Raises:
         UserError: nothing has been ingested.
     """
-    lake.extent()
-    counts = lake.collect(lake.scan("days").group_by("night").agg(households=pl.len()))
+    lake.read_night_range()
+    counts = lake.collect_with_retry(
+        lake.scan_table("days").group_by("night").agg(households=pl.len())
+    )
     common = counts.filter(2 * pl.col("households") >= pl.max("households"))
     first, last = common.select(first=pl.min("night"), last=pl.max("night")).row(0)
     return first, last

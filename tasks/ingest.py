@@ -236,7 +236,7 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
     if not found:
         return []
     call = merge_reading_spans(found)
-    store_staged(call, lake.staging() / "spans.arrow")
+    store_staged(call, lake.staging_dir() / "spans.arrow")
     given = {path.parent.name for path in _list_staged_files(["*/days/month=*/*.arrow"])}
     held = {path.parent.name for path in lake.list_table_files("days")}
     low, high = min(given), max(given)
@@ -263,7 +263,7 @@ def _merge_and_report(month: date, on_progress: ProgressCallback) -> MergedMonth
 
 
 def _merge_month(month: date) -> MergedMonth:
-    call = load_staged(lake.staging() / "spans.arrow")
+    call = load_staged(lake.staging_dir() / "spans.arrow")
     held = _load_lake_month(month)
     given = _load_staged_month(month)
     if not given:
@@ -277,10 +277,12 @@ def _merge_month(month: date) -> MergedMonth:
         ]
     )
     if resolved.losing_readings.height:
-        store_staged(resolved.losing_readings, lake.staging() / f"aside/month={month:%Y-%m}.arrow")
+        store_staged(
+            resolved.losing_readings, lake.staging_dir() / f"aside/month={month:%Y-%m}.arrow"
+        )
     is_changed = not resolved.household_nights.equals(held)
     if is_changed:
-        lake.replace_month(month, resolved.household_nights, root=lake.prepared())
+        lake.replace_month(month, resolved.household_nights, root=lake.prepared_dir())
     return MergedMonth(
         month,
         is_changed,
@@ -304,12 +306,12 @@ def _load_staged_month(month: date) -> list[DeliveredHouseholdNights]:
 
 def _load_lake_month(month: date) -> pl.DataFrame:
     last = (month + timedelta(days=31)).replace(day=1) - timedelta(days=1)
-    return lake.collect(lake.scan_days(month, last))
+    return lake.collect_with_retry(lake.scan_household_nights(month, last))
 
 
 def staged_table_dir(delivery_rank: int) -> Path:
     """Where one delivered file is staged."""
-    return lake.staging() / f"{delivery_rank:06d}"
+    return lake.staging_dir() / f"{delivery_rank:06d}"
 
 
 def store_staged(frame: pl.DataFrame, path: Path) -> None:
@@ -325,8 +327,8 @@ def load_staged(path: Path) -> pl.DataFrame:
 
 def _list_staged_files(patterns: Iterable[str]) -> Iterator[Path]:
     for pattern in patterns:
-        yield from sorted(lake.staging().glob(pattern))
+        yield from sorted(lake.staging_dir().glob(pattern))
 
 
 def _delivery_claim_path(delivery: str) -> Path:
-    return lake.staging() / "keys" / delivery
+    return lake.staging_dir() / "keys" / delivery

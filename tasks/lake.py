@@ -31,11 +31,11 @@ from tasks.paths import (
 )
 from tasks.paths import champion_file as champion_file
 
-Reference = Literal["households", "weather", "holidays", "tariffs"]
-Ledger = Literal["deliveries", "quarantine", "spans", "runs"]
-Table = Literal["scores", "anomalies", "episodes", "nights"]
+ReferenceTableName = Literal["households", "weather", "holidays", "tariffs"]
+LedgerName = Literal["deliveries", "quarantine", "spans", "runs"]
+ResultTableName = Literal["scores", "anomalies", "episodes", "nights"]
 
-SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
+TABLE_SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "days": schemas.HouseholdNights,
     "households": schemas.Households,
     "weather": schemas.Weather,
@@ -60,45 +60,50 @@ SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     wait=wait_random(max=0.2),
     reraise=True,
 )
-def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+def collect_with_retry(frame: pl.LazyFrame) -> pl.DataFrame:
     """Collect a scan of the home, also while a writer replaces a file of it."""
     return frame.collect()
 
 
-def scan(name: str) -> pl.LazyFrame:
+def scan_table(table: str) -> pl.LazyFrame:
     """Scan a table; an absent one is empty."""
-    return _scan(name, list_table_files(name))
+    return _scan_files(table, list_table_files(table))
 
 
-def scan_nights(name: str, first: date, last: date) -> pl.LazyFrame:
+def scan_nights(table: str, first_night: date, last_night: date) -> pl.LazyFrame:
     """Scan the nights `first` to `last`, both included, of a table that keeps a file a night."""
-    return _scan_parts(name, f"night={first}", f"night={last}")
+    return _scan_partitions(table, f"night={first_night}", f"night={last_night}")
 
 
-def scan_days(first: date, last: date) -> pl.LazyFrame:
+def scan_household_nights(first_night: date, last_night: date) -> pl.LazyFrame:
     """Scan the household-days of the nights `first` to `last`, both included."""
-    days = _scan_parts("days", f"month={first:%Y-%m}", f"month={last:%Y-%m}")
-    return days.filter(pl.col("night").is_between(first, last))
+    days = _scan_partitions("days", f"month={first_night:%Y-%m}", f"month={last_night:%Y-%m}")
+    return days.filter(pl.col("night").is_between(first_night, last_night))
 
 
-def _scan_parts(name: str, lowest: str, highest: str) -> pl.LazyFrame:
-    return _scan(
-        name, [path for path in list_table_files(name) if lowest <= path.parent.name <= highest]
+def _scan_partitions(table: str, first_partition: str, last_partition: str) -> pl.LazyFrame:
+    return _scan_files(
+        table,
+        [
+            path
+            for path in list_table_files(table)
+            if first_partition <= path.parent.name <= last_partition
+        ],
     )
 
 
-def _scan(name: str, found: list[Path]) -> pl.LazyFrame:
-    if not found:
-        return SCHEMAS[name].create_empty().lazy()
-    return pl.scan_parquet(found, hive_partitioning=False)
+def _scan_files(table: str, paths: list[Path]) -> pl.LazyFrame:
+    if not paths:
+        return TABLE_SCHEMAS[table].create_empty().lazy()
+    return pl.scan_parquet(paths, hive_partitioning=False)
 
 
-def read(name: str) -> pl.DataFrame:
+def read_table(table: str) -> pl.DataFrame:
     """Read a whole small table; an absent one is empty."""
-    return collect(scan(name))
+    return collect_with_retry(scan_table(table))
 
 
-def nights(table: Table) -> list[date]:
+def list_table_nights(table: ResultTableName) -> list[date]:
     """The nights that a result table holds, in order."""
     return [
         date.fromisoformat(path.parent.name.removeprefix("night="))
@@ -106,7 +111,7 @@ def nights(table: Table) -> list[date]:
     ]
 
 
-def extent() -> tuple[date, date]:
+def read_night_range() -> tuple[date, date]:
     """The first and the last night of the lake.
 
     Raises:
@@ -116,11 +121,11 @@ def extent() -> tuple[date, date]:
     if not found:
         raise UserError("the lake is empty: run `meterwatch ingest` first")
     ends = pl.scan_parquet([found[0], found[-1]], hive_partitioning=False)
-    first, last = collect(ends.select(pl.min("night"), last=pl.max("night"))).row(0)
+    first, last = collect_with_retry(ends.select(pl.min("night"), last=pl.max("night"))).row(0)
     return first, last
 
 
-def replace(path: Path, frame: pl.DataFrame) -> None:
+def replace_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Replace one Parquet file whole; a killed writer leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -143,72 +148,78 @@ def replace_bytes(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def replace_month(month: date, days: pl.DataFrame, root: Path | None = None) -> None:
+def replace_month(month: date, household_nights: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one month of the lake; rows come sorted by night and household."""
     path = (root or home_dir()) / f"lake/days/month={month:%Y-%m}/days.parquet"
-    replace(path, schemas.HouseholdNights.validate(days))
+    replace_parquet(path, schemas.HouseholdNights.validate(household_nights))
 
 
-def replace_reference(name: Reference, frame: pl.DataFrame, root: Path | None = None) -> None:
+def replace_reference_table(
+    table: ReferenceTableName, frame: pl.DataFrame, root: Path | None = None
+) -> None:
     """Replace a reference table."""
-    replace((root or home_dir()) / f"lake/{name}.parquet", SCHEMAS[name].validate(frame))
+    replace_parquet(
+        (root or home_dir()) / f"lake/{table}.parquet", TABLE_SCHEMAS[table].validate(frame)
+    )
 
 
-def replace_ledger(name: Ledger, key: str, frame: pl.DataFrame, root: Path | None = None) -> None:
+def replace_ledger_entry(
+    ledger: LedgerName, key: str, frame: pl.DataFrame, root: Path | None = None
+) -> None:
     """Replace one entry of a ledger."""
-    path = (root or home_dir()) / Path(TABLE_GLOBS[name]).with_name(f"{key}.parquet")
-    replace(path, SCHEMAS[name].validate(frame))
+    path = (root or home_dir()) / Path(TABLE_GLOBS[ledger]).with_name(f"{key}.parquet")
+    replace_parquet(path, TABLE_SCHEMAS[ledger].validate(frame))
 
 
-def replace_night(table: Table, night: date, frame: pl.DataFrame) -> None:
+def replace_night(table: ResultTableName, night: date, frame: pl.DataFrame) -> None:
     """Replace one night of a result table."""
     path = home_dir() / f"tables/{table}/night={night}/{table}.parquet"
-    replace(path, SCHEMAS[table].validate(frame))
+    replace_parquet(path, TABLE_SCHEMAS[table].validate(frame))
 
 
-def remember_night(night: date, raw_scores: pl.DataFrame) -> None:
+def cache_night_scores(night: date, cached_scores: pl.DataFrame) -> None:
     """Keep what a network made of a night."""
     path = home_dir() / f"memory/raw_scores/night={night}/raw_scores.parquet"
-    replace(path, schemas.ScoreCacheRows.validate(raw_scores))
+    replace_parquet(path, schemas.ScoreCacheRows.validate(cached_scores))
 
 
 @contextmanager
-def writing() -> Iterator[None]:
+def hold_write_lock() -> Iterator[None]:
     """Hold the home's write lock: one writer at a time, readers never wait."""
     home_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(home_dir() / ".lock"):
-        _finish()
+        _finish_publishing()
         try:
             yield
         finally:
-            _finish()
+            _finish_publishing()
 
 
-def staging() -> Path:
+def staging_dir() -> Path:
     """Where a writer that holds the lock works."""
     return home_dir() / "staging"
 
 
-def prepared() -> Path:
+def prepared_dir() -> Path:
     """The root under which files wait to be published together."""
-    return staging() / "prepared"
+    return staging_dir() / "prepared"
 
 
-def publish() -> None:
+def publish_prepared() -> None:
     """Put everything that was prepared in its place, all of it or, if killed before, nothing."""
-    if prepared().exists():
-        prepared().rename(_decided())
-    _finish()
+    if prepared_dir().exists():
+        prepared_dir().rename(_publishing_dir())
+    _finish_publishing()
 
 
-def _decided() -> Path:
-    return staging() / "decided"
+def _publishing_dir() -> Path:
+    return staging_dir() / "decided"
 
 
-def _finish() -> None:
+def _finish_publishing() -> None:
     """Finish what a writer decided to publish, and clear away what it left."""
-    for path in sorted(_decided().rglob("*.parquet")):
-        target = home_dir() / path.relative_to(_decided())
+    for path in sorted(_publishing_dir().rglob("*.parquet")):
+        target = home_dir() / path.relative_to(_publishing_dir())
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-    shutil.rmtree(staging(), ignore_errors=True)
+    shutil.rmtree(staging_dir(), ignore_errors=True)

@@ -32,7 +32,9 @@ class Memory:
 
     def recall(self) -> CachedScores:
         """What is known of the fleet's nights."""
-        found = lake.collect(self._kept()).join(self._keys(), on=("night", "fingerprint"))
+        found = lake.collect_with_retry(self._kept()).join(
+            self._keys(), on=("night", "fingerprint")
+        )
         register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
         placed = found.join(register, on="household_id")
         shape, place = self.fleet.kwh.shape[:2], (placed["h"].to_numpy(), placed["d"].to_numpy())
@@ -45,7 +47,7 @@ class Memory:
         """Keep the nights of which anything is known and that are not kept."""
         found = np.isfinite(known.log_odds[:, MAX_CONTEXT_NIGHTS:]).any(axis=0)
         keys = self._keys().with_columns(any=pl.Series(found))
-        kept = lake.collect(self._kept().select("night", "fingerprint").unique())
+        kept = lake.collect_with_retry(self._kept().select("night", "fingerprint").unique())
         wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
         for night, fingerprint, place in wanted.select("night", "fingerprint", "d").iter_rows():
             of_night = {name: values[:, place] for name, values in known._asdict().items()}
@@ -55,7 +57,7 @@ class Memory:
                 pl.col("raw", "rarity").fill_nan(None),
                 pl.lit(fingerprint).alias("fingerprint"),
             )
-            lake.remember_night(night, frame)
+            lake.cache_night_scores(night, frame)
 
     def _kept(self) -> pl.LazyFrame:
         """What is kept of the fleet's nights, of whatever version and readings."""

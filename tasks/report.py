@@ -33,7 +33,7 @@ def report_scores(receipt: "ScoreReceipt") -> None:
 def scored(receipt: "ScoreReceipt") -> str:
     """Household-nights by status, and the most urgent of the last night."""
     of_night, totals = (
-        lake.collect(lake.scan_nights(table, receipt.last, receipt.last))
+        lake.collect_with_retry(lake.scan_nights(table, receipt.last, receipt.last))
         for table in ("scores", "nights")
     )
     urgent = most_urgent(of_night, receipt.last)
@@ -45,7 +45,7 @@ def draw(first: date, last: date) -> Path | None:
     from ml import plots
 
     order = ("p_value", "night", "household_id")
-    found = lake.collect(lake.scan_nights("anomalies", first, last)).sort(order)
+    found = lake.collect_with_retry(lake.scan_nights("anomalies", first, last)).sort(order)
     urgent = found.unique("household_id", keep="first", maintain_order=True).head(plots.N_EXAMPLES)
     if urgent.is_empty():
         return None

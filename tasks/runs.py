@@ -53,7 +53,7 @@ def _write(record: Record, started_utc: datetime, state: State) -> None:
         "state": state,
     }
     schema = {name: column.dtype for name, column in Runs.columns().items()}
-    lake.replace_ledger("runs", run_id, pl.DataFrame([row], schema=schema))
+    lake.replace_ledger_entry("runs", run_id, pl.DataFrame([row], schema=schema))
 
 
 def _now_utc() -> datetime:

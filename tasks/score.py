@@ -54,7 +54,7 @@ def wanted(first: date | None, last: date | None = None) -> tuple[date, date]:
     Raises:
         UserError: the lake is empty, or a night lies outside it.
     """
-    begin, end = lake.extent()
+    begin, end = lake.read_night_range()
     first = first or end
     last = last or first
     if first > last:
@@ -72,7 +72,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     if threads := get_settings().threads:
         torch.set_num_threads(threads)
     detector, version = registry.load_champion()
-    with lake.writing():
+    with lake.hold_write_lock():
         fleet = load_fleet(first_night_needed(first, detector), last)
         memory = Memory(fleet, f"{version} {get_settings().engine}")
         tables = score_nights(
@@ -96,11 +96,16 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
 @task(name="join episodes")
 def join_episodes() -> int:
     """Join all flagged nights to episodes, replace the nights that changed, count the open."""
-    with lake.writing():
-        flagged = lake.scan("anomalies").select("household_id", "night", "excess_kwh", "reason")
-        nights = lake.nights("scores")
-        joined = episodes(lake.collect(flagged), last_scored=nights[-1])
-        known, kept = _by_first_night(lake.read("episodes")), set(lake.nights("episodes"))
+    with lake.hold_write_lock():
+        flagged = lake.scan_table("anomalies").select(
+            "household_id", "night", "excess_kwh", "reason"
+        )
+        nights = lake.list_table_nights("scores")
+        joined = episodes(lake.collect_with_retry(flagged), last_scored=nights[-1])
+        known, kept = (
+            _by_first_night(lake.read_table("episodes")),
+            set(lake.list_table_nights("episodes")),
+        )
         found, none = _by_first_night(joined), joined.clear()
         for night in sorted(kept.union(nights)):
             begun = found.get((night,), none)

@@ -132,13 +132,13 @@ def commit_ingest(
         ignored_files=tuple(discovered.ignored_files),
         failures=tuple(failures),
     )
-    lake.publish()
+    lake.publish_prepared()
     return receipt
 
 
 def _load_losing_readings() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
-    found = sorted(lake.staging().glob("aside/*.arrow"))
+    found = sorted(lake.staging_dir().glob("aside/*.arrow"))
     return pl.concat(
         [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in found)]
     )
@@ -164,13 +164,13 @@ def _prepare_delivery(
     rows = pl.concat([own, earlier])
     if rows.height:
         names = Quarantine.column_names()
-        lake.replace_ledger(
-            "quarantine", staged.delivery, rows.select(names).sort(names), root=lake.prepared()
+        lake.replace_ledger_entry(
+            "quarantine", staged.delivery, rows.select(names).sort(names), root=lake.prepared_dir()
         )
     spans = _load_spans(staged)
-    lake.replace_ledger("spans", staged.delivery, spans, root=lake.prepared())
+    lake.replace_ledger_entry("spans", staged.delivery, spans, root=lake.prepared_dir())
     entry = _build_ledger_entry(staged, own.height, n_repeated, spans, ingested_at_utc)
-    lake.replace_ledger("deliveries", staged.delivery, entry, root=lake.prepared())
+    lake.replace_ledger_entry("deliveries", staged.delivery, entry, root=lake.prepared_dir())
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
 
@@ -207,8 +207,8 @@ def _name_superseded_files(superseded: pl.DataFrame) -> pl.DataFrame:
     """Name for readings of earlier calls the latest earlier delivery that covers their stamp."""
     if superseded.is_empty():
         return superseded.with_columns(file=pl.lit(""))
-    deliveries = lake.read("deliveries").select("delivery", "file", "ingested_at_utc")
-    spans = lake.read("spans").join(deliveries, on="delivery")
+    deliveries = lake.read_table("deliveries").select("delivery", "file", "ingested_at_utc")
+    spans = lake.read_table("spans").join(deliveries, on="delivery")
     rows = superseded.with_row_index("row")
     covers = pl.col("ts_utc").is_between("first_ts_utc", "last_ts_utc")
     latest = rows.join(spans, on="household_id").filter(covers).sort("ingested_at_utc")
@@ -224,7 +224,7 @@ def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
     """Households and nights of this call, and the half-hours that the lake misses between."""
     if not merged_months:
         return {}
-    call = load_staged(lake.staging() / "spans.arrow")
+    call = load_staged(lake.staging_dir() / "spans.arrow")
     first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
@@ -241,7 +241,7 @@ def _prepare_references(
     failures: list[str],
 ) -> list[str]:
     """Prepare the references that this call changes; their names."""
-    given = defaultdict[lake.Reference, list[pl.DataFrame]](list)
+    given = defaultdict[lake.ReferenceTableName, list[pl.DataFrame]](list)
     for each in new_tables:
         of_file = staged_table_dir(each.delivery_rank)
         paths = [of_file / "spans.arrow", of_file / "about.arrow"]
@@ -253,7 +253,7 @@ def _prepare_references(
         given["households"] += told
     for kind, table in reference_tables:
         try:
-            given[cast(lake.Reference, kind)].append(_read_reference_table(table))
+            given[cast(lake.ReferenceTableName, kind)].append(_read_reference_table(table))
         except UserError as error:
             failures.append(str(error))
     return [
@@ -262,19 +262,19 @@ def _prepare_references(
 
 
 def _read_reference_table(table: DeliveredTable) -> pl.DataFrame:
-    rows = read_table(table, lake.staging() / "companion")
+    rows = read_table(table, lake.staging_dir() / "companion")
     with name_file_in_errors(table.file):
         return parse_reference_table(rows, recognise_format(rows.columns))
 
 
-def _update_reference_table(name: lake.Reference, delivered: list[pl.DataFrame]) -> bool:
+def _update_reference_table(name: lake.ReferenceTableName, delivered: list[pl.DataFrame]) -> bool:
     """Lay what was given over a reference; whether that changes it."""
-    present = lake.read(name)
+    present = lake.read_table(name)
     if name == "households":
         after = merge_household_registers([present, *delivered])
     else:
         after = merge_reference_tables([present, *delivered], KEY_COLUMNS[name])
     if after.equals(present):
         return False
-    lake.replace_reference(name, after, root=lake.prepared())
+    lake.replace_reference_table(name, after, root=lake.prepared_dir())
     return True

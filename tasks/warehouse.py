@@ -123,7 +123,7 @@ def _glob(home: Path, name: str, scratch: Path) -> str:
 
     path = scratch / name / "night=2000-01-01" / "empty.parquet"
     path.parent.mkdir(parents=True)
-    lake.SCHEMAS[name].create_empty().write_parquet(path)
+    lake.TABLE_SCHEMAS[name].create_empty().write_parquet(path)
     return str(path)
 
 

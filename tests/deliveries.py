@@ -50,7 +50,7 @@ def ingest_sources(*sources: Path | str, **options: str) -> IngestReceipt:
 def load_readings() -> dict[tuple[str, str], float]:
     """What the lake holds: value by household and stamp."""
     slots = (
-        lake.scan("days")
+        lake.scan_table("days")
         .explode("kwh")
         .with_columns(slot=pl.int_range(pl.len()).over("night", "household_id"))
     )
@@ -63,7 +63,9 @@ def load_readings() -> dict[tuple[str, str], float]:
 
 def load_quarantine() -> list[tuple[str | None, str | None, str, str]]:
     """What the quarantine holds: stamp, value, rule, file."""
-    found = lake.read("quarantine").with_columns(pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S"))
+    found = lake.read_table("quarantine").with_columns(
+        pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S")
+    )
     return sorted(found.select("ts_utc", "value", "rule", "file").rows(), key=str)
 
 

@@ -12,7 +12,7 @@ from tests import fleets
 def write_lake(kwh: np.ndarray) -> None:
     """A lake of readings `[H, D, 48]`, NaN where missing."""
     days = fleets.build_household_nights(kwh)
-    lake.replace_reference("households", fleets.build_households(len(kwh)))
+    lake.replace_reference_table("households", fleets.build_households(len(kwh)))
     for (month,), part in days.group_by(days["night"].dt.month_start()):
         lake.replace_month(month, part)
 

@@ -45,7 +45,7 @@ SCORE_ROWS = [
 
 def write_small_home() -> None:
     """Write the home."""
-    lake.replace_reference("households", build_households())
+    lake.replace_reference_table("households", build_households())
     for month in (NIGHTS[0], NIGHTS[2]):
         lake.replace_month(
             month, build_household_nights().filter(pl.col("night").dt.month() == month.month)
@@ -55,10 +55,10 @@ def write_small_home() -> None:
         lake.replace_night("anomalies", night, build_anomalies().filter(night=night))
         lake.replace_night("nights", night, build_nights().filter(night=night))
         lake.replace_night("episodes", night, build_episodes().filter(first_night=night))
-    lake.replace_ledger("deliveries", "first", build_delivery())
-    lake.replace_ledger("quarantine", "first", build_quarantine())
+    lake.replace_ledger_entry("deliveries", "first", build_delivery())
+    lake.replace_ledger_entry("quarantine", "first", build_quarantine())
     for run in build_runs().iter_slices(1):
-        lake.replace_ledger("runs", run["run_id"][0], run)
+        lake.replace_ledger_entry("runs", run["run_id"][0], run)
 
 
 def build_table(schema: type, rows: list[tuple]) -> pl.DataFrame:

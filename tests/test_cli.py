@@ -124,7 +124,7 @@ def test_beside_a_bad_file_the_good_ones_are_taken(
     assert status == 1
     assert said.startswith("meterwatch: broken.parquet: ")
     assert "3 households" in told
-    assert lake.read("days")["household_id"].n_unique() == 3
+    assert lake.read_table("days")["household_id"].n_unique() == 3
 
 
 def test_scoring_before_ingesting_and_before_training(meterwatch: Run, delivered: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_home_that_is_a_file(
 
 def test_ingest_says_what_became_of_the_rows(meterwatch: Run, delivered: Path) -> None:
     status, told, said = meterwatch("ingest", str(delivered))
-    receipt = lake.read("deliveries").sum().row(0, named=True)
+    receipt = lake.read_table("deliveries").sum().row(0, named=True)
     assert (status, said) == (0, "")
     assert f"{receipt['rows_in']:,} rows delivered, {receipt['rows_kept']:,} kept" in told
 
@@ -178,7 +178,7 @@ def test_simulate_writes_what_ingest_reads(meterwatch: Run, tmp_path: Path) -> N
     options = ["--households", "2", "--days", "2", "--start", "2013-12-30", "--seed", "7"]
     assert meterwatch("simulate", str(tmp_path / "fleet"), *options)[0] == 0
     assert meterwatch("ingest", str(tmp_path / "fleet"))[0] == 0
-    assert lake.extent() == (date(2013, 12, 30), date(2013, 12, 31))
+    assert lake.read_night_range() == (date(2013, 12, 30), date(2013, 12, 31))
 
 
 def test_check_passes_and_fails_with_the_offending_rows(meterwatch: Run) -> None:

@@ -139,10 +139,10 @@ def test_nightly_takes_in_what_landed_and_scores_although_a_file_is_broken(
     said = capsys.readouterr().err
     assert said.startswith("meterwatch: broken.parquet: ")
     assert said.count("\n") == 1
-    scored = lake.read("scores")
+    scored = lake.read_table("scores")
     assert scored["night"].unique().to_list() == [LAST]
     assert scored.height == FLEET.households + 1
-    last = lake.read("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
+    last = lake.read_table("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
     assert last["state"] == "failed"
 
 

@@ -123,7 +123,7 @@ def test_unreadable_file_is_reported_and_the_rest_is_ingested(
     assert reason.strip() in line
     assert caught.value.receipt.failures == (line,)
     assert load_readings() == GOOD
-    assert lake.read("deliveries").get_column("file").to_list() == [good.name]
+    assert lake.read_table("deliveries").get_column("file").to_list() == [good.name]
     assert not (home / "staging").exists()
     assert capfd.readouterr().err == ""
 
@@ -139,7 +139,7 @@ def test_failed_ingest_is_recorded_in_the_run_ledger(home: Path, tmp_path: Path)
         ingest_sources(
             _empty(tmp_path), write_csv(tmp_path / "z.csv", build_rows({0: 0.5}, "MAC000009"))
         )
-    run = lake.read("runs").row(0, named=True)
+    run = lake.read_table("runs").row(0, named=True)
     assert (run["verb"], run["state"], run["rows_kept"]) == ("ingest", "failed", 1)
 
 

@@ -74,8 +74,8 @@ def _child(home: Path, source: Path, fatal: int = 0) -> Iterator[subprocess.Pope
 
 
 def _end_state(home: Path) -> tuple[dict[str, str], list[tuple[object, ...]], list[object]]:
-    entries = lake.read("deliveries").drop("ingested_at_utc").sort("delivery")
-    aside = lake.read("quarantine").sort(pl.all())
+    entries = lake.read_table("deliveries").drop("ingested_at_utc").sort("delivery")
+    aside = lake.read_table("quarantine").sort(pl.all())
     kept = {
         name: digest
         for name, digest in hash_files(home, "lake").items()

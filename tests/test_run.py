@@ -42,8 +42,8 @@ def test_the_main_job_ends_with_the_anomaly_table(
     assert main(["run"]) == 0
     told, progress = capfd.readouterr()
     nights = FLEET.nights[-main_job.SIMULATED_NIGHTS :]
-    scores = lake.read("scores")
-    assert lake.nights("scores") == nights
+    scores = lake.read_table("scores")
+    assert lake.list_table_nights("scores") == nights
     assert scores.group_by("night").len()["len"].to_list() == [FLEET.households] * len(nights)
     for part in ("Most urgent homes", "Injected anomalies", "budget", "make serve"):
         assert part in told
@@ -53,7 +53,7 @@ def test_the_main_job_ends_with_the_anomaly_table(
     verbs = ("simulate", "ingest", "train", "backfill")
     assert recorded_runs(home) == {(verb, "Completed") for verb in verbs}
     # The nights that are scored were not learned from.
-    training = lake.read("runs").filter(verb="train").row(0, named=True)
+    training = lake.read_table("runs").filter(verb="train").row(0, named=True)
     assert training["last_night"] < nights[0]
 
 

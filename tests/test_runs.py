@@ -16,7 +16,7 @@ NIGHT = date(2014, 2, 2)
 def test_completed_run_is_recorded_with_its_fields() -> None:
     with recorded("score", NIGHT, NIGHT) as record:
         record.model_version = "3"
-    row = lake.read("runs").row(0, named=True)
+    row = lake.read_table("runs").row(0, named=True)
     assert (row["verb"], row["state"], row["model_version"]) == ("score", "completed", "3")
     assert (row["first_night"], row["last_night"]) == (NIGHT, NIGHT)
     assert row["started_utc"] <= row["finished_utc"]
@@ -36,7 +36,7 @@ def test_failed_or_interrupted_run_is_recorded_and_reraised(
 
     with pytest.raises(type(error)):
         run()
-    row = lake.read("runs").row(0, named=True)
+    row = lake.read_table("runs").row(0, named=True)
     assert (row["state"], row["message"], row["rows_in"]) == ("failed", message, 5)
 
 
@@ -44,4 +44,4 @@ def test_concurrent_runs_have_distinct_ledger_entries(home: Path) -> None:
     for _ in range(5):
         with recorded("check"):
             pass
-    assert lake.read("runs").height == 5
+    assert lake.read_table("runs").height == 5

@@ -176,7 +176,7 @@ def _set(table: str, night: date, household: str, **values: object) -> Callable[
 
     def change() -> None:
         path = _file(table, night)
-        lake.replace(path, _with(pl.read_parquet(path), household, **values))
+        lake.replace_parquet(path, _with(pl.read_parquet(path), household, **values))
 
     return change
 
@@ -184,7 +184,9 @@ def _set(table: str, night: date, household: str, **values: object) -> Callable[
 def _drop(table: str, night: date, household: str) -> Callable[[], None]:
     def change() -> None:
         path = _file(table, night)
-        lake.replace(path, pl.read_parquet(path).filter(pl.col("household_id") != household))
+        lake.replace_parquet(
+            path, pl.read_parquet(path).filter(pl.col("household_id") != household)
+        )
 
     return change
 
@@ -193,18 +195,20 @@ def _twice(table: str, night: date, household: str) -> Callable[[], None]:
     def change() -> None:
         rows = pl.read_parquet(_file(table, night))
         again = rows.filter(pl.col("household_id") == household)
-        lake.replace(_file(table, night), pl.concat([rows, again]))
+        lake.replace_parquet(_file(table, night), pl.concat([rows, again]))
 
     return change
 
 
 def _empty(table: str, night: date) -> Callable[[], None]:
-    return lambda: lake.replace(_file(table, night), pl.read_parquet(_file(table, night)).clear())
+    return lambda: lake.replace_parquet(
+        _file(table, night), pl.read_parquet(_file(table, night)).clear()
+    )
 
 
 def _forget(household: str) -> None:
     rows = small_home.build_households().filter(pl.col("household_id") != household)
-    lake.replace_reference("households", rows)
+    lake.replace_reference_table("households", rows)
 
 
 def _skip_a_night() -> None:
@@ -218,21 +222,21 @@ def _day(household: str, night: date, kwh: list[float | None], month: date) -> N
     rows = pl.read_parquet(path)
     day = (night, household, 48 - kwh.count(None), kwh)
     extra = pl.DataFrame([day], schema=rows.schema, orient="row")
-    lake.replace(path, pl.concat([rows, extra]))
+    lake.replace_parquet(path, pl.concat([rows, extra]))
 
 
 def _ledger(**values: int) -> Callable[[], None]:
     rows = small_home.build_delivery().with_columns(
         pl.lit(value, pl.Int64).alias(name) for name, value in values.items()
     )
-    return lambda: lake.replace_ledger("deliveries", "first", rows)
+    return lambda: lake.replace_ledger_entry("deliveries", "first", rows)
 
 
 def _leave(path: str, table: str, night: date) -> Callable[[], None]:
     """Leave a copy of a night somewhere else among the results."""
 
     def change() -> None:
-        lake.replace(lake.home_dir() / path, pl.read_parquet(_file(table, night)))
+        lake.replace_parquet(lake.home_dir() / path, pl.read_parquet(_file(table, night)))
 
     return change
 
@@ -389,7 +393,9 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     ),
     (
         "rows_add_up",
-        lambda: lake.replace_ledger("quarantine", "lost", small_home.build_quarantine().head(1)),
+        lambda: lake.replace_ledger_entry(
+            "quarantine", "lost", small_home.build_quarantine().head(1)
+        ),
         "file delivery rows_in rows_kept quarantined",
         # Its file is known, its delivery is not; 339 in, 336 readings and 3 + 1 rows set aside.
         [("all files", None, 339, 336, 4), (None, "lost", None, None, 0)],
@@ -479,8 +485,8 @@ def test_check_returns_exactly_the_offending_rows(
 
 
 def test_household_registered_later_needs_no_earlier_score_row() -> None:
-    joined = small_home.build_table(lake.SCHEMAS["households"], [("E", None, None, None)])
-    lake.replace_reference("households", pl.concat([small_home.build_households(), joined]))
+    joined = small_home.build_table(lake.TABLE_SCHEMAS["households"], [("E", None, None, None)])
+    lake.replace_reference_table("households", pl.concat([small_home.build_households(), joined]))
     rows = warehouse.check()["scores_of_every_household"].rows()
     assert rows == [(FEB_2, "E", "no row")]
 
@@ -499,6 +505,6 @@ def test_rows_add_up_with_superseded_readings_of_earlier_files(name: str) -> Non
         file=pl.Series(["block.csv", "block.csv", name]),
         rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(QUARANTINE_RULES)),
     )
-    lake.replace_ledger("deliveries", "second", entry)
-    lake.replace_ledger("quarantine", "second", aside)
+    lake.replace_ledger_entry("deliveries", "second", entry)
+    lake.replace_ledger_entry("quarantine", "second", aside)
     assert warehouse.check()["rows_add_up"].rows() == []

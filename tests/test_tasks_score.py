@@ -31,7 +31,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METERWATCH_HOME", str(path))
         fill(readings)
-        lake.replace_reference("households", fleets.build_households(HOUSEHOLDS + 1))
+        lake.replace_reference_table("households", fleets.build_households(HOUSEHOLDS + 1))
         save_detector(
             fleets.build_detector(
                 fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
@@ -94,7 +94,7 @@ def test_nights_may_be_scored_in_any_order(scored_home: Path) -> None:
 
 def test_every_registered_household_has_a_row(scored_home: Path) -> None:
     receipt = score.fn()
-    scores = lake.read("scores")
+    scores = lake.read_table("scores")
     assert receipt.last == LAST
     assert receipt.rows == len(scores) == HOUSEHOLDS + 1
     assert receipt.by_status == {"missing": 1, "scored": HOUSEHOLDS}
@@ -103,7 +103,7 @@ def test_every_registered_household_has_a_row(scored_home: Path) -> None:
 
 def test_a_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
-    own = lake.read("episodes").filter(household_id="MAC000003")
+    own = lake.read_table("episodes").filter(household_id="MAC000003")
     assert len(own) == 1
     assert own["is_open"].to_list() == [True]
     assert own["excess_kwh"].item() > 0
@@ -115,10 +115,12 @@ def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> Non
     fill(readings)
     event = LAST - timedelta(days=29)
     score.fn(event)
-    assert lake.read("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [True]
+    assert lake.read_table("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [
+        True
+    ]
     backfill.fn(event, LAST)
     began = pl.col("first_night") == event
-    own = lake.read("episodes").filter(began, pl.col("household_id") == "MAC000003")
+    own = lake.read_table("episodes").filter(began, pl.col("household_id") == "MAC000003")
     assert own["is_open"].to_list() == [False]
 
 

@@ -103,7 +103,7 @@ def test_night_filter_opens_only_that_partition(small: Path, table: str) -> None
 
 def test_empty_home_has_every_view_with_its_column_types(home: Path) -> None:
     for name in lake.TABLE_GLOBS:
-        schema = lake.SCHEMAS[name]
+        schema = lake.TABLE_SCHEMAS[name]
         found = warehouse.query(f"SELECT * FROM {name}")
         assert found.is_empty()
         written = pl.from_arrow(schema.create_empty().to_arrow())
@@ -244,8 +244,8 @@ def test_result_tables_are_readable_by_duckdb_polars_and_pyarrow(small: Path, ta
 @pytest.mark.usefixtures("small")
 def test_query_imports_no_heavy_library() -> None:
     for table in ("weather", "holidays", "tariffs"):
-        lake.replace_reference(table, lake.SCHEMAS[table].create_empty())
-    lake.replace_ledger("spans", "first", lake.SCHEMAS["spans"].create_empty())
+        lake.replace_reference_table(table, lake.TABLE_SCHEMAS[table].create_empty())
+    lake.replace_ledger_entry("spans", "first", lake.TABLE_SCHEMAS["spans"].create_empty())
     heavy = "{'torch', 'mlflow', 'prefect', 'lightning', 'sqlalchemy', 'numpy', 'pandas', 'scipy'}"
     code = f"""
 import sys

@@ -44,7 +44,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
     torch.set_num_threads(1)
     least = get_settings().min_readings
     known = select_held_out_households(
-        load_fleet(lake.extent()[0], last_common_night(), reporting=True)
+        load_fleet(lake.read_night_range()[0], last_common_night(), reporting=True)
     )
     recent = select_nights_from(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)

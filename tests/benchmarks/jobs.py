@@ -97,12 +97,12 @@ def score_next_night(source: Path, scratch: Path) -> float:
 
 def score_fortnight(source: Path, scratch: Path) -> float:
     """A fortnight in bulk."""
-    last = lake.extent()[1]
+    last = lake.read_night_range()[1]
     return backfill.fn(last - timedelta(days=13), last).rows
 
 
 def _score_night(nights_ago: int) -> float:
-    night = lake.extent()[1] - timedelta(days=nights_ago)
+    night = lake.read_night_range()[1] - timedelta(days=nights_ago)
     return score_span((night, night)).rows
 
 
@@ -142,7 +142,7 @@ def _score_pyod(detector: ECOD | KNN) -> float:
 
 
 def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
-    last = lake.extent()[1]
+    last = lake.read_night_range()[1]
     return load_fleet(last - timedelta(days=n_nights - 1), last, reporting=reporting)
 
 
@@ -264,9 +264,9 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
 
 def fill_tables(source: Path, scratch: Path) -> None:
     """850 nights of result tables: the last scored night over and over."""
-    last = lake.extent()[1]
+    last = lake.read_night_range()[1]
     for table in ("scores", "anomalies", "nights"):
-        of_night = lake.collect(lake.scan(table).filter(pl.col("night") == last))
+        of_night = lake.collect_with_retry(lake.scan_table(table).filter(pl.col("night") == last))
         for ago in range(1, 850):
             earlier = last - timedelta(days=ago)
             moved = of_night.with_columns(night=pl.lit(earlier, pl.Date))
@@ -275,7 +275,7 @@ def fill_tables(source: Path, scratch: Path) -> None:
 
 def run_every_query(source: Path, scratch: Path) -> float:
     """Every named query; the slowest of them in seconds."""
-    last = lake.extent()[1]
+    last = lake.read_night_range()[1]
     return max(_time_query(name, last) for name in warehouse.queries())
 
 
