@@ -10,7 +10,7 @@ from rich.progress import track
 
 from flows import flow
 from tasks.report import report_scores
-from tasks.runs import recorded
+from tasks.runs import record_run
 from tasks.score import ScoreReceipt, join_episodes, score_span, spans, total, wanted
 
 First = Annotated[date, Field(description="first night to score (UTC calendar day)")]
@@ -21,7 +21,7 @@ Span = tuple[date, date]
 @flow(name="backfill", flow_run_name="backfill {first} to {last}")
 def backfill(first: First, last: Last) -> ScoreReceipt:
     """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
-    with recorded("backfill", first, last) as record:
+    with record_run("backfill", first, last) as record:
         receipt = total(score_span.map(_with_progress(spans(*wanted(first, last)))))
         join_episodes()
         record.model_version = receipt.model_version

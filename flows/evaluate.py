@@ -6,7 +6,7 @@ from pydantic import Field
 
 from flows import flow
 from tasks.evaluate import EvaluateParameters, EvaluateReceipt, run_benchmark
-from tasks.runs import recorded
+from tasks.runs import record_run
 
 __all__ = ["EvaluateParameters", "EvaluateReceipt", "evaluate"]
 
@@ -18,7 +18,7 @@ def evaluate(
     parameters: Annotated[EvaluateParameters, Field(description="what to measure")] = DEFAULTS,
 ) -> EvaluateReceipt:
     """Set every detector beside the others on planted nights."""
-    with recorded("evaluate") as record:
+    with record_run("evaluate") as record:
         receipt = run_benchmark(parameters)
         record.first_night, record.last_night = receipt.first_night, receipt.last_night
         record.message = f"written to {receipt.directory}"

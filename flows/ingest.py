@@ -22,7 +22,7 @@ from tasks.ingest import (
     stage_tables,
 )
 from tasks.report import leave
-from tasks.runs import Record, recorded
+from tasks.runs import RunRecord, record_run
 from tasks.settle import IngestError, IngestReceipt, commit_ingest
 
 Sources = Annotated[
@@ -53,7 +53,7 @@ def ingest(
     Raises:
         IngestError: something could not be read; everything else is in the lake.
     """
-    with recorded("ingest") as record, lake.hold_write_lock():
+    with record_run("ingest") as record, lake.hold_write_lock():
         found = discover_tables(
             sources,
             {
@@ -113,8 +113,8 @@ def _stage_all_tables(tables: list[DeliveredTable], bar: Progress) -> list[Stage
     return staged
 
 
-def _record_receipt(receipt: IngestReceipt, record: Record) -> None:
+def _record_receipt(receipt: IngestReceipt, record: RunRecord) -> None:
     record.rows_in, record.rows_kept = receipt.rows_in, receipt.rows_kept
-    record.rows_set_aside = receipt.rows_quarantined
+    record.rows_quarantined = receipt.rows_quarantined
     record.first_night, record.last_night = receipt.first_night, receipt.last_night
     leave("ingest", receipt.markdown())

@@ -8,7 +8,7 @@ from flows.ingest import ingest
 from flows.score import Night
 from ml.errors import UserError
 from tasks import report, task, warehouse
-from tasks.runs import recorded
+from tasks.runs import record_run
 from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
 from tasks.settings import get_settings
 from tasks.settle import IngestError, IngestReceipt
@@ -38,7 +38,7 @@ def nightly(night: Night = None) -> NightlyReceipt:
     Raises:
         UserError: a landed file cannot be read or a check fails; the night is scored all the same.
     """
-    with recorded("nightly") as record:
+    with record_run("nightly") as record:
         ingested = ingest_landed()
         first, last = record.first_night, record.last_night = wanted(night)
         name_run(f"nightly {first}")

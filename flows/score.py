@@ -9,7 +9,7 @@ from pydantic import Field
 from flows import flow
 from ml.errors import UserError
 from tasks.report import report_scores
-from tasks.runs import recorded
+from tasks.runs import record_run
 from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
 
 Night = Annotated[
@@ -30,7 +30,7 @@ def name_of_night() -> str:
 @flow(name="score", flow_run_name=name_of_night)
 def score(night: Night = None) -> ScoreReceipt:
     """Score a night for every registered household."""
-    with recorded("score") as record:
+    with record_run("score") as record:
         record.first_night, record.last_night = wanted(night)
         receipt = score_span((record.first_night, record.last_night))
         join_episodes()

@@ -5,7 +5,7 @@ from pathlib import Path
 from flows import flow
 from ml.simulate.surroundings import FleetConfig
 from tasks import task
-from tasks.runs import recorded
+from tasks.runs import record_run
 from tasks.simulate import SimulateReceipt
 from tasks.simulate import simulate as write_fleet
 
@@ -15,7 +15,7 @@ write_deliveries = task(name="write deliveries")(write_fleet)
 @flow(name="simulate", flow_run_name="simulate {config.households} households")
 def simulate(out: Path, config: FleetConfig) -> SimulateReceipt:
     """Write a simulated fleet to `out` as it would be delivered, with what was planted in it."""
-    with recorded("simulate", config.nights[0], config.nights[-1]) as record:
+    with record_run("simulate", config.nights[0], config.nights[-1]) as record:
         receipt = write_deliveries(out, config)
         record.message = f"{receipt.n_rows:,} readings written to {out}"
     return receipt

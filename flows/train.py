@@ -8,7 +8,7 @@ from pydantic import Field
 from flows import flow
 from ml.errors import UserError
 from tasks.progress import show_spinner
-from tasks.runs import recorded
+from tasks.runs import record_run
 from tasks.train import (
     TrainParameters,
     TrainReceipt,
@@ -49,7 +49,7 @@ def train(
     ),
 ) -> TrainReceipt:
     """Train a detector, register it, and make it the champion if it is better."""
-    with recorded("train") as record:
+    with record_run("train") as record:
         fitted = fit_detector(parameters)
         record.first_night, record.last_night = fitted.first_night, fitted.last_night
         with show_spinner("registering the version"):

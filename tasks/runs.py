@@ -12,11 +12,11 @@ import polars as pl
 from ml.schemas import Runs
 from tasks import lake
 
-State = Literal["completed", "failed"]
+RunState = Literal["completed", "failed"]
 
 
 @dataclass
-class Record:
+class RunRecord:
     """What a run says of itself; a flow fills it in as it learns."""
 
     verb: str
@@ -24,27 +24,27 @@ class Record:
     last_night: date | None = None
     rows_in: int | None = None
     rows_kept: int | None = None
-    rows_set_aside: int | None = None
+    rows_quarantined: int | None = None
     model_version: str | None = None
     message: str | None = None
 
 
 @contextmanager
-def recorded(
+def record_run(
     verb: str, first_night: date | None = None, last_night: date | None = None
-) -> Iterator[Record]:
+) -> Iterator[RunRecord]:
     """Write one row to the ledger when the block ends, also when it fails."""
-    record, started_utc = Record(verb, first_night, last_night), _now_utc()
+    record, started_utc = RunRecord(verb, first_night, last_night), _now_utc()
     try:
         yield record
     except BaseException as error:
         record.message = str(error) or type(error).__name__
-        _write(record, started_utc, state="failed")
+        _write_run_record(record, started_utc, state="failed")
         raise
-    _write(record, started_utc, state="completed")
+    _write_run_record(record, started_utc, state="completed")
 
 
-def _write(record: Record, started_utc: datetime, state: State) -> None:
+def _write_run_record(record: RunRecord, started_utc: datetime, state: RunState) -> None:
     run_id = f"{started_utc:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
     row = asdict(record) | {
         "run_id": run_id,

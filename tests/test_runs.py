@@ -7,14 +7,14 @@ import pytest
 
 from ml.errors import UserError
 from tasks import lake
-from tasks.runs import recorded
+from tasks.runs import record_run
 
 pytestmark = pytest.mark.usefixtures("home")
 NIGHT = date(2014, 2, 2)
 
 
 def test_completed_run_is_recorded_with_its_fields() -> None:
-    with recorded("score", NIGHT, NIGHT) as record:
+    with record_run("score", NIGHT, NIGHT) as record:
         record.model_version = "3"
     row = lake.read_table("runs").row(0, named=True)
     assert (row["verb"], row["state"], row["model_version"]) == ("score", "completed", "3")
@@ -30,7 +30,7 @@ def test_failed_or_interrupted_run_is_recorded_and_reraised(
     error: BaseException, message: str
 ) -> None:
     def run() -> None:
-        with recorded("train") as record:
+        with record_run("train") as record:
             record.rows_in = 5
             raise error
 
@@ -42,6 +42,6 @@ def test_failed_or_interrupted_run_is_recorded_and_reraised(
 
 def test_concurrent_runs_have_distinct_ledger_entries(home: Path) -> None:
     for _ in range(5):
-        with recorded("check"):
+        with record_run("check"):
             pass
     assert lake.read_table("runs").height == 5
