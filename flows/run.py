@@ -23,7 +23,7 @@ from ml.errors import UserError
 from ml.simulate.planted import summarize_detection
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake, report, warehouse
-from tasks.fleet import last_common_night
+from tasks.fleet import find_last_well_reported_night
 from tasks.settings import get_settings
 
 FLEET: Final = FleetConfig()
@@ -45,7 +45,7 @@ def run(source: Path | None) -> None:
         if source is None:
             _simulated_fleet()
         _ingested(source or _simulated())
-        last = last_common_night()
+        last = find_last_well_reported_night()
         first = last - timedelta(days=(DELIVERED_NIGHTS if source else SIMULATED_NIGHTS) - 1)
         _trained(until=first - timedelta(days=1))
         _scored(first, last)

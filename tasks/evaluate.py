@@ -34,7 +34,7 @@ from ml.loop import FitParameters
 from ml.score import WARMUP_NIGHTS, run_network, score_fleet
 from ml.train import is_held_out, train_and_calibrate
 from tasks import lake, paths, registry, task
-from tasks.fleet import common_nights, load_fleet
+from tasks.fleet import find_well_reported_range, load_fleet
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.report import leave
 from tasks.settings import get_settings
@@ -182,7 +182,7 @@ def prepare_benchmark(parameters: EvaluateParameters) -> BenchmarkData:
     Raises:
         UserError: too few nights on either side, or no household to learn from.
     """
-    fleet = load_fleet(*common_nights(), reporting=True)
+    fleet = load_fleet(*find_well_reported_range(), only_reporting=True)
     stop = _find_first_test_night(fleet, parameters.until)
     apart = is_held_out(fleet.household_ids)
     unseen = np.flatnonzero(apart)

@@ -9,21 +9,25 @@ from ml.features import Fleet, build_fleet
 from tasks import lake
 
 
-def load_fleet(first: date, last: date, *, reporting: bool = False) -> Fleet:
+def load_fleet(first_night: date, last_night: date, *, only_reporting: bool = False) -> Fleet:
     """Every registered household over the nights `first` to `last`, read from the lake.
 
     Or those alone that have a reading there.
     """
-    nights = pl.date_range(first, last, eager=True).to_list()
+    nights = pl.date_range(first_night, last_night, eager=True).to_list()
     register = lake.read_table("households").sort("household_id")
-    if reporting:
-        seen = lake.scan_household_nights(first, last).filter(pl.col("n_readings") > 0)
+    if only_reporting:
+        seen = lake.scan_household_nights(first_night, last_night).filter(pl.col("n_readings") > 0)
         ids = lake.collect_with_retry(seen.select(pl.col("household_id").unique()))
         register = register.join(ids, on="household_id", how="semi", maintain_order="left")
     months = sorted({night.replace(day=1) for night in nights})
     # A month at a time: all days beside the array that they fill would be twice its memory.
     days = (
-        lake.collect_with_retry(lake.scan_household_nights(max(month, first), _end(month, last)))
+        lake.collect_with_retry(
+            lake.scan_household_nights(
+                max(month, first_night), _last_night_of_month(month, last_night)
+            )
+        )
         for month in months
     )
     return build_fleet(
@@ -36,12 +40,12 @@ def load_fleet(first: date, last: date, *, reporting: bool = False) -> Fleet:
     )
 
 
-def _end(month: date, last: date) -> date:
+def _last_night_of_month(month: date, last_night: date) -> date:
     """The last day of a month, or `last` if that comes first."""
-    return min(month.replace(day=monthrange(month.year, month.month)[1]), last)
+    return min(month.replace(day=monthrange(month.year, month.month)[1]), last_night)
 
 
-def common_nights() -> tuple[date, date]:
+def find_well_reported_range() -> tuple[date, date]:
     """The first and last night of which at least half as many report as on the fullest.
 
     Raises:
@@ -56,10 +60,10 @@ def common_nights() -> tuple[date, date]:
     return first, last
 
 
-def last_common_night() -> date:
+def find_last_well_reported_night() -> date:
     """The last night of which at least half as many households report as on the fullest.
 
     Raises:
         UserError: nothing has been ingested.
     """
-    return common_nights()[1]
+    return find_well_reported_range()[1]

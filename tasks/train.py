@@ -41,7 +41,7 @@ from ml.windows import FleetWindows
 from tasks import lake, registry, task
 from tasks.artefact import load_detector, save_detector, save_onnx
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
-from tasks.fleet import last_common_night, load_fleet
+from tasks.fleet import find_last_well_reported_night, load_fleet
 from tasks.progress import TrainingProgressBar, show_spinner
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.registry import ModelVersion
@@ -182,7 +182,7 @@ def resolve_last_night(parameters: TrainParameters) -> date:
         UserError: the lake is empty, or begins later.
     """
     begin, end = lake.read_night_range()
-    last = min(parameters.until or last_common_night(), end)
+    last = min(parameters.until or find_last_well_reported_night(), end)
     if last < begin:
         raise UserError(f"no night to learn from: the lake begins on {begin}, after {last}")
     return last
@@ -280,7 +280,7 @@ def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> Prom
 def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> float:
     """How sure it is that a fitted detector finds more than the champion: `better`."""
     begin = max(first_night_needed(fitted.first_calibration_night), lake.read_night_range()[0])
-    fleet = select_held_out_households(load_fleet(begin, fitted.last_night, reporting=True))
+    fleet = select_held_out_households(load_fleet(begin, fitted.last_night, only_reporting=True))
     nights = slice(fleet.nights.index(fitted.first_calibration_night), len(fleet.nights))
     households = np.arange(len(fleet.household_ids))[:COMPARISON_HOUSEHOLDS]
     rows = repeat_households(households, -(-COMPARISON_HOUSEHOLDS // len(households)))
@@ -326,7 +326,9 @@ def _hold_training_lock() -> Iterator[None]:
 def _prepare_job(parameters: TrainParameters) -> tuple[TrainingJob, Fleet]:
     """What there is to learn from; its key is the same for the same data and choices."""
     chosen = FitParameters(**parameters.model_dump(include=FIT_PARAMETER_NAMES, exclude_none=True))
-    fleet = load_fleet(lake.read_night_range()[0], resolve_last_night(parameters), reporting=True)
+    fleet = load_fleet(
+        lake.read_night_range()[0], resolve_last_night(parameters), only_reporting=True
+    )
     data = fingerprint_fleet(fleet)
     key = hashlib.sha256(f"{data} {get_settings().min_readings} {chosen}".encode()).hexdigest()[:16]
     rows = int((fleet.n_readings > 0).sum())

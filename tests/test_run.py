@@ -12,7 +12,7 @@ from flows.__main__ import main
 from ml.errors import UserError
 from ml.simulate.surroundings import FleetConfig
 from tasks import lake
-from tasks.fleet import last_common_night
+from tasks.fleet import find_last_well_reported_night
 from tasks.simulate import simulate
 from tests import small_home
 
@@ -81,11 +81,11 @@ def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
 def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
     small_home.write_small_home()
     # 30 Jan: A and B; 31 Jan: A; 1 and 2 Feb: A and C or A, B and C.
-    assert last_common_night() == date(2014, 2, 2)
+    assert find_last_well_reported_night() == date(2014, 2, 2)
     lake.replace_month(
         date(2014, 3, 1),
         small_home.build_household_nights()
         .filter(night=date(2014, 2, 2), household_id="A")
         .with_columns(night=date(2014, 3, 1)),
     )
-    assert last_common_night() == date(2014, 2, 2)
+    assert find_last_well_reported_night() == date(2014, 2, 2)

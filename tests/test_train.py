@@ -215,7 +215,7 @@ def test_households_without_readings_are_left_out(home: Path) -> None:
     kwh = fleets.simulate_readings_kwh(3, 4)
     kwh[1] = np.nan
     write_lake(kwh)
-    kept = load_fleet(*lake.read_night_range(), reporting=True)
+    kept = load_fleet(*lake.read_night_range(), only_reporting=True)
     assert kept.household_ids == ["MAC000000", "MAC000002"]
     assert kept.kwh.shape == (2, 4, 48)
 

@@ -225,7 +225,7 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
     loaded, kept = [], []
 
     def loading(*span: date, reporting: bool) -> Fleet:
-        fleet = load_fleet(*span, reporting=reporting)
+        fleet = load_fleet(*span, only_reporting=reporting)
         loaded.append(weakref.ref(fleet.kwh))
         return fleet
 

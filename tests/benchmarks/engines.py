@@ -28,7 +28,7 @@ from ml.train import select_held_out_households, select_nights_from, usable_hous
 from ml.windows import FleetWindows
 from tasks import lake, registry
 from tasks.artefact import load_detector
-from tasks.fleet import last_common_night, load_fleet
+from tasks.fleet import find_last_well_reported_night, load_fleet
 from tasks.settings import get_settings
 from tests.benchmarks.measure import as_markdown
 
@@ -44,7 +44,7 @@ def main(nights: int = 28, rows: int = 136) -> None:
     torch.set_num_threads(1)
     least = get_settings().min_readings
     known = select_held_out_households(
-        load_fleet(lake.read_night_range()[0], last_common_night(), reporting=True)
+        load_fleet(lake.read_night_range()[0], find_last_well_reported_night(), only_reporting=True)
     )
     recent = select_nights_from(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)

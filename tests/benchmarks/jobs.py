@@ -143,7 +143,7 @@ def _score_pyod(detector: ECOD | KNN) -> float:
 
 def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
     last = lake.read_night_range()[1]
-    return load_fleet(last - timedelta(days=n_nights - 1), last, reporting=reporting)
+    return load_fleet(last - timedelta(days=n_nights - 1), last, only_reporting=reporting)
 
 
 def _build_usable_windows(fleet: Fleet) -> Windows:
