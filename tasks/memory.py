@@ -15,14 +15,14 @@ from tasks import lake
 from tasks.settings import get_settings
 
 
-class Memory:
+class ScoreCache:
     """What a version made of nights, as long as the readings that it saw are the same."""
 
-    def __init__(self, fleet: Fleet, version: str) -> None:
+    def __init__(self, fleet: Fleet, scorer_id: str) -> None:
         self.fleet = fleet
-        seen = f"{version} {get_settings().min_readings} {fleet.household_ids}".encode()
+        seen = f"{scorer_id} {get_settings().min_readings} {fleet.household_ids}".encode()
         with ThreadPoolExecutor() as pool:
-            nights = list(pool.map(self._digest, range(len(fleet.nights))))
+            nights = list(pool.map(self._digest_night, range(len(fleet.nights))))
         self.fingerprints = [
             hashlib.sha256(
                 b"".join((seen, *nights[place - MAX_CONTEXT_NIGHTS : place + 1]))
@@ -30,10 +30,10 @@ class Memory:
             for place in range(MAX_CONTEXT_NIGHTS, len(nights))
         ]
 
-    def recall(self) -> CachedScores:
+    def load_scores(self) -> CachedScores:
         """What is known of the fleet's nights."""
-        found = lake.collect_with_retry(self._kept()).join(
-            self._keys(), on=("night", "fingerprint")
+        found = lake.collect_with_retry(self._scan_cached_scores()).join(
+            self._build_fingerprint_table(), on=("night", "fingerprint")
         )
         register = pl.DataFrame({"household_id": self.fleet.household_ids}).with_row_index("h")
         placed = found.join(register, on="household_id")
@@ -43,14 +43,16 @@ class Memory:
             values[place] = placed[name].to_numpy()
         return known
 
-    def keep(self, known: CachedScores) -> None:
+    def store_scores(self, scores: CachedScores) -> None:
         """Keep the nights of which anything is known and that are not kept."""
-        found = np.isfinite(known.log_odds[:, MAX_CONTEXT_NIGHTS:]).any(axis=0)
-        keys = self._keys().with_columns(any=pl.Series(found))
-        kept = lake.collect_with_retry(self._kept().select("night", "fingerprint").unique())
+        found = np.isfinite(scores.log_odds[:, MAX_CONTEXT_NIGHTS:]).any(axis=0)
+        keys = self._build_fingerprint_table().with_columns(any=pl.Series(found))
+        kept = lake.collect_with_retry(
+            self._scan_cached_scores().select("night", "fingerprint").unique()
+        )
         wanted = keys.filter("any").join(kept, on=("night", "fingerprint"), how="anti")
         for night, fingerprint, place in wanted.select("night", "fingerprint", "d").iter_rows():
-            of_night = {name: values[:, place] for name, values in known._asdict().items()}
+            of_night = {name: values[:, place] for name, values in scores._asdict().items()}
             frame = pl.DataFrame({"household_id": self.fleet.household_ids, **of_night}).select(
                 "household_id",
                 pl.lit(night).alias("night"),
@@ -59,19 +61,19 @@ class Memory:
             )
             lake.cache_night_scores(night, frame)
 
-    def _kept(self) -> pl.LazyFrame:
+    def _scan_cached_scores(self) -> pl.LazyFrame:
         """What is kept of the fleet's nights, of whatever version and readings."""
         return lake.scan_nights("raw_scores", self.fleet.nights[0], self.fleet.nights[-1])
 
-    def _keys(self) -> pl.DataFrame:
+    def _build_fingerprint_table(self) -> pl.DataFrame:
         """Each night with its place `d` and what its scores rest on."""
         places = range(MAX_CONTEXT_NIGHTS, len(self.fleet.nights))
         nights = self.fleet.nights[MAX_CONTEXT_NIGHTS:]
         return pl.DataFrame({"night": nights, "d": places, "fingerprint": self.fingerprints})
 
-    def _digest(self, place: int) -> bytes:
+    def _digest_night(self, night_index: int) -> bytes:
         of_night = (
-            self.fleet.kwh[:, place],
-            self.fleet.conditions[self.fleet.condition_group, place],
+            self.fleet.kwh[:, night_index],
+            self.fleet.conditions[self.fleet.condition_group, night_index],
         )
         return hashlib.sha256(b"".join(part.tobytes() for part in of_night)).digest()

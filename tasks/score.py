@@ -13,7 +13,7 @@ from ml.errors import UserError
 from ml.score import first_night_needed, score_nights
 from tasks import lake, registry, task
 from tasks.fleet import load_fleet
-from tasks.memory import Memory
+from tasks.memory import ScoreCache
 from tasks.settings import get_settings
 
 NIGHTS_AT_ONCE: Final = 31
@@ -74,7 +74,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
     detector, version = registry.load_champion()
     with lake.hold_write_lock():
         fleet = load_fleet(first_night_needed(first, detector), last)
-        memory = Memory(fleet, f"{version} {get_settings().engine}")
+        memory = ScoreCache(fleet, f"{version} {get_settings().engine}")
         tables = score_nights(
             detector,
             fleet,
@@ -82,9 +82,9 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
             min_readings=get_settings().min_readings,
             alert_budget=get_settings().alert_budget,
             model_version=version,
-            cached=memory.recall(),
+            cached=memory.load_scores(),
         )
-        memory.keep(tables.to_cache)
+        memory.store_scores(tables.to_cache)
         for night in pl.date_range(first, last, eager=True):
             of_night = pl.col("night") == night
             lake.replace_night("anomalies", night, tables.anomalies.filter(of_night))

@@ -9,7 +9,7 @@ import pytest
 from ml.features import Fleet
 from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
 from tasks import lake
-from tasks.memory import Memory
+from tasks.memory import ScoreCache
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 3, MAX_CONTEXT_NIGHTS + 12
@@ -26,20 +26,22 @@ def raw(fleet: Fleet) -> np.ndarray:
     scores = np.random.default_rng(0).normal(size=(HOUSEHOLDS, NIGHTS)).astype(np.float32)
     scores[:, : MAX_CONTEXT_NIGHTS + 4] = np.nan
     scores[1, -1] = np.nan
-    Memory(fleet, "7").keep(CachedScores(scores, scores.astype(np.float64) + 1))
+    ScoreCache(fleet, "7").store_scores(CachedScores(scores, scores.astype(np.float64) + 1))
     return scores
 
 
 def test_what_was_kept_comes_back(fleet: Fleet, raw: np.ndarray) -> None:
-    np.testing.assert_array_equal(Memory(fleet, "7").recall().log_odds, raw)
-    np.testing.assert_array_equal(Memory(fleet, "7").recall().surprisal, raw.astype(np.float64) + 1)
+    np.testing.assert_array_equal(ScoreCache(fleet, "7").load_scores().log_odds, raw)
+    np.testing.assert_array_equal(
+        ScoreCache(fleet, "7").load_scores().surprisal, raw.astype(np.float64) + 1
+    )
 
 
 def test_a_later_window_of_the_same_readings_knows_the_nights_that_they_share(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
     later = fleets.build_fleet(fleet.kwh[:, 5:], fleets.FIRST_NIGHT + timedelta(days=5))
-    found = Memory(later, "7").recall().log_odds
+    found = ScoreCache(later, "7").load_scores().log_odds
     np.testing.assert_array_equal(found[:, NEW], raw[:, 5:][:, NEW])
 
 
@@ -47,7 +49,7 @@ def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
     fleet.kwh[2, 10, 7] += 1
-    found = Memory(fleet, "7").recall().log_odds
+    found = ScoreCache(fleet, "7").load_scores().log_odds
     assert np.isnan(found[:, : 10 + MAX_CONTEXT_NIGHTS + 1]).all()
     np.testing.assert_array_equal(
         found[:, 10 + MAX_CONTEXT_NIGHTS + 1 :], raw[:, 10 + MAX_CONTEXT_NIGHTS + 1 :]
@@ -57,14 +59,14 @@ def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
 def test_another_version_or_another_rule_knows_nothing(
     fleet: Fleet, raw: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert np.isnan(Memory(fleet, "8").recall().log_odds).all()
+    assert np.isnan(ScoreCache(fleet, "8").load_scores().log_odds).all()
     monkeypatch.setenv("METERWATCH_MIN_READINGS", "30")
-    assert np.isnan(Memory(fleet, "7").recall().log_odds).all()
+    assert np.isnan(ScoreCache(fleet, "7").load_scores().log_odds).all()
 
 
 def test_nights_that_are_known_are_not_written_again(fleet: Fleet, raw: np.ndarray) -> None:
     files = sorted(lake.home_dir().rglob("raw_scores.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
-    Memory(fleet, "7").keep(CachedScores(raw, raw.astype(np.float64) + 1))
+    ScoreCache(fleet, "7").store_scores(CachedScores(raw, raw.astype(np.float64) + 1))
     assert len(files) == 8
     assert [path.stat().st_mtime_ns for path in files] == stamps
