@@ -11,7 +11,14 @@ from rich.progress import track
 from flows import flow
 from tasks.report import report_scores
 from tasks.runs import record_run
-from tasks.score import ScoreReceipt, join_episodes, score_span, spans, total, wanted
+from tasks.score import (
+    ScoreReceipt,
+    combine_receipts,
+    join_episodes,
+    resolve_nights,
+    score_span,
+    split_into_spans,
+)
 
 First = Annotated[date, Field(description="first night to score (UTC calendar day)")]
 Last = Annotated[date, Field(description="last night to score, included")]
@@ -22,7 +29,9 @@ Span = tuple[date, date]
 def backfill(first: First, last: Last) -> ScoreReceipt:
     """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
     with record_run("backfill", first, last) as record:
-        receipt = total(score_span.map(_with_progress(spans(*wanted(first, last)))))
+        receipt = combine_receipts(
+            score_span.map(_with_progress(split_into_spans(*resolve_nights(first, last))))
+        )
         join_episodes()
         record.model_version = receipt.model_version
         report_scores(receipt)

@@ -9,7 +9,7 @@ from flows.score import Night
 from ml.errors import UserError
 from tasks import report, task, warehouse
 from tasks.runs import record_run
-from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
+from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
 from tasks.settings import get_settings
 from tasks.settle import IngestError, IngestReceipt
 
@@ -40,7 +40,7 @@ def nightly(night: Night = None) -> NightlyReceipt:
     """
     with record_run("nightly") as record:
         ingested = ingest_landed()
-        first, last = record.first_night, record.last_night = wanted(night)
+        first, last = record.first_night, record.last_night = resolve_nights(night)
         name_run(f"nightly {first}")
         scored = score_span((first, last))
         record.model_version = scored.model_version
@@ -76,8 +76,8 @@ def _touched(ingested: IngestReceipt, first: date) -> date:
 
 def _report(receipt: NightlyReceipt) -> None:
     scored = receipt.scored
-    report.draw(scored.first, scored.last)
+    report.draw(scored.first_night, scored.last_night)
     report.leave(
-        f"nightly-{scored.last}",
+        f"nightly-{scored.last_night}",
         receipt.ingested.markdown() + report.scored(scored) + report.checked(receipt.checks),
     )

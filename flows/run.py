@@ -123,7 +123,11 @@ def _trained(until: date) -> None:
 def _scored(first: date, last: date) -> None:
     with _step("score") as outcome:
         receipt = run_flow(backfill, first=first, last=last)
-        outcome += [f"{first} to {last}", f"{receipt.rows:,} rows", f"{receipt.flagged:,} flagged"]
+        outcome += [
+            f"{first} to {last}",
+            f"{receipt.n_household_nights:,} rows",
+            f"{receipt.n_flagged:,} flagged",
+        ]
 
 
 def _show_anomalies(first: date, last: date) -> None:

@@ -10,7 +10,7 @@ from flows import flow
 from ml.errors import UserError
 from tasks.report import report_scores
 from tasks.runs import record_run
-from tasks.score import ScoreReceipt, join_episodes, score_span, wanted
+from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
 
 Night = Annotated[
     date | None,
@@ -21,7 +21,7 @@ Night = Annotated[
 def name_of_night() -> str:
     """The run's name, which says the night also where the lake's last one is meant."""
     try:
-        night, _ = wanted(flow_run.parameters.get("night"))
+        night, _ = resolve_nights(flow_run.parameters.get("night"))
     except UserError:
         return f"{flow_run.flow_name} {flow_run.parameters.get('night')}"
     return f"{flow_run.flow_name} {night}"
@@ -31,7 +31,7 @@ def name_of_night() -> str:
 def score(night: Night = None) -> ScoreReceipt:
     """Score a night for every registered household."""
     with record_run("score") as record:
-        record.first_night, record.last_night = wanted(night)
+        record.first_night, record.last_night = resolve_nights(night)
         receipt = score_span((record.first_night, record.last_night))
         join_episodes()
         record.model_version = receipt.model_version

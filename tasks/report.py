@@ -27,17 +27,17 @@ def leave(key: str, markdown: str) -> None:
 
 def report_scores(receipt: "ScoreReceipt") -> None:
     """Leave the report of a scored span of nights."""
-    leave(f"scores-{receipt.last}", scored(receipt))
+    leave(f"scores-{receipt.last_night}", scored(receipt))
 
 
 def scored(receipt: "ScoreReceipt") -> str:
     """Household-nights by status, and the most urgent of the last night."""
     of_night, totals = (
-        lake.collect_with_retry(lake.scan_nights(table, receipt.last, receipt.last))
+        lake.collect_with_retry(lake.scan_nights(table, receipt.last_night, receipt.last_night))
         for table in ("scores", "nights")
     )
-    urgent = most_urgent(of_night, receipt.last)
-    return by_status(receipt.by_status) + alarms(totals) + urgent
+    urgent = most_urgent(of_night, receipt.last_night)
+    return by_status(receipt.counts_by_status) + alarms(totals) + urgent
 
 
 def draw(first: date, last: date) -> Path | None:

@@ -16,53 +16,57 @@ from tasks.fleet import load_fleet
 from tasks.memory import ScoreCache
 from tasks.settings import get_settings
 
-NIGHTS_AT_ONCE: Final = 31
+NIGHTS_PER_SPAN: Final = 31
 
 
 @dataclass(frozen=True)
 class ScoreReceipt:
     """What scoring a span of nights did."""
 
-    first: date
-    last: date
-    rows: int
-    flagged: int
-    by_status: dict[str, int]
+    first_night: date
+    last_night: date
+    n_household_nights: int
+    n_flagged: int
+    counts_by_status: dict[str, int]
     model_version: str
 
     def line(self) -> str:
         """What happened, for a terminal."""
-        nights = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
-        statuses = ", ".join(f"{rows:,} {status}" for status, rows in self.by_status.items())
+        nights = (
+            f"{self.first_night}"
+            if self.first_night == self.last_night
+            else f"{self.first_night} to {self.last_night}"
+        )
+        statuses = ", ".join(f"{rows:,} {status}" for status, rows in self.counts_by_status.items())
         return (
-            f"{nights}: {self.rows:,} household-nights ({statuses}), {self.flagged:,} flagged, "
+            f"{nights}: {self.n_household_nights:,} household-nights ({statuses}), {self.n_flagged:,} flagged, "
             f"by version {self.model_version}"
         )
 
 
-def spans(first: date, last: date) -> Iterator[tuple[date, date]]:
+def split_into_spans(first_night: date, last_night: date) -> Iterator[tuple[date, date]]:
     """Cut the nights `first` to `last` into spans that fit in memory."""
-    step = timedelta(days=NIGHTS_AT_ONCE)
-    while first <= last:
-        yield first, min(first + step - timedelta(days=1), last)
-        first += step
+    step = timedelta(days=NIGHTS_PER_SPAN)
+    while first_night <= last_night:
+        yield first_night, min(first_night + step - timedelta(days=1), last_night)
+        first_night += step
 
 
-def wanted(first: date | None, last: date | None = None) -> tuple[date, date]:
+def resolve_nights(first_night: date | None, last_night: date | None = None) -> tuple[date, date]:
     """The nights to score, by default the last one of the lake.
 
     Raises:
         UserError: the lake is empty, or a night lies outside it.
     """
     begin, end = lake.read_night_range()
-    first = first or end
-    last = last or first
-    if first > last:
-        raise UserError(f"the first night {first} is after the last night {last}")
-    for night in (first, last):
+    first_night = first_night or end
+    last_night = last_night or first_night
+    if first_night > last_night:
+        raise UserError(f"the first night {first_night} is after the last night {last_night}")
+    for night in (first_night, last_night):
         if not begin <= night <= end:
             raise UserError(f"night {night} is outside the lake, which holds {begin} to {end}")
-    return first, last
+    return first_night, last_night
 
 
 @task(name="score nights")
@@ -90,7 +94,7 @@ def score_span(span: tuple[date, date]) -> ScoreReceipt:
             lake.replace_night("anomalies", night, tables.anomalies.filter(of_night))
             lake.replace_night("nights", night, tables.nights.filter(of_night))
             lake.replace_night("scores", night, tables.scores.filter(of_night))
-    return _receipt(first, last, tables.scores, version)
+    return _build_receipt(first, last, tables.scores, version)
 
 
 @task(name="join episodes")
@@ -103,10 +107,10 @@ def join_episodes() -> int:
         nights = lake.list_table_nights("scores")
         joined = episodes(lake.collect_with_retry(flagged), last_scored=nights[-1])
         known, kept = (
-            _by_first_night(lake.read_table("episodes")),
+            _partition_by_first_night(lake.read_table("episodes")),
             set(lake.list_table_nights("episodes")),
         )
-        found, none = _by_first_night(joined), joined.clear()
+        found, none = _partition_by_first_night(joined), joined.clear()
         for night in sorted(kept.union(nights)):
             begun = found.get((night,), none)
             if night not in kept or not begun.equals(known.get((night,), none)):
@@ -114,30 +118,32 @@ def join_episodes() -> int:
     return int(joined["is_open"].sum())
 
 
-def _by_first_night(episodes: pl.DataFrame) -> dict[tuple[Any, ...], pl.DataFrame]:
+def _partition_by_first_night(episodes: pl.DataFrame) -> dict[tuple[Any, ...], pl.DataFrame]:
     return episodes.sort("household_id").partition_by("first_night", as_dict=True)
 
 
-def _receipt(first: date, last: date, scores: pl.DataFrame, version: str) -> ScoreReceipt:
+def _build_receipt(
+    first_night: date, last_night: date, scores: pl.DataFrame, model_version: str
+) -> ScoreReceipt:
     by_status = scores.group_by(pl.col("status").cast(pl.String)).len().sort("status")
     return ScoreReceipt(
-        first=first,
-        last=last,
-        rows=len(scores),
-        flagged=int(scores["is_anomaly"].sum()),
-        by_status=dict(by_status.iter_rows()),
-        model_version=version,
+        first_night=first_night,
+        last_night=last_night,
+        n_household_nights=len(scores),
+        n_flagged=int(scores["is_anomaly"].sum()),
+        counts_by_status=dict(by_status.iter_rows()),
+        model_version=model_version,
     )
 
 
-def total(receipts: list[ScoreReceipt]) -> ScoreReceipt:
+def combine_receipts(receipts: list[ScoreReceipt]) -> ScoreReceipt:
     """The receipt of consecutive spans together."""
-    statuses = sorted({status for receipt in receipts for status in receipt.by_status})
+    statuses = sorted({status for receipt in receipts for status in receipt.counts_by_status})
     return ScoreReceipt(
-        first=receipts[0].first,
-        last=receipts[-1].last,
-        rows=sum(receipt.rows for receipt in receipts),
-        flagged=sum(receipt.flagged for receipt in receipts),
-        by_status={s: sum(r.by_status.get(s, 0) for r in receipts) for s in statuses},
+        first_night=receipts[0].first_night,
+        last_night=receipts[-1].last_night,
+        n_household_nights=sum(receipt.n_household_nights for receipt in receipts),
+        n_flagged=sum(receipt.n_flagged for receipt in receipts),
+        counts_by_status={s: sum(r.counts_by_status.get(s, 0) for r in receipts) for s in statuses},
         model_version=receipts[-1].model_version,
     )

@@ -15,7 +15,7 @@ from ml.score import WARMUP_NIGHTS
 from tasks import lake, report, warehouse
 from tasks.artefact import save_detector
 from tasks.registry import ModelVersion
-from tasks.score import NIGHTS_AT_ONCE, spans
+from tasks.score import NIGHTS_PER_SPAN, split_into_spans
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 12, WARMUP_NIGHTS + 40
@@ -75,7 +75,7 @@ def test_scoring_twice_leaves_byte_identical_tables(scored_home: Path) -> None:
 
 
 def test_backfill_leaves_the_tables_of_single_nights(scored_home: Path) -> None:
-    first = LAST - timedelta(days=NIGHTS_AT_ONCE + 2)  # more than one span
+    first = LAST - timedelta(days=NIGHTS_PER_SPAN + 2)  # more than one span
     backfill.fn(first, LAST)
     in_bulk = tables(scored_home)
     for night in pl.date_range(first, LAST, eager=True):
@@ -95,9 +95,9 @@ def test_nights_may_be_scored_in_any_order(scored_home: Path) -> None:
 def test_every_registered_household_has_a_row(scored_home: Path) -> None:
     receipt = score.fn()
     scores = lake.read_table("scores")
-    assert receipt.last == LAST
-    assert receipt.rows == len(scores) == HOUSEHOLDS + 1
-    assert receipt.by_status == {"missing": 1, "scored": HOUSEHOLDS}
+    assert receipt.last_night == LAST
+    assert receipt.n_household_nights == len(scores) == HOUSEHOLDS + 1
+    assert receipt.counts_by_status == {"missing": 1, "scored": HOUSEHOLDS}
     assert scores["model_version"].unique().to_list() == ["7"]
 
 
@@ -166,8 +166,8 @@ def test_nothing_can_be_scored_before_ingest(home: Path) -> None:
 
 
 def test_spans_cover_every_night_once() -> None:
-    last = fleets.FIRST_NIGHT + timedelta(days=2 * NIGHTS_AT_ONCE)
-    cut = list(spans(fleets.FIRST_NIGHT, last))
+    last = fleets.FIRST_NIGHT + timedelta(days=2 * NIGHTS_PER_SPAN)
+    cut = list(split_into_spans(fleets.FIRST_NIGHT, last))
     nights = [night for span in cut for night in pl.date_range(*span, eager=True)]
     assert nights == pl.date_range(fleets.FIRST_NIGHT, last, eager=True).to_list()
     assert len(cut) == 3

@@ -98,12 +98,12 @@ def score_next_night(source: Path, scratch: Path) -> float:
 def score_fortnight(source: Path, scratch: Path) -> float:
     """A fortnight in bulk."""
     last = lake.read_night_range()[1]
-    return backfill.fn(last - timedelta(days=13), last).rows
+    return backfill.fn(last - timedelta(days=13), last).n_household_nights
 
 
 def _score_night(nights_ago: int) -> float:
     night = lake.read_night_range()[1] - timedelta(days=nights_ago)
-    return score_span((night, night)).rows
+    return score_span((night, night)).n_household_nights
 
 
 def score_seed_model(source: Path, scratch: Path) -> float:
