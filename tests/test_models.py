@@ -25,7 +25,7 @@ from ml.windows import FleetWindows
 from tasks.artefact import load_detector, save_detector
 from tasks.train import TrainParameters
 from tests import fleets
-from tests.test_train import equal
+from tests.test_train import have_equal_weights
 
 SEEDS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 4, 30, 36
@@ -140,7 +140,7 @@ def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Pa
     save_detector(fitted, tmp_path)
     loaded = load_detector(tmp_path)
     assert loaded.config == fitted.config
-    assert equal(loaded.state_dict(), fitted.state_dict())
+    assert have_equal_weights(loaded.state_dict(), fitted.state_dict())
     night = score_fleet(loaded, known, MIN_READINGS)
     assert np.isfinite(night.score).all()
     assert ((night.p_value > 0) & (night.p_value <= 1)).all()
@@ -152,7 +152,7 @@ def test_sizes_other_than_the_usual_come_back_too() -> None:
     config = DetectorConfig(model="batchnorm_autoencoder", network={"widths": (10,), "latent": 3})
     again = DetectorConfig.model_validate_json(config.model_dump_json())
     assert again == config
-    assert equal(Detector(again).state_dict(), Detector(config).state_dict()) is False
+    assert have_equal_weights(Detector(again).state_dict(), Detector(config).state_dict()) is False
     assert json.loads(config.model_dump_json())["network"]["widths"] == [10]
     with pytest.raises(ValidationError, match="hidden"):
         DetectorConfig(model="lstm", network={"hidden": 3})

@@ -10,7 +10,7 @@ from ml import pace
 from ml.models import MODEL_NAMES
 from ml.windows import FleetWindows
 from tests import fleets
-from tests.test_train import equal
+from tests.test_train import have_equal_weights
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None
     before = copy.deepcopy(network.state_dict())
     torch.set_rng_state(state)
     pace.measure_training_speed(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
-    assert equal(network.state_dict(), before)
+    assert have_equal_weights(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
     assert all(weight.grad is None for weight in network.parameters())

@@ -33,8 +33,8 @@ from tests.homes import copy_mlflow_database, write_lake
 
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
-QUICK = FitParameters(model=fleets.TEST_MODEL, max_epochs=3, batch_size=64)
-MARK = -1.0
+QUICK_PARAMETERS = FitParameters(model=fleets.TEST_MODEL, max_epochs=3, batch_size=64)
+MARKED_LOSS = -1.0
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def readings() -> np.ndarray:
     return kwh
 
 
-def weights(detector: Detector) -> dict[str, Tensor]:
+def get_weights(detector: Detector) -> dict[str, Tensor]:
     return detector.state_dict()
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def have_equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-def test_an_eighth_of_the_households_is_held_out_and_stays_so_as_the_fleet_grows() -> None:
+def test_held_out_eighth_is_stable_as_fleet_grows() -> None:
     ids = [f"MAC{i:06d}" for i in range(4000)]
     apart = is_held_out(ids)
     # 4,000 draws of 1/8: a mean of 500, a standard error of 21.
@@ -62,7 +62,7 @@ def test_an_eighth_of_the_households_is_held_out_and_stays_so_as_the_fleet_grows
     assert is_held_out(ids[::-1]).tolist() == apart[::-1].tolist()
 
 
-def test_a_fleet_too_small_for_an_eighth_holds_out_one_household() -> None:
+def test_small_fleet_holds_out_one_household() -> None:
     trained = [
         f"MAC{i:06d}" for i in np.flatnonzero(~is_held_out([f"MAC{i:06d}" for i in range(9)]))
     ]
@@ -70,14 +70,14 @@ def test_a_fleet_too_small_for_an_eighth_holds_out_one_household() -> None:
     assert is_held_out([]).tolist() == []
 
 
-def test_calibration_takes_the_last_four_weeks_or_a_quarter() -> None:
+def test_calibration_nights_are_last_four_weeks_or_a_quarter() -> None:
     nights = [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(365)]
     assert select_calibration_nights(nights) == slice(337, 365)
     assert select_calibration_nights(nights[:60]) == slice(45, 60)
 
 
 @pytest.mark.parametrize("count", [0, 27])
-def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
+def test_too_few_nights_raise_with_required_count(count: int) -> None:
     with pytest.raises(UserError, match=r"needs 28 nights or more, the lake holds (none|27 up to)"):
         select_calibration_nights(
             [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(count)]
@@ -85,18 +85,18 @@ def test_too_few_nights_say_how_many_are_needed(count: int) -> None:
 
 
 @pytest.mark.parametrize(("silent", "purpose"), [(True, "held out"), (False, "to learn from")])
-def test_households_without_readings_are_the_users_mistake(
+def test_training_without_usable_readings_raises_user_error(
     silent: bool, purpose: str, readings: np.ndarray, tmp_path: Path
 ) -> None:
     known = fleets.build_fleet(readings.copy())
     known.kwh[is_held_out(known.household_ids) == silent] = np.nan
     said = f"no household {purpose} has 36 readings on a night 2013-06-03 to"
     with pytest.raises(UserError, match=said):
-        train_and_calibrate(known, QUICK, MIN_READINGS, str(tmp_path))
+        train_and_calibrate(known, QUICK_PARAMETERS, MIN_READINGS, str(tmp_path))
 
 
 @pytest.mark.seed_fault
-def test_scales_and_weights_come_from_the_households_learned_from_alone(
+def test_held_out_households_do_not_influence_scales_or_weights(
     readings: np.ndarray, tmp_path: Path
 ) -> None:
     """A random split of rows, or scales of the batch at hand, would see the others' nights."""
@@ -105,18 +105,18 @@ def test_scales_and_weights_come_from_the_households_learned_from_alone(
     other = fleets.build_fleet(readings.copy())
     other.kwh[apart] *= np.linspace(1, 9, 48, dtype=np.float32)
     one, two = (
-        train_and_calibrate(fleet, QUICK, MIN_READINGS, str(tmp_path / name)).detector
+        train_and_calibrate(fleet, QUICK_PARAMETERS, MIN_READINGS, str(tmp_path / name)).detector
         for name, fleet in (("as-is", known), ("other", other))
     )
     seen = scale_fleet(known, MIN_READINGS).log_readings[~apart]
     rows = np.isfinite(readings[~apart]).sum(axis=2) >= MIN_READINGS
     np.testing.assert_allclose(one.network.readings.mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
-    assert equal(one.network.state_dict(), two.network.state_dict())
+    assert have_equal_weights(one.network.state_dict(), two.network.state_dict())
     assert not torch.equal(one.reference_scores, two.reference_scores)
 
 
 @pytest.mark.seed_fault
-def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray) -> None:
+def test_network_output_does_not_depend_on_batch(readings: np.ndarray) -> None:
     """z-scores of the batch being scored would make zeros of a single night."""
     known = fleets.build_fleet(readings)
     network = fleets.build_detector(known).network.double()
@@ -127,7 +127,7 @@ def test_a_night_is_judged_alike_whatever_shares_its_batch(readings: np.ndarray)
     torch.testing.assert_close(alone.score[0], among.score[0], rtol=1e-12, atol=0)
 
 
-def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.ndarray) -> None:
+def test_epoch_draws_each_household_night_once_in_reproducible_order(readings: np.ndarray) -> None:
     known = fleets.build_fleet(readings)
     known.conditions[..., 0] = np.arange(HOUSEHOLDS * NIGHTS).reshape(HOUSEHOLDS, NIGHTS)
     windows, places = FleetWindows(known, 0, MIN_READINGS), torch.arange(5, 15)
@@ -141,17 +141,17 @@ def test_an_epoch_draws_each_household_night_once_in_its_own_order(readings: np.
     assert orders[0] == orders[2] != orders[1]
 
 
-def test_gaps_leave_every_weight_finite(tmp_path: Path) -> None:
+def test_missing_readings_leave_weights_finite(tmp_path: Path) -> None:
     gappy = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     gappy[np.random.default_rng(0).random(gappy.shape) < 0.15] = np.nan
     detector = train_and_calibrate(
-        fleets.build_fleet(gappy), QUICK, MIN_READINGS, str(tmp_path)
+        fleets.build_fleet(gappy), QUICK_PARAMETERS, MIN_READINGS, str(tmp_path)
     ).detector
-    assert all(torch.isfinite(value).all() for value in weights(detector).values())
+    assert all(torch.isfinite(value).all() for value in get_weights(detector).values())
 
 
 @pytest.mark.seed_fault
-def test_the_best_weights_come_back(tmp_path: Path) -> None:
+def test_best_epoch_weights_are_restored(tmp_path: Path) -> None:
     """Two homes over 14 nights are learned by heart, and the validation loss rises again."""
     by_heart = FitParameters(
         model=fleets.TEST_MODEL, max_epochs=40, patience=40, batch_size=8, learning_rate=0.03
@@ -165,26 +165,24 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     assert loss == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_same_seed_same_weights(readings: np.ndarray, tmp_path: Path) -> None:
+def test_weights_are_reproducible_from_seed(readings: np.ndarray, tmp_path: Path) -> None:
     known = fleets.build_fleet(readings)
     one, again, other = (
-        weights(
+        get_weights(
             train_and_calibrate(
                 known,
-                QUICK.model_copy(update={"seed": seed}),
+                QUICK_PARAMETERS.model_copy(update={"seed": seed}),
                 MIN_READINGS,
                 str(tmp_path / str(place)),
             ).detector
         )
         for place, seed in enumerate((1, 1, 2))
     )
-    assert equal(one, again)
-    assert not equal(one, other)
+    assert have_equal_weights(one, again)
+    assert not have_equal_weights(one, other)
 
 
-def test_a_training_that_had_ended_is_not_taken_further(
-    readings: np.ndarray, tmp_path: Path
-) -> None:
+def test_resuming_an_ended_training_trains_no_further(readings: np.ndarray, tmp_path: Path) -> None:
     """Killed between its last checkpoint and its registration, it must not train on."""
     known = fleets.build_fleet(readings)
     impatient = FitParameters(
@@ -195,10 +193,10 @@ def test_a_training_that_had_ended_is_not_taken_further(
     again = train_and_calibrate(known, impatient, MIN_READINGS, str(tmp_path), resume_from=last)
     assert len(ended.epoch_metrics) < 30
     assert again.epoch_metrics == ended.epoch_metrics
-    assert equal(weights(again.detector), weights(ended.detector))
+    assert have_equal_weights(get_weights(again.detector), get_weights(ended.detector))
 
 
-def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
+def test_validation_error_is_mean_absolute_error_in_kwh() -> None:
     """A detector that expects 0 everywhere is off by the reading itself."""
     known = fleets.build_fleet(np.full((2, 3, 48), 0.5, dtype=np.float32))
     known.kwh[0, 2, :40] = np.nan  # too few readings: left out
@@ -211,7 +209,7 @@ def test_validation_error_is_the_mean_deviation_in_kwh() -> None:
     ) == pytest.approx(0.5)
 
 
-def test_households_without_readings_are_left_out(home: Path) -> None:
+def test_load_fleet_omits_households_without_readings(home: Path) -> None:
     kwh = fleets.simulate_readings_kwh(3, 4)
     kwh[1] = np.nan
     write_lake(kwh)
@@ -220,14 +218,14 @@ def test_households_without_readings_are_left_out(home: Path) -> None:
     assert kept.kwh.shape == (2, 4, 48)
 
 
-def mark(checkpoint: Path) -> None:
+def mark_checkpoint(checkpoint: Path) -> None:
     """Write into a checkpoint's history, so that a training shows that it went on from there."""
     state = torch.load(checkpoint, weights_only=True)
-    state["history"][0]["train_loss"] = MARK
+    state["history"][0]["train_loss"] = MARKED_LOSS
     torch.save(state, checkpoint)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(
+def test_killed_training_resumes_to_same_weights(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kwh = fleets.simulate_readings_kwh(200, NIGHTS)
@@ -243,7 +241,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -9
-    mark(next(home.glob("training/*/checkpoints/last.ckpt")))
+    mark_checkpoint(next(home.glob("training/*/checkpoints/last.ckpt")))
     resumed = fit_detector(parameters)
     found = load_detector(lake.training_dir(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
@@ -251,12 +249,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
     assert undisturbed.key == resumed.key
-    assert resumed.epoch_metrics[0]["train_loss"] == MARK
+    assert resumed.epoch_metrics[0]["train_loss"] == MARKED_LOSS
     assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
-    assert equal(weights(load_detector(lake.training_dir(undisturbed.key))), weights(found))
+    assert have_equal_weights(
+        get_weights(load_detector(lake.training_dir(undisturbed.key))), get_weights(found)
+    )
 
 
-def test_until_is_held_within_the_lake(home: Path) -> None:
+def test_last_training_night_is_limited_to_lake(home: Path) -> None:
     write_lake(fleets.simulate_readings_kwh(2, 40))
     assert resolve_last_night(TrainParameters()) == fleets.FIRST_NIGHT + timedelta(days=39)
     late = TrainParameters(until=fleets.FIRST_NIGHT + timedelta(days=99))
@@ -266,7 +266,7 @@ def test_until_is_held_within_the_lake(home: Path) -> None:
 
 
 @pytest.mark.seed_fault
-def test_data_of_the_same_shape_is_other_data() -> None:
+def test_fleet_fingerprint_depends_on_readings() -> None:
     # The seed kept what it had computed under the shape of the array alone.
     one, other = (
         fleets.build_fleet(fleets.simulate_readings_kwh(3, 5, seed=1)),
