@@ -39,29 +39,29 @@ from tests.homes import copy_mlflow_database, write_lake
 
 ROOT = Path(__file__).parents[1]
 MIN_READINGS = 36
-KILLS = 2
+N_KILLS = 2
 ENORMOUS_KWH = 3e38
 
 
-def quick(model: str = fleets.TEST_MODEL, **others: float) -> FitParameters:
+def build_quick_parameters(model: str = fleets.TEST_MODEL, **overrides: float) -> FitParameters:
     given = {"max_epochs": 2, "batch_size": 64, "epoch_size": 512, "validation_size": 128}
-    return FitParameters(model=model, **(given | others))
+    return FitParameters(model=model, **(given | overrides))
 
 
-def trained(known: Fleet, parameters: FitParameters, directory: Path) -> FitResult:
-    return train_and_calibrate(known, parameters, MIN_READINGS, str(directory))
+def train_on_fleet(fleet: Fleet, parameters: FitParameters, checkpoint_dir: Path) -> FitResult:
+    return train_and_calibrate(fleet, parameters, MIN_READINGS, str(checkpoint_dir))
 
 
-def state(key: str) -> dict[str, torch.Tensor]:
+def load_weights(key: str) -> dict[str, torch.Tensor]:
     return load_detector(lake.training_dir(key)).state_dict()
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def start(parameters: TrainParameters) -> subprocess.Popen[bytes]:
+def start_training_process(parameters: TrainParameters) -> subprocess.Popen[bytes]:
     command = (
         "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
@@ -69,7 +69,7 @@ def start(parameters: TrainParameters) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", command], cwd=ROOT)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_weights(
+def test_training_killed_at_random_moments_ends_with_same_weights(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So small a fleet that most of the time goes into writing checkpoints."""
@@ -77,8 +77,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     kwh, moment = fleets.simulate_readings_kwh(40, 60), random.Random(0)
     write_lake(kwh)
     copy_mlflow_database(empty_store)
-    for _ in range(KILLS):
-        process = start(parameters)
+    for _ in range(N_KILLS):
+        process = start_training_process(parameters)
         before = list(home.glob("training/*/checkpoints/*"))
         while process.poll() is None and list(home.glob("training/*/checkpoints/*")) == before:
             time.sleep(0.005)
@@ -86,20 +86,24 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
         process.kill()
         process.wait()
     resumed = fit_detector(parameters)
-    found = state(resumed.key)
+    found = load_weights(resumed.key)
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
     write_lake(kwh)
     copy_mlflow_database(empty_store)
     undisturbed = fit_detector(parameters)
     assert resumed.epoch_metrics == undisturbed.epoch_metrics
-    assert_equal(found, state(undisturbed.key))
+    assert_equal_weights(found, load_weights(undisturbed.key))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one byte changed", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_earlier_one(damage: str, tmp_path: Path) -> None:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(12, 60))
     undisturbed = train_and_calibrate(
-        known, quick(), MIN_READINGS, str(tmp_path), checkpoint_io=AtomicCheckpointIO()
+        known,
+        build_quick_parameters(),
+        MIN_READINGS,
+        str(tmp_path),
+        checkpoint_io=AtomicCheckpointIO(),
     )
     last = tmp_path / "last.ckpt"
     content = bytearray(last.read_bytes())
@@ -114,16 +118,16 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     assert earlier == str(tmp_path / "epoch=1.ckpt")
     again = train_and_calibrate(
         known,
-        quick(),
+        build_quick_parameters(),
         MIN_READINGS,
         str(tmp_path),
         resume_from=earlier,
         checkpoint_io=AtomicCheckpointIO(),
     )
-    assert_equal(again.detector.state_dict(), undisturbed.detector.state_dict())
+    assert_equal_weights(again.detector.state_dict(), undisturbed.detector.state_dict())
 
 
-def test_without_an_intact_checkpoint_training_begins_anew(
+def test_training_restarts_without_intact_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"nothing of use")
@@ -132,21 +136,21 @@ def test_without_an_intact_checkpoint_training_begins_anew(
     assert "last.ckpt is damaged" in caplog.text
 
 
-def test_an_infinite_reading_is_named(tmp_path: Path) -> None:
+def test_infinite_reading_is_refused_with_household_and_night(tmp_path: Path) -> None:
     kwh = fleets.simulate_readings_kwh(12, 60)
     kwh[3, 5, 7] = np.inf
     with pytest.raises(UserError, match="an infinite reading of MAC000003 on 2013-06-08"):
-        trained(fleets.build_fleet(kwh), quick(), tmp_path)
+        train_on_fleet(fleets.build_fleet(kwh), build_quick_parameters(), tmp_path)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_named(
+def test_non_finite_step_is_skipped_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reading that overflows spoils one batch an epoch, not the weights nor what is usual."""
     kwh = fleets.simulate_readings_kwh(24, 60)
     kwh[1, 59, 10] = ENORMOUS_KWH  # seen by the last night alone
-    parameters = quick("history_network", batch_size=32, epoch_size=2048)
-    result = trained(fleets.build_fleet(kwh), parameters, tmp_path)
+    parameters = build_quick_parameters("history_network", batch_size=32, epoch_size=2048)
+    result = train_on_fleet(fleets.build_fleet(kwh), parameters, tmp_path)
     assert [epoch["skipped_steps"] for epoch in result.epoch_metrics] == [1, 1]
     assert "1 of 44 steps of epoch 2 had a loss or gradients that are not finite" in caplog.text
     assert "3e+38 kWh, at MAC000001 on 2013-08-01" in caplog.text
@@ -154,13 +158,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
 
 
 @pytest.mark.parametrize("model", [fleets.TEST_MODEL, "batchnorm_autoencoder", "history_network"])
-def test_a_training_that_diverges_says_so_and_registers_nothing(
+def test_diverging_training_raises_and_registers_nothing(
     model: str, home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_lake(fleets.simulate_readings_kwh(24, 60))
     copy_mlflow_database(empty_store)
     monkeypatch.setattr(
-        "tasks.train.FitParameters", lambda **_: quick(model, batch_size=64, learning_rate=1e30)
+        "tasks.train.FitParameters",
+        lambda **_: build_quick_parameters(model, batch_size=64, learning_rate=1e30),
     )
     with pytest.raises(UserError, match=r"training stopped: \d of \d steps of epoch 1 had a loss"):
         fit_detector(TrainParameters(model=model))
@@ -178,16 +183,16 @@ def test_a_training_that_diverges_says_so_and_registers_nothing(
         (False, "training broke: residual_scale of the detector"),
     ],
 )
-def test_a_detector_that_is_not_finite_is_refused(apart: bool, said: str, tmp_path: Path) -> None:
+def test_detector_with_non_finite_state_is_refused(apart: bool, said: str, tmp_path: Path) -> None:
     """A reading that overflows in a home held out, and in scales taken from a home learnt from."""
     known = fleets.build_fleet(fleets.simulate_readings_kwh(24, 70))
     known.kwh[np.flatnonzero(is_held_out(known.household_ids) == apart)[0], 69, 10] = ENORMOUS_KWH
     with np.errstate(over="ignore"), pytest.raises(UserError, match=said):
-        trained(known, quick(), tmp_path)
+        train_on_fleet(known, build_quick_parameters(), tmp_path)
 
 
 @contextmanager
-def memory_for(megabytes: int) -> Iterator[None]:
+def limit_address_space(extra_mb: int) -> Iterator[None]:
     """Let this process take so much more memory than it has."""
     kilobytes = next(
         int(line.split()[1])
@@ -195,28 +200,28 @@ def memory_for(megabytes: int) -> Iterator[None]:
         if line.startswith("VmSize")
     )
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, ((kilobytes << 10) + (megabytes << 20), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, ((kilobytes << 10) + (extra_mb << 20), limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_a_batch_that_memory_does_not_hold_is_learned_from_in_parts(
+def test_out_of_memory_doubles_gradient_accumulation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The network whose batches take most; it has no statistics that parts would change."""
     known = fleets.build_fleet(fleets.simulate_readings_kwh(24, 60))
-    parameters = quick("transformer", batch_size=512, max_epochs=1)
-    with memory_for(400):
-        result = trained(known, parameters, tmp_path)
+    parameters = build_quick_parameters("transformer", batch_size=512, max_epochs=1)
+    with limit_address_space(400):
+        result = train_on_fleet(known, parameters, tmp_path)
     assert result.resources.accumulation_steps > 1
     assert result.resources.device_batch_size == 512 // result.resources.accumulation_steps
     assert "out of memory with 512 household-nights at once" in caplog.text
     assert len(result.epoch_metrics) == 1
 
 
-def test_what_follows_a_fit_holds_the_homes_held_out_alone(
+def test_training_fleet_is_freed_before_export(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the full trial the readings are a third of what a training takes."""
@@ -224,22 +229,22 @@ def test_what_follows_a_fit_holds_the_homes_held_out_alone(
     copy_mlflow_database(empty_store)
     loaded, kept = [], []
 
-    def loading(*span: date, reporting: bool) -> Fleet:
-        fleet = load_fleet(*span, only_reporting=reporting)
+    def load_and_reference(*span: date, only_reporting: bool) -> Fleet:
+        fleet = load_fleet(*span, only_reporting=only_reporting)
         loaded.append(weakref.ref(fleet.kwh))
         return fleet
 
-    def exporting(detector: Detector, directory: Path) -> None:
+    def record_fleet_and_save(detector: Detector, directory: Path) -> None:
         kept.append(loaded[0]())
         save_onnx(detector, directory)
 
-    monkeypatch.setattr("tasks.train.load_fleet", loading)
-    monkeypatch.setattr("tasks.train.save_onnx", exporting)
+    monkeypatch.setattr("tasks.train.load_fleet", load_and_reference)
+    monkeypatch.setattr("tasks.train.save_onnx", record_fleet_and_save)
     assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).n_households == 24
     assert kept == [None]
 
 
-def test_a_thread_that_finds_no_room_is_too_little_memory() -> None:
+def test_failed_thread_start_counts_as_out_of_memory() -> None:
     done = Event()
 
     def start_many() -> None:
@@ -247,32 +252,35 @@ def test_a_thread_that_finds_no_room_is_too_little_memory() -> None:
             Thread(target=done.wait).start()
 
     try:
-        with memory_for(64), pytest.raises(RuntimeError) as raised:
+        with limit_address_space(64), pytest.raises(RuntimeError) as raised:
             start_many()
     finally:
         done.set()
     assert is_out_of_memory(raised.value)
 
 
-def test_too_little_memory_is_said_in_one_line(
+def test_out_of_memory_is_reported_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with memory_for(200):
+    with limit_address_space(200):
         status = main(["simulate", str(tmp_path / "fleet"), "--households", "512", "--days=1000"])
     assert status == 1
     assert capfd.readouterr().err.startswith("meterwatch: too little memory: Unable to allocate")
 
 
-def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_whole_batch(tmp_path: Path) -> None:
     """Same rows, same number of steps, gradients added up; the seed's network draws nothing."""
     known, networks = fleets.build_fleet(fleets.simulate_readings_kwh(24, 60)), []
     for parts in (1, 4):
         network = fleets.build_untrained_detector(known).network
-        data = build_data_module(network, known, quick(), MIN_READINGS, parts)
-        loop = build_trainer(quick(), str(tmp_path / str(parts)), accumulation_steps=parts)
+        data = build_data_module(network, known, build_quick_parameters(), MIN_READINGS, parts)
+        loop = build_trainer(
+            build_quick_parameters(), str(tmp_path / str(parts)), accumulation_steps=parts
+        )
         with suppress_expected_warnings():
             loop.trainer.fit(
-                NetworkModule(network, quick(), accumulation_steps=parts), datamodule=data
+                NetworkModule(network, build_quick_parameters(), accumulation_steps=parts),
+                datamodule=data,
             )
         assert loop.trainer.global_step == 2 * 8
         networks.append(network)
@@ -280,7 +288,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
         torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_train_like_one(
     home: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same draw shared out, the same validation: equal but for the order of sums."""
@@ -301,9 +309,7 @@ def test_two_processes_learn_what_one_learns(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_windows_on_a_gpu_are_those_of_the_host(
-    share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_windows_equal_host_windows(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept there, or sent batch by batch where they do not fit."""
     monkeypatch.setattr("ml.windows.MAX_DEVICE_MEMORY_SHARE", share)
     known, places = fleets.build_fleet(fleets.simulate_readings_kwh(4, 60)), torch.arange(240)
