@@ -47,7 +47,7 @@ def copy(trained: Path, home: Path) -> Path:
     return home
 
 
-def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
+def test_registered_version_loads_bit_for_bit(copy: Path) -> None:
     """The local copy is the registered artifact, and the exported graph computes the same."""
     detector, version = registry.load_champion()
     assert version == "1"
@@ -65,7 +65,7 @@ def test_a_version_comes_back_bit_for_bit(copy: Path) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5, equal_nan=True)
 
 
-def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
+def test_version_records_signature_parameters_and_metrics(copy: Path) -> None:
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     signature = mlflow.models.get_model_info("models:/meterwatch@champion").signature
     assert signature.inputs.input_names() == ["kwh", "level", "conditions"]
@@ -87,7 +87,7 @@ def test_a_version_says_what_it_was_made_of(copy: Path) -> None:
     assert run.data.params["device"]
 
 
-def test_nothing_is_pickled(trained: Path) -> None:
+def test_artifacts_contain_no_pickles(trained: Path) -> None:
     """What an exported graph holds beside JSON, MLflow itself refuses unless it is tensors."""
     kept = [path for part in ("mlflow", "models") for path in (trained / part).rglob("*.*")]
     suffixes = {path.suffix for path in kept if path.is_file()}
@@ -98,14 +98,14 @@ def test_nothing_is_pickled(trained: Path) -> None:
     assert not list((trained / "training").glob("*/*"))
 
 
-def test_the_alias_stays_with_the_better_version(copy: Path) -> None:
+def test_champion_alias_stays_with_better_version(copy: Path) -> None:
     """Version 2 finds less of what is planted in the same nights."""
     version = registry.find_champion_version()
     assert version is not None
     assert version.version == "1"
 
 
-def test_not_asked_for_means_not_promoted(copy: Path) -> None:
+def test_version_is_not_promoted_unless_requested(copy: Path) -> None:
     receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=2, promote=False))
     assert (receipt.version, receipt.is_promoted) == ("3", False)
     assert receipt.decision.why.startswith("promotion was not asked for")
@@ -113,7 +113,7 @@ def test_not_asked_for_means_not_promoted(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["deleted", "corrupt", "unreachable"])
-def test_a_night_can_be_scored_while_mlflow_is_down(
+def test_champion_loads_from_local_copy_while_mlflow_is_down(
     fault: str, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = lake.mlflow_dir() / "mlflow.db"
@@ -138,14 +138,14 @@ def test_a_night_can_be_scored_while_mlflow_is_down(
     assert "using the local copy of champion 1" in caplog.text
 
 
-def test_no_champion_is_the_users_mistake(home: Path, empty_store: Path) -> None:
+def test_missing_champion_raises_user_error(home: Path, empty_store: Path) -> None:
     for _ in ("no store", "an empty store"):
         with pytest.raises(UserError, match=r"no champion yet: run `meterwatch train` first"):
             registry.load_champion()
         copy_mlflow_database(empty_store)
 
 
-def test_a_store_that_is_down_stops_a_training_at_its_start(home: Path) -> None:
+def test_training_stops_at_start_when_store_is_down(home: Path) -> None:
     lake.mlflow_dir().mkdir(parents=True)
     (lake.mlflow_dir() / "mlflow.db").write_bytes(b"not a database" * 1000)
     write_lake(fleets.simulate_readings_kwh(2, 40))
