@@ -13,7 +13,7 @@ from tasks.memory import ScoreCache
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 3, MAX_CONTEXT_NIGHTS + 12
-NEW = slice(MAX_CONTEXT_NIGHTS, None)
+AFTER_CONTEXT = slice(MAX_CONTEXT_NIGHTS, None)
 
 
 @pytest.fixture
@@ -30,22 +30,20 @@ def raw(fleet: Fleet) -> np.ndarray:
     return scores
 
 
-def test_what_was_kept_comes_back(fleet: Fleet, raw: np.ndarray) -> None:
+def test_stored_scores_are_loaded_unchanged(fleet: Fleet, raw: np.ndarray) -> None:
     np.testing.assert_array_equal(ScoreCache(fleet, "7").load_scores().log_odds, raw)
     np.testing.assert_array_equal(
         ScoreCache(fleet, "7").load_scores().surprisal, raw.astype(np.float64) + 1
     )
 
 
-def test_a_later_window_of_the_same_readings_knows_the_nights_that_they_share(
-    fleet: Fleet, raw: np.ndarray
-) -> None:
+def test_later_window_reuses_scores_of_shared_nights(fleet: Fleet, raw: np.ndarray) -> None:
     later = fleets.build_fleet(fleet.kwh[:, 5:], fleets.FIRST_NIGHT + timedelta(days=5))
     found = ScoreCache(later, "7").load_scores().log_odds
-    np.testing.assert_array_equal(found[:, NEW], raw[:, 5:][:, NEW])
+    np.testing.assert_array_equal(found[:, AFTER_CONTEXT], raw[:, 5:][:, AFTER_CONTEXT])
 
 
-def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
+def test_changed_reading_invalidates_every_night_with_it_in_context(
     fleet: Fleet, raw: np.ndarray
 ) -> None:
     fleet.kwh[2, 10, 7] += 1
@@ -56,7 +54,7 @@ def test_a_changed_reading_is_forgotten_by_every_night_that_saw_it(
     )
 
 
-def test_another_version_or_another_rule_knows_nothing(
+def test_cache_misses_for_other_version_or_min_readings(
     fleet: Fleet, raw: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert np.isnan(ScoreCache(fleet, "8").load_scores().log_odds).all()
@@ -64,7 +62,7 @@ def test_another_version_or_another_rule_knows_nothing(
     assert np.isnan(ScoreCache(fleet, "7").load_scores().log_odds).all()
 
 
-def test_nights_that_are_known_are_not_written_again(fleet: Fleet, raw: np.ndarray) -> None:
+def test_cached_nights_are_not_rewritten(fleet: Fleet, raw: np.ndarray) -> None:
     files = sorted(lake.home_dir().rglob("raw_scores.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
     ScoreCache(fleet, "7").store_scores(CachedScores(raw, raw.astype(np.float64) + 1))
