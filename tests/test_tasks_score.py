@@ -30,7 +30,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     readings[3, -3:] *= 9
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METERWATCH_HOME", str(path))
-        fill(readings)
+        write_lake(readings)
         lake.replace_reference_table("households", fleets.build_households(HOUSEHOLDS + 1))
         save_detector(
             fleets.build_detector(
@@ -50,7 +50,7 @@ def scored_home(home: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return home
 
 
-def fill(readings: np.ndarray) -> None:
+def write_lake(readings: np.ndarray) -> None:
     for (month,), days in fleets.build_household_nights(readings).group_by(
         pl.col("night").dt.truncate("1mo")
     ):
@@ -58,41 +58,41 @@ def fill(readings: np.ndarray) -> None:
         lake.replace_month(month, days)
 
 
-def tables(home: Path) -> dict[str, bytes]:
+def read_result_files(home: Path) -> dict[str, bytes]:
     files = sorted((home / "tables").rglob("*.parquet"))
     return {str(path.relative_to(home)): path.read_bytes() for path in files}
 
 
-def test_scoring_twice_leaves_byte_identical_tables(scored_home: Path) -> None:
+def test_rescoring_writes_byte_identical_tables(scored_home: Path) -> None:
     score.fn(LAST)
-    once = tables(scored_home)
+    once = read_result_files(scored_home)
     score.fn(LAST)
-    assert tables(scored_home) == once
+    assert read_result_files(scored_home) == once
     assert set(once) == {
         f"tables/{table}/night={LAST}/{table}.parquet"
         for table in ("scores", "anomalies", "episodes", "nights")
     }
 
 
-def test_backfill_leaves_the_tables_of_single_nights(scored_home: Path) -> None:
+def test_backfill_equals_scoring_single_nights(scored_home: Path) -> None:
     first = LAST - timedelta(days=NIGHTS_PER_SPAN + 2)  # more than one span
     backfill.fn(first, LAST)
-    in_bulk = tables(scored_home)
+    in_bulk = read_result_files(scored_home)
     for night in pl.date_range(first, LAST, eager=True):
         score.fn(night)
-    assert tables(scored_home) == in_bulk
+    assert read_result_files(scored_home) == in_bulk
 
 
-def test_nights_may_be_scored_in_any_order(scored_home: Path) -> None:
+def test_scoring_order_does_not_change_tables(scored_home: Path) -> None:
     nights = [LAST - timedelta(days=i) for i in range(3)]
     for night in nights:
         score.fn(night)
-    backwards = tables(scored_home)
+    backwards = read_result_files(scored_home)
     backfill.fn(nights[-1], LAST)
-    assert tables(scored_home) == backwards
+    assert read_result_files(scored_home) == backwards
 
 
-def test_every_registered_household_has_a_row(scored_home: Path) -> None:
+def test_every_registered_household_has_a_score_row(scored_home: Path) -> None:
     receipt = score.fn()
     scores = lake.read_table("scores")
     assert receipt.last_night == LAST
@@ -101,7 +101,7 @@ def test_every_registered_household_has_a_row(scored_home: Path) -> None:
     assert scores["model_version"].unique().to_list() == ["7"]
 
 
-def test_a_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
+def test_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
     own = lake.read_table("episodes").filter(household_id="MAC000003")
     assert len(own) == 1
@@ -109,10 +109,10 @@ def test_a_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
     assert own["excess_kwh"].item() > 0
 
 
-def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> None:
+def test_episode_closes_after_silence(scored_home: Path) -> None:
     readings = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     readings[3, -30] *= 9
-    fill(readings)
+    write_lake(readings)
     event = LAST - timedelta(days=29)
     score.fn(event)
     assert lake.read_table("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [
@@ -124,7 +124,7 @@ def test_an_episode_closes_when_a_fortnight_has_passed(scored_home: Path) -> Non
     assert own["is_open"].to_list() == [False]
 
 
-def test_the_most_urgent_homes_are_drawn(scored_home: Path) -> None:
+def test_most_urgent_households_are_drawn(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
     path = report.draw(LAST - timedelta(days=4), LAST)
     assert path is not None
@@ -132,35 +132,35 @@ def test_the_most_urgent_homes_are_drawn(scored_home: Path) -> None:
     assert report.draw(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
 
 
-def test_the_tables_pass_every_check(scored_home: Path) -> None:
+def test_result_tables_pass_all_checks(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=5), LAST)
     broken = {name for name, rows in warehouse.check().items() if len(rows)}
     assert broken <= {"rows_add_up"}  # no delivery made this lake
 
 
-def test_a_failed_score_leaves_the_night_as_it_was(scored_home: Path) -> None:
+def test_failed_scoring_leaves_night_unchanged(scored_home: Path) -> None:
     score.fn(LAST)
-    before = tables(scored_home)
+    before = read_result_files(scored_home)
     (lake.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(Exception, match="header"):
         score.fn(LAST)
-    assert tables(scored_home) == before
+    assert read_result_files(scored_home) == before
 
 
 @pytest.mark.parametrize(
     "night", [fleets.FIRST_NIGHT - timedelta(days=1), LAST + timedelta(days=1)]
 )
-def test_a_night_outside_the_lake_is_refused(scored_home: Path, night: date) -> None:
+def test_night_outside_lake_is_refused(scored_home: Path, night: date) -> None:
     with pytest.raises(UserError, match=f"{night} is outside the lake"):
         score.fn(night)
 
 
-def test_a_range_the_wrong_way_round_is_refused(scored_home: Path) -> None:
+def test_reversed_range_is_refused(scored_home: Path) -> None:
     with pytest.raises(UserError, match="is after the last night"):
         backfill.fn(LAST, LAST - timedelta(days=1))
 
 
-def test_nothing_can_be_scored_before_ingest(home: Path) -> None:
+def test_scoring_empty_lake_is_refused(home: Path) -> None:
     with pytest.raises(UserError, match="the lake is empty"):
         score.fn()
 
