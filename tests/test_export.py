@@ -17,22 +17,22 @@ from ml.score import ResultTables, score_nights
 from tasks.artefact import load_detector, save_detector
 from tests import fleets
 
-AGREE = 1e-4
+TOLERANCE = 1e-4
 HOUSEHOLDS, NIGHTS = 12, 130
 
 
-def rows(detector: Detector, count: int) -> Windows:
+def build_difficult_windows(detector: Detector, n_rows: int) -> Windows:
     """Nights of which some lack half-hours, some repeat, and some homes hardly use anything."""
     kwh = fleets.simulate_readings_kwh(6, 96)
     kwh[1], kwh[2] = 0.05, kwh[2].round(2)
     kwh[3, 60:64], kwh[:, 70::3, 5:11], kwh[4, 80, 20:] = np.nan, np.nan, 0.0
     windows = fleets.build_windows(fleets.build_fleet(kwh), detector.network.context_nights)
     recent = torch.arange(6 * 96) % 96 >= 46
-    return Windows(*(part[recent][:count] for part in windows))
+    return Windows(*(part[recent][:n_rows] for part in windows))
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
-def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
+def test_onnx_export_of_every_model_accepts_any_batch_size(model: str) -> None:
     detector = fleets.build_untrained_detector(
         fleets.build_fleet(fleets.simulate_readings_kwh(4, 60)), model
     ).eval()
@@ -40,8 +40,8 @@ def test_every_model_is_exported_for_any_number_of_nights(model: str) -> None:
     onnx.checker.check_model(onnx.load_from_string(program))
     judge = load_onnx_function(program)
     for count in (1, 2, 300):
-        nights = rows(detector, count)
-        assert measure_output_difference(detector.scoring_function(), judge, nights) < AGREE
+        nights = build_difficult_windows(detector, count)
+        assert measure_output_difference(detector.scoring_function(), judge, nights) < TOLERANCE
         missing = nights.kwh[:, -1].isnan()
         assert torch.equal(judge(nights).half_hour_log_odds.isnan(), missing)
 
@@ -57,7 +57,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def scored(detector: Detector) -> ResultTables:
+def score_small_fleet(detector: Detector) -> ResultTables:
     fleet = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=1))
     return score_nights(
         detector,
@@ -69,19 +69,19 @@ def scored(detector: Detector) -> ResultTables:
     )
 
 
-def test_an_engine_gives_the_same_flags_ranks_and_scores(calibrated: Path) -> None:
+def test_onnx_runtime_gives_same_flags_ranks_and_scores_as_torch(calibrated: Path) -> None:
     ours, theirs = (
-        scored(load_detector(calibrated, engine)).scores for engine in ("torch", "onnx")
+        score_small_fleet(load_detector(calibrated, engine)).scores for engine in ("torch", "onnx")
     )
     exact = ["household_id", "night", "status", "is_anomaly", "rank", "reason"]
     assert ours.select(exact).equals(theirs.select(exact))
     for figure in ("score", "expected_kwh"):
-        assert (ours[figure] - theirs[figure]).abs().max() < AGREE
+        assert (ours[figure] - theirs[figure]).abs().max() < TOLERANCE
 
 
-def test_products_in_int8_stay_near(calibrated: Path) -> None:
+def test_int8_scores_stay_close_to_torch(calibrated: Path) -> None:
     detector = load_detector(calibrated, "int8")
-    nights = rows(detector, 300)
+    nights = build_difficult_windows(detector, 300)
     assert (
         0
         < measure_output_difference(
@@ -93,7 +93,7 @@ def test_products_in_int8_stay_near(calibrated: Path) -> None:
     assert [node for node in model.graph.node if node.op_type == "MatMulInteger"]
 
 
-def test_a_version_without_a_program_says_so(calibrated: Path, tmp_path: Path) -> None:
+def test_version_without_onnx_program_raises_user_error(calibrated: Path, tmp_path: Path) -> None:
     save_detector(load_detector(calibrated), tmp_path)
     with pytest.raises(UserError, match=r"has no model\.onnx: score it with torch"):
         load_detector(tmp_path, "onnx")
