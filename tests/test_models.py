@@ -27,31 +27,31 @@ from tasks.train import TrainParameters
 from tests import fleets
 from tests.test_train import have_equal_weights
 
-SEEDS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
+SEED_MODELS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 4, 30, 36
 every_model = pytest.mark.parametrize("model", MODEL_NAMES)
 
 
-def built(model: str) -> Network:
+def build_network(model: str) -> Network:
     """A network in double precision that has learned nothing but its scales."""
     known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     return fleets.build_untrained_detector(known, model).network.double().eval()
 
 
-def batch(network: Network, nights: int = 6, seed: int = 0) -> Windows:
+def build_windows(network: Network, n_nights: int = 6, seed: int = 0) -> Windows:
     """The last nights of a household in double precision, gaps among them."""
     kwh = fleets.simulate_readings_kwh(1, NIGHTS, seed)
     kwh[0, -3, 5:11], kwh[0, -6] = np.nan, np.nan
     windows = fleets.build_windows(fleets.build_fleet(kwh), network.context_nights)
-    return Windows(*(part[-nights:].double() for part in windows))
+    return Windows(*(part[-n_nights:].double() for part in windows))
 
 
-def test_the_models_of_the_seeds_are_there() -> None:
-    assert set(MODEL_NAMES) >= SEEDS
+def test_seed_models_are_available() -> None:
+    assert set(MODEL_NAMES) >= SEED_MODELS
 
 
 @every_model
-def test_a_file_holds_one_network_with_its_sizes_and_recipe(model: str) -> None:
+def test_model_module_defines_network_config_and_recipe(model: str) -> None:
     kind = import_network_class(model)
     assert kind.__module__ == f"ml.models.{model}"
     network = kind(kind.config_class())
@@ -61,20 +61,20 @@ def test_a_file_holds_one_network_with_its_sizes_and_recipe(model: str) -> None:
     assert FitParameters(model=model, max_epochs=1).learning_rate == kind.recipe.learning_rate
 
 
-def test_an_unknown_model_is_refused_by_name() -> None:
+def test_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(ValidationError, match="no model 'crystal_ball'; there are batchnorm_auto"):
         FitParameters(model="crystal_ball")
 
 
-def test_the_form_offers_the_models_as_a_drop_down() -> None:
+def test_parameter_schema_lists_models_as_enum() -> None:
     schema = TrainParameters.model_json_schema()["properties"]["model"]
     assert (schema["type"], schema["enum"]) == ("string", list(MODEL_NAMES))
 
 
 @every_model
-def test_what_comes_out_has_its_shape_and_is_missing_where_readings_are(model: str) -> None:
-    network = built(model)
-    windows = batch(network)
+def test_network_output_has_shape_and_missing_half_hours_of_input(model: str) -> None:
+    network = build_network(model)
+    windows = build_windows(network)
     judged = network(windows)
     assert judged.expected.shape == judged.half_hour.shape == (6, 48)
     assert judged.score.shape == (6,)
@@ -86,10 +86,10 @@ def test_what_comes_out_has_its_shape_and_is_missing_where_readings_are(model: s
 
 @every_model
 @torch.inference_mode()
-def test_a_household_night_is_judged_alike_alone_and_in_any_order(model: str) -> None:
+def test_network_output_does_not_depend_on_batch_or_order(model: str) -> None:
     """As in service: readings in single precision, a network in double, to the last single bit."""
-    network = built(model)
-    windows = Windows(*(part.float() for part in batch(network, nights=23)))
+    network = build_network(model)
+    windows = Windows(*(part.float() for part in build_windows(network, n_nights=23)))
     among = network(windows)
     order = torch.from_numpy(np.random.default_rng(0).permutation(23))
     shuffled = network(Windows(*(part[order] for part in windows)))
@@ -102,11 +102,11 @@ def test_a_household_night_is_judged_alike_alone_and_in_any_order(model: str) ->
 
 
 @every_model
-def test_neither_loss_nor_gradient_depends_on_a_missing_half_hour(model: str) -> None:
+def test_missing_half_hours_leave_loss_and_gradients_finite(model: str) -> None:
     """An unknown reading is read as NaN or as nothing: no weight may become NaN by it."""
-    network = built(model).float().train()
+    network = build_network(model).float().train()
     torch.manual_seed(0)
-    loss = network.loss(Windows(*(part.float() for part in batch(network))))
+    loss = network.loss(Windows(*(part.float() for part in build_windows(network))))
     loss.backward()
     assert torch.isfinite(loss)
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
@@ -115,9 +115,9 @@ def test_neither_loss_nor_gradient_depends_on_a_missing_half_hour(model: str) ->
 
 
 @every_model
-def test_a_few_steps_lower_the_loss(model: str) -> None:
-    network = built(model).float()
-    windows = Windows(*(part.float() for part in batch(network, nights=16)))
+def test_training_steps_lower_the_loss(model: str) -> None:
+    network = build_network(model).float()
+    windows = Windows(*(part.float() for part in build_windows(network, n_nights=16)))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
 
     def loss() -> Tensor:
@@ -133,7 +133,7 @@ def test_a_few_steps_lower_the_loss(model: str) -> None:
 
 
 @every_model
-def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Path) -> None:
+def test_model_trains_scores_and_loads_from_disk(model: str, tmp_path: Path) -> None:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
     fitted = train_and_calibrate(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
@@ -148,7 +148,7 @@ def test_a_model_trains_scores_and_comes_back_from_disk(model: str, tmp_path: Pa
     assert np.isnan(compute_log_odds(loaded, known, none, MIN_READINGS)).all()
 
 
-def test_sizes_other_than_the_usual_come_back_too() -> None:
+def test_custom_network_sizes_survive_serialization() -> None:
     config = DetectorConfig(model="batchnorm_autoencoder", network={"widths": (10,), "latent": 3})
     again = DetectorConfig.model_validate_json(config.model_dump_json())
     assert again == config
@@ -172,12 +172,12 @@ def test_sizes_other_than_the_usual_come_back_too() -> None:
         ("transformer", 150_860),
     ],
 )
-def test_the_networks_have_the_seeds_sizes(model: str, weights: int) -> None:
+def test_networks_have_expected_parameter_counts(model: str, weights: int) -> None:
     network = import_network_class(model)(import_network_class(model).config_class())
     assert sum(weight.numel() for weight in network.parameters()) == weights
 
 
-class Following(ForecastingNetwork):
+class PositionForecaster(ForecastingNetwork):
     """Forecasts the places of the half-hours that follow, from the place of the last one."""
 
     def encode_context(self, past: Tensor) -> Tensor:
@@ -187,13 +187,15 @@ class Following(ForecastingNetwork):
         return context[:, -1:] + torch.arange(1, self.horizon_half_hours + 1)
 
 
-def test_each_block_is_forecast_from_the_half_hours_right_before_it() -> None:
+def test_each_block_is_forecast_from_preceding_half_hours() -> None:
     places = torch.arange(4 * 48.0).view(1, 4, 48)
-    assert torch.equal(Following().predict_standardized(places, torch.zeros(1, 15)), places[:, -1])
+    assert torch.equal(
+        PositionForecaster().predict_standardized(places, torch.zeros(1, 15)), places[:, -1]
+    )
 
 
-def test_a_forecast_does_not_know_what_it_forecasts() -> None:
-    network = built("lstm")
+def test_forecast_does_not_depend_on_forecast_half_hours() -> None:
+    network = build_network("lstm")
     readings = torch.randn(1, 4, 48, dtype=torch.float64)
     other = readings.clone()
     other[:, -1, 36:] += 1
@@ -204,7 +206,7 @@ def test_a_forecast_does_not_know_what_it_forecasts() -> None:
     assert changed[0].tolist() == [False] * 36 + [True] * 12
 
 
-def test_positions_are_sines_and_cosines_of_falling_frequency() -> None:
+def test_positional_encoding_has_falling_frequencies() -> None:
     positions = build_positional_encoding(100, 64)
     assert positions.shape == (100, 64)
     assert positions[0].tolist() == [0.0, 1.0] * 32
@@ -218,7 +220,7 @@ def test_positions_are_sines_and_cosines_of_falling_frequency() -> None:
     picks=st.lists(st.integers(0, 10**6), max_size=8),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_window_is_the_night_and_those_before_it(
+def test_window_holds_night_and_its_context_nights(
     nights: int, lead_nights: int, picks: list[int]
 ) -> None:
     """One gather over all households: none may see the nights of its neighbour."""
@@ -237,13 +239,13 @@ def test_a_window_is_the_night_and_those_before_it(
 
 
 @given(st.lists(st.one_of(st.just(np.nan), st.floats(-9, 9)), min_size=1, max_size=9))
-def test_the_mean_square_counts_what_is_there(values: list[float]) -> None:
+def test_mean_square_ignores_missing_values(values: list[float]) -> None:
     found = nan_mean_square(torch.tensor(values, dtype=torch.float64)).item()
     there = [value**2 for value in values if np.isfinite(value)]
     assert found == pytest.approx(np.mean(there) if there else 0.0)
 
 
-def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> None:
+def test_history_features_keep_precision_under_autocast() -> None:
     """bfloat16 has three digits: the distance of alike days would be noise."""
     known = fleets.build_fleet(fleets.simulate_readings_kwh(4, 60))
     kwh = fleets.build_windows(known, HISTORY_NIGHTS).kwh[50:60]
@@ -255,7 +257,7 @@ def test_what_the_past_says_of_a_night_is_not_rounded_in_mixed_precision() -> No
         torch.testing.assert_close(other.float(), one, rtol=1e-3, atol=2e-3)
 
 
-def test_the_last_bits_of_readings_make_no_difference() -> None:
+def test_history_features_ignore_rounding_noise() -> None:
     """Engines and processors round in their own ways, and most readings have their equals."""
     kwh = torch.from_numpy(fleets.simulate_readings_kwh(64, HISTORY_NIGHTS + 1))
     torch.manual_seed(0)
@@ -269,12 +271,12 @@ def test_the_last_bits_of_readings_make_no_difference() -> None:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-3)
 
 
-def test_dropout_and_blocks_are_drawn_from_seed_and_step() -> None:
+def test_training_step_randomness_depends_on_seed_and_step() -> None:
     """A training that was stopped draws in each step what it would have drawn."""
-    network = built("lstm").train()
+    network = build_network("lstm").train()
     module = NetworkModule(network, FitParameters(model="lstm", seed=3))
     module.log = lambda *_, **__: None
     torch.manual_seed(1)
-    first = module.training_step(batch(network), 0)
+    first = module.training_step(build_windows(network), 0)
     torch.manual_seed(2)
-    assert torch.equal(module.training_step(batch(network), 0), first)
+    assert torch.equal(module.training_step(build_windows(network), 0), first)
