@@ -20,7 +20,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "MAX_STEP_S", 60.0)
 
 
-def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
+def measure_model(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
     network = fleets.build_untrained_detector(known, model).network
     windows = FleetWindows(known, network.context_nights, min_readings=36)
@@ -28,8 +28,8 @@ def measured(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
-def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
-    _, table = measured(model)
+def test_training_speed_is_measured_for_every_network(model: str, briefly: None) -> None:
+    _, table = measure_model(model)
     whole = table.filter(precision="32-true")
     assert whole["batch_size"].to_list() == [2, 8]
     # A CPU may lack an LSTM in bfloat16; what it can do it does for every batch size.
@@ -41,15 +41,15 @@ def test_every_network_takes_its_steps(model: str, briefly: None) -> None:
     assert 3 < large / small <= 4.01
 
 
-def test_mixed_precision_keeps_less(briefly: None) -> None:
-    _, table = measured("batchnorm_autoencoder")
+def test_mixed_precision_saves_fewer_tensors(briefly: None) -> None:
+    _, table = measure_model("batchnorm_autoencoder")
     kept = {key[0]: rows["saved_tensors_mb"] for key, rows in table.group_by("precision")}
     (full, mixed) = (kept[name][1] - kept[name][0] for name in ("32-true", "bf16-mixed"))
     # What grows with the batch, and is not the weights' own copies in bfloat16.
     assert mixed < 0.8 * full
 
 
-def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None:
+def test_measuring_changes_neither_weights_nor_random_state(briefly: None) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
@@ -63,10 +63,10 @@ def test_measuring_touches_neither_weights_nor_generators(briefly: None) -> None
     assert all(weight.grad is None for weight in network.parameters())
 
 
-def test_a_long_step_is_the_last_of_its_precision(
+def test_long_step_ends_measurement_of_its_precision(
     briefly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "MAX_STEP_S", 0.0)
-    _, table = measured(fleets.TEST_MODEL)
+    _, table = measure_model(fleets.TEST_MODEL)
     assert set(table["batch_size"]) == {2}
     assert set(table["precision"]) == set(pace.list_supported_precisions())
