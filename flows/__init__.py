@@ -15,8 +15,8 @@ from ml.errors import UserError
 if TYPE_CHECKING:
     from prefect import Flow
 
-CONSOLE_LEVEL: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
-ARENA_MAX: Final = -8
+CONSOLE_LEVEL_VARIABLE: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+M_ARENA_MAX: Final = -8
 """glibc's `M_ARENA_MAX`, see mallopt(3)."""
 
 P = ParamSpec("P")
@@ -37,13 +37,13 @@ def run_flow(flow: "Flow[P, R]", *args: P.args, **parameters: P.kwargs) -> R:
     Raises:
         UserError: the configured server does not answer.
     """
-    if not (url := server_url()):
+    if not (url := find_server_url()):
         return flow.fn(*args, **parameters)
-    _refuse_unreachable(url)
+    _refuse_unreachable_server(url)
     return flow(*args, **parameters)
 
 
-def name_run(name: str) -> None:
+def rename_flow_run(run_name: str) -> None:
     """Rename the flow run, where there is one, once it knows its night."""
     from prefect.client.orchestration import get_client
     from prefect.context import FlowRunContext
@@ -51,17 +51,17 @@ def name_run(name: str) -> None:
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(context.flow_run.id, name=name)
+            client.update_flow_run(context.flow_run.id, name=run_name)
 
 
-def server_url() -> str | None:
+def find_server_url() -> str | None:
     """The Prefect server that the environment or the active profile names."""
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url
 
 
-def _refuse_unreachable(url: str) -> None:
+def _refuse_unreachable_server(url: str) -> None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -70,14 +70,14 @@ def _refuse_unreachable(url: str) -> None:
         raise UserError(f"the Prefect server at {url} does not answer: {error}")
 
 
-def _an_arena_a_core() -> None:
+def _limit_malloc_arenas() -> None:
     """Keep threads of one core in one arena: eight cost a training 1.3 GB of addresses."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(ARENA_MAX, os.cpu_count() or 1)
+        mallopt(M_ARENA_MAX, os.cpu_count() or 1)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
+def _strip_user_error_traceback(record: logging.LogRecord) -> bool:
     """Log a user's mistake as the one line it is."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UserError):
@@ -85,6 +85,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-_an_arena_a_core()
+_limit_malloc_arenas()
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_without_traceback)
+    logging.getLogger(_name).addFilter(_strip_user_error_traceback)

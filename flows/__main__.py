@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import CONSOLE_LEVEL
+from flows import CONSOLE_LEVEL_VARIABLE
 from ml.errors import UserError
 from ml.models import DEFAULT_MODEL, ModelName
 
@@ -37,7 +37,7 @@ class WrongUsageError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failed, 2 wrong usage."""
     # A recorded flow's log goes to Prefect; the person sees the outcome.
-    os.environ.setdefault(CONSOLE_LEVEL, "CRITICAL")
+    os.environ.setdefault(CONSOLE_LEVEL_VARIABLE, "CRITICAL")
     try:
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()

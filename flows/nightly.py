@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import date
 
-from flows import flow, name_run, run_flow
+from flows import flow, rename_flow_run, run_flow
 from flows.ingest import ingest
 from flows.score import Night
 from ml.errors import UserError
@@ -41,7 +41,7 @@ def nightly(night: Night = None) -> NightlyReceipt:
     with record_run("nightly") as record:
         ingested = ingest_landed()
         first, last = record.first_night, record.last_night = resolve_nights(night)
-        name_run(f"nightly {first}")
+        rename_flow_run(f"nightly {first}")
         scored = score_span((first, last))
         record.model_version = scored.model_version
         join_episodes()

@@ -15,7 +15,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from filelock import FileLock, Timeout
 
-from flows import CONSOLE_LEVEL
+from flows import CONSOLE_LEVEL_VARIABLE
 from ml.errors import UserError
 from tasks import lake
 from tasks.settings import get_settings
@@ -103,7 +103,7 @@ def environment(url: str) -> dict[str, str]:
     home = lake.home_dir().resolve()
     ours = Path(sys.executable).parent
     return {
-        **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL},
+        **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL_VARIABLE},
         **SETTINGS,
         "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "METERWATCH_HOME": str(home),

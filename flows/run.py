@@ -12,7 +12,7 @@ import polars as pl
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import run_flow, server_url
+from flows import find_server_url, run_flow
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.processes import free_port, prefect_server, stoppable
@@ -58,7 +58,7 @@ def run(source: Path | None) -> None:
 @contextmanager
 def _recorded() -> Iterator[None]:
     """Record the flows on the configured server or, without one, on one of this job's own."""
-    if server_url():
+    if find_server_url():
         yield
         return
     with prefect_server(free_port()) as ready, temporary_settings({PREFECT_API_URL: ready()}):

@@ -54,8 +54,8 @@ def train(
         record.first_night, record.last_night = fitted.first_night, fitted.last_night
         with show_spinner("registering the version"):
             version = register_version(fitted)
-        with show_spinner("holding it against the champion"):
-            verdict = promote_version(fitted, version, wanted=parameters.promote)
+        with show_spinner("comparing it with the champion"):
+            verdict = promote_version(fitted, version, is_requested=parameters.promote)
         record.model_version, record.message = version.version, verdict.why
         receipt = TrainReceipt(version=version.version, decision=verdict, fitted=fitted)
         report_training(receipt)

@@ -75,7 +75,7 @@ class WindowBatches:
 
     Lightning calls `sampler.set_epoch` before each epoch, so a resumed training sees the batches
     that the stopped one would have seen. Without a seed: the same evenly spread places every epoch.
-    A batch is cut into `cuts` shares, which a team's processes take in turn; where they do not come
+    A batch is cut into `shares_per_batch` shares, which a team's processes take in turn; where they do not come
     out even, the last one stands in.
     """
 
@@ -139,7 +139,7 @@ class WindowBatches:
 
 
 def select_evenly(indices: Tensor, max_count: int) -> Tensor:
-    """At most `size` of the places `[N]`, evenly spread."""
+    """At most `max_count` of the indices `[N]`, evenly spread."""
     index = torch.linspace(0, len(indices) - 1, min(max_count, len(indices)), dtype=torch.float64)
     return indices[index.round().long()]
 
@@ -147,7 +147,7 @@ def select_evenly(indices: Tensor, max_count: int) -> Tensor:
 class TrainingDataModule(L.LightningDataModule):
     """The household-nights of a fleet to learn from and to validate on, by their places.
 
-    A batch is learned from in `parts`, one after another, their gradients added up.
+    A batch is learned from in `accumulation_steps` parts, one after another, their gradients added up.
     """
 
     def __init__(
@@ -362,7 +362,7 @@ class NetworkModule(L.LightningModule):
         """How many steps of the epoch were skipped.
 
         Raises:
-            UserError: they are more than `MOST_SKIPPED`, or all.
+            UserError: they are more than `MAX_SKIPPED_STEPS`, or all.
         """
         wrong = ~torch.stack(self.batch_losses).isfinite().view(-1, self.accumulation_steps).all(
             dim=1
@@ -423,12 +423,12 @@ class TrainingResources(BaseModel):
         """Those of a training that has begun."""
         return cls(
             device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            devices=data_module.processes.n_processes,
+            n_devices=data_module.processes.n_processes,
             precision=choose_precision(),
-            rows_at_once=data_module.device_batch_size,
-            parts=data_module.accumulation_steps,
-            threads=torch.get_num_threads(),
-            data=data_module.windows.placement,
+            device_batch_size=data_module.device_batch_size,
+            accumulation_steps=data_module.accumulation_steps,
+            n_threads=torch.get_num_threads(),
+            readings_placement=data_module.windows.placement,
         )
 
 
@@ -450,7 +450,7 @@ def build_trainer(
     processes: TrainingProcesses = SINGLE_PROCESS,
     checkpoint_io: CheckpointIO | None = None,
 ) -> TrainerSetup:
-    """A trainer that keeps the three best epochs and the last one in `directory`."""
+    """A trainer that keeps the three best epochs and the last one in `checkpoint_dir`."""
     checkpoints = ModelCheckpoint(
         dirpath=checkpoint_dir,
         filename="{epoch}",

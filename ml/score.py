@@ -560,9 +560,9 @@ def _build_nights_table(
             "flagged": flags.sum(axis=0),
             "opened": opened,
             "opened_per_1000": 1000 * opened / np.maximum(scored, 1),
-            "common_movement": weighed.fleet_shift,
-            "tail_height": weighed.tail_inflation[0],
-            "tail_height_learnt": weighed.tail_inflation[1],
+            "fleet_shift": weighed.fleet_shift,
+            "tail_inflation": weighed.tail_inflation[0],
+            "calibration_tail_inflation": weighed.tail_inflation[1],
         }
     )
     return Nights.validate(

@@ -90,7 +90,7 @@ def select_calibration_nights(nights: list[date]) -> slice:
     """The last nights of a history: 28, and a quarter of less than 112.
 
     Raises:
-        UserError: there are fewer than `MIN_NIGHTS`.
+        UserError: there are fewer than `MIN_TRAINING_NIGHTS`.
     """
     count = len(nights)
     if count < MIN_TRAINING_NIGHTS:
@@ -114,7 +114,7 @@ def train_and_calibrate(
 ) -> FitResult:
     """Train, restore the best weights, and calibrate on households that training has not seen.
 
-    Checkpoints go to `directory`, by way of `files`; `resume` is the last one of a training that
+    Checkpoints go to `checkpoint_dir` through `checkpoint_io`; `resume_from` is the last one of a training that
     was stopped.
 
     Raises:
@@ -300,7 +300,7 @@ def require_usable_household_nights(
 
 
 def select_nights_from(fleet: Fleet, first_index: int) -> Fleet:
-    """The fleet's nights from place `start` on, all of them where it is negative."""
+    """The fleet's nights from `first_index` on, all of them where it is negative."""
     return fleet.select_nights(max(first_index, 0))
 
 

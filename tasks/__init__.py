@@ -39,7 +39,7 @@ class FlowAwareTask(Generic[P, R]):
         return run(*args, **kwargs)
 
     def map(self, items: Iterable[Any], **shared_arguments: Any) -> list[R]:
-        """Run once an item (the first parameter), with `constants` the same for all."""
+        """Run once an item (the first parameter), with `shared_arguments` the same for all."""
         run: Callable[..., R] = self
         return [run(item, **shared_arguments) for item in items]
 

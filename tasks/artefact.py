@@ -31,7 +31,7 @@ def save_onnx(detector: Detector, directory: Path) -> None:
 
 
 def load_detector(directory: Path, engine: ScoringEngine = "torch") -> Detector:
-    """Read a detector that `save` wrote, judging by the engine named.
+    """Read a detector that `save_detector` wrote, judging by the engine named.
 
     Raises:
         UserError: there is no program for ONNX Runtime.
@@ -69,7 +69,9 @@ def export_mlflow_model(detector: Detector, path: Path) -> None:
         signature=ModelSignature(
             inputs=build_schema(kwh=(-1, *window), level=(-1,), conditions=(-1, n_conditions)),
             outputs=build_schema(
-                expected=(-1, HALF_HOURS), half_hour=(-1, HALF_HOURS), score=(-1,)
+                expected_kwh=(-1, HALF_HOURS),
+                half_hour_log_odds=(-1, HALF_HOURS),
+                night_log_odds=(-1,),
             ),
         ),
         input_example=tuple(part.numpy() for part in build_example_inputs(detector)),

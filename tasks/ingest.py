@@ -124,7 +124,8 @@ def stage_tables(
     )
     # A copy waits for the file before it, which may be one that cannot be read.
     return sorted(
-        staged + [_try_stage_table(*each, on_progress) for each in again], key=attrgetter("rank")
+        staged + [_try_stage_table(*each, on_progress) for each in again],
+        key=attrgetter("delivery_rank"),
     )
 
 
@@ -173,7 +174,7 @@ def _stage_new_table(
     ]:
         store_staged(
             pl.concat(told).group_by("household_id").max().sort("household_id"),
-            work.directory / "about.arrow",
+            work.directory / "household_attributes.arrow",
         )
     _delivery_claim_path(delivery).parent.mkdir(exist_ok=True, parents=True)
     _delivery_claim_path(delivery).write_text(str(delivery_rank))
@@ -204,11 +205,13 @@ def _stage_batch(job: _StagingJob, batch_number: int, rows: pl.DataFrame) -> _St
     sifted = validate_rows(rows, job.supply_limit_kwh)
     job.on_progress(rows.height)
     if sifted.quarantined_rows.height:
-        store_staged(sifted.quarantined_rows, job.directory / f"bad/{batch_number:06d}.arrow")
+        store_staged(
+            sifted.quarantined_rows, job.directory / f"quarantined/{batch_number:06d}.arrow"
+        )
     if not len(sifted.kwh):
         return _StagedBatch(rows.height)
     days, taken = build_household_nights(sifted)
-    _store_months(job, batch_number, "days", days)
+    _store_months(job, batch_number, "household_nights", days)
     _store_months(job, batch_number, "taken", taken)
     names = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
     return _StagedBatch(
@@ -237,7 +240,9 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
         return []
     call = merge_reading_spans(found)
     store_staged(call, lake.staging_dir() / "spans.arrow")
-    given = {path.parent.name for path in _list_staged_files(["*/days/month=*/*.arrow"])}
+    given = {
+        path.parent.name for path in _list_staged_files(["*/household_nights/month=*/*.arrow"])
+    }
     held = {path.parent.name for path in lake.list_table_files("days")}
     low, high = min(given), max(given)
     months = given | {name for name in held if low <= name <= high}
@@ -278,7 +283,8 @@ def _merge_month(month: date) -> MergedMonth:
     )
     if resolved.losing_readings.height:
         store_staged(
-            resolved.losing_readings, lake.staging_dir() / f"aside/month={month:%Y-%m}.arrow"
+            resolved.losing_readings,
+            lake.staging_dir() / f"losing_readings/month={month:%Y-%m}.arrow",
         )
     is_changed = not resolved.household_nights.equals(held)
     if is_changed:
@@ -294,8 +300,11 @@ def _merge_month(month: date) -> MergedMonth:
 def _load_staged_month(month: date) -> list[DeliveredHouseholdNights]:
     """What the staged files give of a month, in their order and that of their parts."""
     given = []
-    for path in _list_staged_files([f"*/days/month={month:%Y-%m}/*.arrow"]):
-        rank, taken = path.parents[2], path.parents[2] / f"taken/{path.parent.name}/{path.name}"
+    for path in _list_staged_files([f"*/household_nights/month={month:%Y-%m}/*.arrow"]):
+        rank, taken = (
+            path.parents[2],
+            path.parents[2] / f"collisions/{path.parent.name}/{path.name}",
+        )
         given.append(
             DeliveredHouseholdNights(
                 int(rank.name), load_staged(path), load_staged(taken) if taken.exists() else None

@@ -20,16 +20,14 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from ml import schemas
 from ml.errors import UserError
-from tasks.paths import (
-    TABLE_GLOBS,
-    has_table_files,
-    home_dir,
-    list_table_files,
-    mlflow_dir,
-    model_dir,
-    training_dir,
-)
+from tasks.paths import TABLE_GLOBS as TABLE_GLOBS
 from tasks.paths import champion_file as champion_file
+from tasks.paths import has_table_files as has_table_files
+from tasks.paths import home_dir as home_dir
+from tasks.paths import list_table_files as list_table_files
+from tasks.paths import mlflow_dir as mlflow_dir
+from tasks.paths import model_dir as model_dir
+from tasks.paths import training_dir as training_dir
 
 ReferenceTableName = Literal["households", "weather", "holidays", "tariffs"]
 LedgerName = Literal["deliveries", "quarantine", "spans", "runs"]
@@ -179,7 +177,7 @@ def replace_night(table: ResultTableName, night: date, frame: pl.DataFrame) -> N
 
 def cache_night_scores(night: date, cached_scores: pl.DataFrame) -> None:
     """Keep what a network made of a night."""
-    path = home_dir() / f"memory/raw_scores/night={night}/raw_scores.parquet"
+    path = home_dir() / f"score_cache/night={night}/score_cache.parquet"
     replace_parquet(path, schemas.ScoreCacheRows.validate(cached_scores))
 
 

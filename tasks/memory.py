@@ -56,14 +56,14 @@ class ScoreCache:
             frame = pl.DataFrame({"household_id": self.fleet.household_ids, **of_night}).select(
                 "household_id",
                 pl.lit(night).alias("night"),
-                pl.col("raw", "rarity").fill_nan(None),
+                pl.col("log_odds", "surprisal").fill_nan(None),
                 pl.lit(fingerprint).alias("fingerprint"),
             )
             lake.cache_night_scores(night, frame)
 
     def _scan_cached_scores(self) -> pl.LazyFrame:
         """What is kept of the fleet's nights, of whatever version and readings."""
-        return lake.scan_nights("raw_scores", self.fleet.nights[0], self.fleet.nights[-1])
+        return lake.scan_nights("score_cache", self.fleet.nights[0], self.fleet.nights[-1])
 
     def _build_fingerprint_table(self) -> pl.DataFrame:
         """Each night with its place `d` and what its scores rest on."""

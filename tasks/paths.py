@@ -6,7 +6,7 @@ HOME/lake/{deliveries,quarantine,spans}/*.parquet  one file a delivery
 HOME/staging/                                   an ingest at work; gone when none is
 HOME/runs/*.parquet                             one file a run
 HOME/tables/<table>/night=YYYY-MM-DD/*.parquet  results, one file a night
-HOME/memory/raw_scores/night=YYYY-MM-DD/*.parquet   what a network made of a night, to be used again
+HOME/score_cache/night=YYYY-MM-DD/*.parquet   what a network made of a night, to be used again
 HOME/pictures/                                  flagged nights, drawn
 HOME/models/<version>/, HOME/models/champion.json   local copies of registered detectors
 HOME/benchmark/<id>/                            figures, table and pictures of a benchmark
@@ -35,7 +35,7 @@ TABLE_GLOBS: Final = {
     "episodes": "tables/episodes/night=*/*.parquet",
     "nights": "tables/nights/night=*/*.parquet",
 }
-SCORE_CACHE_GLOBS: Final = {"raw_scores": "memory/raw_scores/night=*/*.parquet"}
+SCORE_CACHE_GLOBS: Final = {"score_cache": "score_cache/night=*/*.parquet"}
 
 
 def home_dir() -> Path:

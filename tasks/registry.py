@@ -112,8 +112,8 @@ def record_version(
 ) -> ModelVersion:
     """Record a training and register its detector as the next version.
 
-    `directory` holds the detector as `save` writes it, pictures, and CSV of what they show.
-    `history` is one mapping of metrics an epoch, `figures` are metrics of the whole.
+    `directory` holds the detector as `save_detector` writes it, pictures, and CSV of what they show.
+    `epoch_metrics` is one mapping an epoch, `final_metrics` are of the whole training.
     """
     client = _create_client()
     run = client.create_run(_get_or_create_experiment(client), tags=dict(tags), run_name=run_name)
@@ -144,7 +144,7 @@ def record_benchmark(
 ) -> str:
     """Record a benchmark: a run with the files of `directory`, and one below it a detector.
 
-    The run's id is returned. `figures` are the metrics of each detector.
+    The run's id is returned. `metrics_by_detector` are the metrics of each detector.
     """
     client = _create_client()
     experiment = _get_or_create_experiment(client, f"{MODEL_NAME} benchmark")

@@ -59,7 +59,7 @@ def draw(first: date, last: date) -> Path | None:
 def delivered(rows_in: int, rows_kept: int, set_aside: Mapping[str, int]) -> str:
     """Rows delivered, kept and set aside, by rule."""
     total = sum(set_aside.values())
-    lines = [f"{rows_in:,} rows delivered, {rows_kept:,} kept, {total:,} set aside.", ""]
+    lines = [f"{rows_in:,} rows delivered, {rows_kept:,} kept, {total:,} quarantined.", ""]
     if total:
         counts = sorted(set_aside.items(), key=lambda item: -item[1])
         lines += _table(("rule", "rows"), ((rule, f"{rows:,}") for rule, rows in counts if rows))
@@ -78,8 +78,8 @@ def alarms(nights: pl.DataFrame) -> str:
         f"{night['flagged']:,} of {night['scored']:,} scored households are flagged on "
         f"{night['night']}; {night['opened']:,} cases opened, {night['opened_per_1000']:.2f} in "
         f"1,000 (budget of false ones: {night['alert_budget']:g}). The fleet's scores moved by "
-        f"{night['common_movement']:+.2f} together, and its unusual nights are "
-        f"{night['tail_height']:.2f} times as many as in the calibration."
+        f"{night['fleet_shift']:+.2f} together, and its unusual nights are "
+        f"{night['tail_inflation']:.2f} times as many as in the calibration."
         for night in nights.iter_rows(named=True)
     ]
     return _section("Alerts", lines)

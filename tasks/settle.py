@@ -72,9 +72,9 @@ class IngestReceipt(BaseModel):
             span = f"{self.changed_months[0]} to {self.changed_months[-1]}"
             said.append(f"{_format_count(len(self.changed_months), 'month')} written ({span})")
         if self.changed_references:
-            said.append(f"references written: {', '.join(self.changed_references)}")
+            said.append(f"reference tables written: {', '.join(self.changed_references)}")
         said += [f"already ingested: {file}" for file in self.already_ingested]
-        return said + [f"left aside: {line}" for line in self.ignored_files]
+        return said + [f"ignored: {line}" for line in self.ignored_files]
 
     def markdown(self) -> str:
         """What happened, for the run's page."""
@@ -95,14 +95,14 @@ def _format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-@task(name="settle", task_run_name="settle")
+@task(name="commit-ingest", task_run_name="commit ingest")
 def commit_ingest(
     discovered: DiscoveredTables, staged: list[StagedTable], merged_months: list[MergedMonth]
 ) -> IngestReceipt:
     """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
     new = [each for each in staged if each.is_new]
     aside = _load_losing_readings()
-    superseded = _name_superseded_files(aside.filter(pl.col("rank") == LAKE_RANK))
+    superseded = _name_superseded_files(aside.filter(pl.col("delivery_rank") == LAKE_RANK))
     now = datetime.now(UTC).replace(tzinfo=None)
     repeated = sum((Counter(month.n_repeated_by_rank) for month in merged_months), Counter[int]())
     entered = make_thread_pool()(
@@ -138,7 +138,7 @@ def commit_ingest(
 
 def _load_losing_readings() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
-    found = sorted(lake.staging_dir().glob("aside/*.arrow"))
+    found = sorted(lake.staging_dir().glob("losing_readings/*.arrow"))
     return pl.concat(
         [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in found)]
     )
@@ -154,13 +154,18 @@ def _prepare_delivery(
     """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
     bad = [
         load_staged(path)
-        for path in sorted(staged_table_dir(staged.delivery_rank).glob("bad/*.arrow"))
+        for path in sorted(staged_table_dir(staged.delivery_rank).glob("quarantined/*.arrow"))
     ]
     own = pl.concat(
-        [*bad, losing_readings.filter(pl.col("rank") == staged.delivery_rank).drop("rank", "by")]
+        [
+            *bad,
+            losing_readings.filter(pl.col("delivery_rank") == staged.delivery_rank).drop(
+                "delivery_rank", "winning_rank"
+            ),
+        ]
     )
     own = own.with_columns(file=pl.lit(staged.file))
-    earlier = superseded.filter(pl.col("by") == staged.delivery_rank).select(own.columns)
+    earlier = superseded.filter(pl.col("winning_rank") == staged.delivery_rank).select(own.columns)
     rows = pl.concat([own, earlier])
     if rows.height:
         names = Quarantine.column_names()
@@ -228,10 +233,11 @@ def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
     first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
-        "households": call.height,
+        "n_households": call.height,
         "first_night": first.dt.date().min(),
         "last_night": last.dt.date().max(),
-        "missing_half_hours": expected - sum(month.n_readings_in_spans for month in merged_months),
+        "n_missing_half_hours": expected
+        - sum(month.n_readings_in_spans for month in merged_months),
     }
 
 
@@ -244,7 +250,7 @@ def _prepare_references(
     given = defaultdict[lake.ReferenceTableName, list[pl.DataFrame]](list)
     for each in new_tables:
         of_file = staged_table_dir(each.delivery_rank)
-        paths = [of_file / "spans.arrow", of_file / "about.arrow"]
+        paths = [of_file / "spans.arrow", of_file / "household_attributes.arrow"]
         told = [
             load_staged(path).drop("first_ts_utc", "last_ts_utc", strict=False)
             for path in paths

@@ -35,7 +35,7 @@ def detect_training_processes() -> TrainingProcesses:
 def launch_training_processes(parameters_json: str) -> Iterator[TrainingProcesses]:
     """The team that trains: the one this process was launched in, or one made for its devices.
 
-    `parameters` are what the other processes are to assist in, as JSON.
+    `parameters_json` are those of the training that the other processes take part in.
     """
     size = get_settings().devices or max(1, torch.cuda.device_count())
     limit_torch_threads(1 if LAUNCH_VARIABLE in os.environ else size)

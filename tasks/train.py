@@ -55,8 +55,19 @@ ONNX_CHECK_SIZE: Final = 512
 """Household-nights on which an exported program is held against its model."""
 COMPARISON_HOUSEHOLDS: Final = 136
 """Copies of homes in which nights are planted to hold two detectors against each other."""
-LOGGED_COUNTS: Final = {"households", "held_out", "nights", "rows", "best_epoch"}
-LOGGED_METRICS: Final = {"error_kwh", "onnx_difference", "seconds", "rows_per_second"}
+LOGGED_COUNTS: Final = {
+    "n_households",
+    "n_held_out",
+    "n_nights",
+    "n_household_nights",
+    "best_epoch",
+}
+LOGGED_METRICS: Final = {
+    "validation_error_kwh",
+    "onnx_difference",
+    "duration_s",
+    "household_nights_per_s",
+}
 FIT_PARAMETER_NAMES: Final = {"model", "seed", "max_epochs", "batch_size"}
 
 log = logging.getLogger(__name__)
@@ -222,7 +233,9 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
 def register_version(fitted: FittedDetector) -> ModelVersion:
     """Register a fitted detector as the next version, with all that is known of it."""
     numbers = fitted.model_dump(include=LOGGED_COUNTS)
-    spans = {name: str(getattr(fitted, name)) for name in ("first", "calibration")}
+    spans = {
+        name: str(getattr(fitted, name)) for name in ("first_night", "first_calibration_night")
+    }
     return registry.record_version(
         lake.training_dir(fitted.key),
         run_name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
@@ -278,7 +291,7 @@ def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> Prom
 
 
 def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> float:
-    """How sure it is that a fitted detector finds more than the champion: `better`."""
+    """How sure it is that a fitted detector finds more than the champion."""
     begin = max(first_night_needed(fitted.first_calibration_night), lake.read_night_range()[0])
     fleet = select_held_out_households(load_fleet(begin, fitted.last_night, only_reporting=True))
     nights = slice(fleet.nights.index(fitted.first_calibration_night), len(fleet.nights))

@@ -22,9 +22,9 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from tasks import lake
-from tasks.discover import discover
-from tasks.ingest import groups, merge, plan, stage
-from tasks.settle import settle
+from tasks.discover import discover_tables
+from tasks.ingest import group_tables, merge_months, plan_months, stage_tables
+from tasks.commit_ingest import commit_ingest
 
 source, fatal = sys.argv[1], int(sys.argv[2])
 rename, renames = Path.replace, 0
@@ -39,10 +39,10 @@ def counted(path, target):
 Path.replace = counted
 heard = []
 print("ready", flush=True)
-with lake.writing():
-    found = discover([source], {})
-    staged = [each for group in groups(found.readings) for each in stage(group, heard.append)]
-    settle(found, staged, merge(plan(staged), heard.append))
+with lake.hold_write_lock():
+    found = discover_tables([source], {})
+    staged = [each for group in group_tables(found.reading_tables) for each in stage_tables(group, heard.append)]
+    commit_ingest(found, staged, merge_months(plan_months(staged), heard.append))
 print(renames, flush=True)
 """
 

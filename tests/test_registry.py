@@ -74,7 +74,11 @@ def test_version_records_signature_parameters_and_metrics(copy: Path) -> None:
     version = client.get_model_version("meterwatch", "1")
     run = client.get_run(version.run_id)
     assert run.data.metrics["onnx_difference"] < 1e-4
-    assert {"households": "12", "nights": "60", "rows": "720"}.items() <= run.data.params.items()
+    assert {
+        "n_households": "12",
+        "n_nights": "60",
+        "n_household_nights": "720",
+    }.items() <= run.data.params.items()
     assert {"data", "until", "package", "promoted", "why"} <= version.tags.keys()
     epochs = client.get_metric_history(version.run_id, "val_loss")
     assert [metric.step for metric in epochs] == list(range(len(epochs)))

@@ -23,7 +23,7 @@ def scores(flagged: int, normal: int) -> pl.DataFrame:
 
 def test_rows_set_aside_stand_by_rule_the_most_frequent_first() -> None:
     said = report.delivered(rows_in=1_010, rows_kept=1_000, set_aside={"null": 3, "duplicate": 7})
-    assert "1,010 rows delivered, 1,000 kept, 10 set aside." in said
+    assert "1,010 rows delivered, 1,000 kept, 10 quarantined." in said
     assert said.index("| duplicate | 7 |") < said.index("| null | 3 |")
 
 

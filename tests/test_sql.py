@@ -382,13 +382,13 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     (
         "rows_add_up",
         _ledger(rows_in=340),
-        "file rows_in rows_kept rows_set_aside quarantined",
+        "file rows_in rows_kept rows_quarantined quarantined",
         [("all files", 340, 336, 3, 3), ("block.csv", 340, 336, 3, 3)],
     ),
     (
         "rows_add_up",
-        _ledger(rows_kept=335, rows_set_aside=4),
-        "file rows_in rows_kept rows_set_aside quarantined",
+        _ledger(rows_kept=335, rows_quarantined=4),
+        "file rows_in rows_kept rows_quarantined quarantined",
         [("block.csv", 339, 335, 4, 3)],
     ),
     (
@@ -403,7 +403,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     (
         "rows_add_up",
         lambda: _day("D", FEB_1, [0.5] * 47 + [None], month=FEB_1),
-        "file rows_in rows_kept rows_set_aside",
+        "file rows_in rows_kept rows_quarantined",
         # 47 readings that nobody delivered.
         [("all files", 339, 336 + 47, 3)],
     ),
@@ -499,7 +499,7 @@ def test_rows_add_up_with_superseded_readings_of_earlier_files(name: str) -> Non
         file=pl.lit(name),
         rows_in=pl.lit(3, pl.Int64),
         rows_kept=pl.lit(2, pl.Int64),
-        rows_set_aside=pl.lit(1, pl.Int64),
+        rows_quarantined=pl.lit(1, pl.Int64),
     )
     aside = small_home.build_quarantine().with_columns(
         file=pl.Series(["block.csv", "block.csv", name]),

@@ -233,7 +233,7 @@ def test_killed_training_resumes_to_same_weights(
     copy_mlflow_database(empty_store)
     parameters = TrainParameters(model=fleets.TEST_MODEL, max_epochs=40)
     command = (
-        "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
+        "from tasks.train import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parents[1])

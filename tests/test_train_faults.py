@@ -63,7 +63,7 @@ def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 
 def start_training_process(parameters: TrainParameters) -> subprocess.Popen[bytes]:
     command = (
-        "from tasks.train import *; registry.prepare = lambda: None; "  # saves MLflow's import
+        "from tasks.train import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", command], cwd=ROOT)

@@ -23,8 +23,8 @@ LOSING_READINGS_SCHEMA: Final = pl.Schema(
         ("ts_utc", pl.Datetime("us")),
         ("value", pl.String()),
         ("rule", RULE_DTYPE),
-        ("rank", pl.Int32()),
-        ("by", pl.Int32()),
+        ("delivery_rank", pl.Int32()),
+        ("winning_rank", pl.Int32()),
     ]
 )
 
@@ -186,7 +186,7 @@ def _tabulate_losing_readings(
             "ts_utc": start.to_physical() + pl.Series(slot) * HALF_HOUR_US,
             "value": pl.Series(given).cast(pl.String),
             "rule": np.repeat([each[3] for each in losing_readings], counts),
-            "rank": np.repeat([each[4] for each in losing_readings], counts),
+            "delivery_rank": np.repeat([each[4] for each in losing_readings], counts),
             "by": winning.delivery_rank[cell, slot],
         }
     )
@@ -203,7 +203,7 @@ def _classify_collisions(collisions: pl.DataFrame, winning: _WinningReadings) ->
     is_equal = pl.Series(winning.kwh[cell, slot] == rows.get_column("kwh").to_numpy())
     rule = pl.when(is_equal).then(pl.lit("duplicate")).otherwise(pl.lit("superseded"))
     compared = rows.with_columns(
-        rule=rule, by=pl.Series(winning.delivery_rank[cell, slot], dtype=pl.Int32)
+        rule=rule, winning_rank=pl.Series(winning.delivery_rank[cell, slot], dtype=pl.Int32)
     )
     return compared.select(LOSING_READINGS_SCHEMA.names()).cast(LOSING_READINGS_SCHEMA)
 

@@ -88,7 +88,7 @@ TABLE_FORMATS: Final = (
     ),
     TableFormat(
         "other",
-        "planted anomalies",
+        "injected anomalies",
         {name: name for name in ("household_id", "night", "kind")},
         allows_extra_columns=True,
     ),

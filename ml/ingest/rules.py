@@ -58,7 +58,7 @@ def _derive_columns(supply_limit_kwh: float) -> list[pl.Expr]:
         & (kwh <= min(supply_limit_kwh, min(SENTINEL_READINGS) - 1))
     )
     return [
-        half_hour.cast(pl.Int32, strict=False).fill_null(0).alias("half_hour"),
+        half_hour.cast(pl.Int32, strict=False).fill_null(0).alias("epoch_half_hour"),
         is_plain.fill_null(value=False).alias("is_plain"),
         kwh.cast(pl.Float32).fill_null(0).alias("reading"),
     ]
@@ -92,7 +92,7 @@ class ValidatedRows:
 def validate_rows(delivered_rows: pl.DataFrame, supply_limit_kwh: float) -> ValidatedRows:
     """Split rows into those that keep every rule and those set aside, with the rule."""
     stamped = delivered_rows.with_columns(
-        parse_timestamps(delivered_rows.get_column("stamp")).alias("ts_utc")
+        parse_timestamps(delivered_rows.get_column("timestamp")).alias("ts_utc")
     )
     measured = stamped.lazy().with_columns(*_derive_columns(supply_limit_kwh))
     rows = measured.collect(engine="streaming")  # a piece at a time stays in a core's cache
@@ -109,7 +109,7 @@ def validate_rows(delivered_rows: pl.DataFrame, supply_limit_kwh: float) -> Vali
     bad = judged.filter(pl.col("rule").is_not_null()).select(
         "household_id", "ts_utc", "value", "rule"
     )
-    half_hour, kwh = (rows.get_column(name).to_numpy() for name in ("half_hour", "reading"))
+    half_hour, kwh = (rows.get_column(name).to_numpy() for name in ("epoch_half_hour", "reading"))
     good = is_good if bad.height else slice(None)
     return ValidatedRows(rows, names, is_good, household[good], half_hour[good], kwh[good], bad)
 

@@ -28,13 +28,13 @@ def strip_text(column: str) -> pl.Expr:
 def select_timestamp(column: str, dtype: pl.DataType) -> pl.Expr:
     """The column `stamp`: text as delivered, or the time itself where it was delivered as one."""
     if dtype in (pl.String, pl.Null):
-        return pl.col(column).cast(pl.String).alias("stamp")
+        return pl.col(column).cast(pl.String).alias("timestamp")
     if not dtype.is_temporal() or isinstance(dtype, (pl.Time, pl.Duration)):
         raise UserError(f"column {column!r} holds {dtype}, expected time stamps")
     ts = pl.col(column)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone:
         ts = ts.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return ts.cast(DATETIME_US).alias("stamp")
+    return ts.cast(DATETIME_US).alias("timestamp")
 
 
 def parse_timestamps(timestamps: pl.Series) -> pl.Series:

@@ -6,7 +6,7 @@ held AS (
     SELECT
         q.delivery,
         count(*) FILTER (q.file IS NOT DISTINCT FROM d.file) AS own,
-        count(*) FILTER (q.file IS NOT DISTINCT FROM d.file AND q.rule = 'superseded') AS given_way
+        count(*) FILTER (q.file IS NOT DISTINCT FROM d.file AND q.rule = 'superseded') AS superseded
     FROM quarantine AS q
     LEFT JOIN deliveries AS d USING (delivery)
     GROUP BY q.delivery
@@ -31,15 +31,15 @@ SELECT
     delivery,
     rows_in,
     rows_kept,
-    rows_set_aside,
+    rows_quarantined,
     coalesce(own, 0) AS quarantined
 FROM named
 FULL JOIN held USING (delivery)
 WHERE
     NOT coalesce(
-        rows_in = rows_kept + rows_set_aside
-        AND rows_set_aside <= coalesce(own, 0)
-        AND rows_set_aside >= coalesce(own, 0) - if(is_repeated, coalesce(given_way, 0), 0),
+        rows_in = rows_kept + rows_quarantined
+        AND rows_quarantined <= coalesce(own, 0)
+        AND rows_quarantined >= coalesce(own, 0) - if(is_repeated, coalesce(superseded, 0), 0),
         false
     )
 UNION ALL

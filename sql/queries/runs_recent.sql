@@ -9,7 +9,7 @@ SELECT
     last_night,
     rows_in,
     rows_kept,
-    rows_set_aside,
+    rows_quarantined,
     model_version,
     "message"
 FROM runs
