@@ -15,19 +15,19 @@ from flows import CONSOLE_LEVEL_VARIABLE
 from ml.errors import UserError
 from ml.models import DEFAULT_MODEL, ModelName
 
-FAILED: Final = 1
-WRONG_USAGE: Final = 2
-INTERRUPTED: Final = 130
-PIPE_CLOSED: Final = 141
-MENDABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
+EXIT_FAILED: Final = 1
+EXIT_WRONG_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE_CLOSED: Final = 141
+USER_FIXABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
 
 app = App(
     name="meterwatch",
     help="Reads a fleet of smart meters every night and says which homes behave abnormally.",
     result_action="return_value",
 )
-Format = Literal["table", "csv", "json", "parquet"]
-Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**31))]
+OutputFormat = Literal["table", "csv", "json", "parquet"]
+SeedOption = Annotated[int, Parameter(validator=Number(gte=0, lt=2**31))]
 
 
 class WrongUsageError(Exception):
@@ -42,32 +42,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except (CycloptsError, WrongUsageError) as error:
-        return _failed(error, WRONG_USAGE)
+        return _print_error(error, EXIT_WRONG_USAGE)
     except UserError as error:
-        return _failed(error, FAILED)
+        return _print_error(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python would complain again when it closes the pipe at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        return EXIT_PIPE_CLOSED
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
-        return _failed(UserError(f"{error.filename}: {error.strerror}"), FAILED)
+        return _print_error(UserError(f"{error.filename}: {error.strerror}"), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:
         from ml.loop import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        return _failed(UserError(f"too little memory: {str(error).splitlines()[0]}"), FAILED)
+        return _print_error(
+            UserError(f"too little memory: {str(error).splitlines()[0]}"), EXIT_FAILED
+        )
     return 0
 
 
-def _failed(error: Exception, status: int) -> int:
+def _print_error(error: Exception, exit_status: int) -> int:
     for line in str(error).splitlines():
         print("meterwatch:", line, file=sys.stderr)
-    return status
+    return exit_status
 
 
 @app.command
@@ -78,7 +80,7 @@ def simulate(
     households: Annotated[int, Parameter(validator=Number(gte=1, lt=1_000_000))] = 5567,
     days: Annotated[int, Parameter(validator=Number(gte=1, lte=3660))] = 100,
     start: date = date(2013, 9, 23),
-    seed: Seed = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Write a simulated fleet as it would be delivered, and what was planted in it.
 
@@ -145,7 +147,7 @@ def train(
     *,
     until: date | None = None,
     model: ModelName = DEFAULT_MODEL,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     promote: bool = True,
     max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
     batch_size: Annotated[int | None, Parameter(validator=Number(gte=2, lte=1 << 20))] = None,
@@ -183,8 +185,8 @@ def score(
     night: date | None = None,
     /,
     *,
-    first: Annotated[date | None, Parameter("--from")] = None,
-    last: Annotated[date | None, Parameter("--to")] = None,
+    first_night: Annotated[date | None, Parameter("--from")] = None,
+    last_night: Annotated[date | None, Parameter("--to")] = None,
 ) -> None:
     """Score a night for every registered household, or a range of nights.
 
@@ -193,16 +195,16 @@ def score(
         first: The first night of a range.
         last: The last night of a range, included.
     """
-    if night and (first or last):
+    if night and (first_night or last_night):
         raise WrongUsageError("give a night or --from and --to, not both")
-    if (first is None) != (last is None):
+    if (first_night is None) != (last_night is None):
         raise WrongUsageError("--from and --to go together")
     from flows import run_flow
     from flows.backfill import backfill
     from flows.score import score as flow
 
-    if first and last:
-        print(run_flow(backfill, first=first, last=last).line())
+    if first_night and last_night:
+        print(run_flow(backfill, first=first_night, last=last_night).line())
     else:
         print(run_flow(flow, night=night).line())
 
@@ -227,7 +229,7 @@ def nightly(night: date | None = None, /) -> None:
 def evaluate(
     *,
     until: date | None = None,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     detectors: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     copies: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
 ) -> None:
@@ -271,7 +273,7 @@ def query(
     /,
     *,
     param: Annotated[list[str] | None, Parameter(negative="")] = None,
-    form: Annotated[Format, Parameter("--format")] = "table",
+    output_format: Annotated[OutputFormat, Parameter("--format")] = "table",
     out: Path | None = None,
 ) -> None:
     """Ask a named query, or one SELECT over the views.
@@ -285,14 +287,14 @@ def query(
     from flows.show import write
     from tasks import warehouse
 
-    given = dict(_pair(text) for text in param or [])
-    write(warehouse.query(name_or_sql, given), form, out)
+    given = dict(_parse_query_parameter(text) for text in param or [])
+    write(warehouse.query(name_or_sql, given), output_format, out)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
+def _parse_query_parameter(argument: str) -> tuple[str, str]:
+    name, sign, value = argument.partition("=")
     if not sign:
-        raise WrongUsageError(f"--param {text}: expected name=value")
+        raise WrongUsageError(f"--param {argument}: expected name=value")
     return name, value
 
 
