@@ -20,17 +20,19 @@ from tasks.score import (
     split_into_spans,
 )
 
-First = Annotated[date, Field(description="first night to score (UTC calendar day)")]
-Last = Annotated[date, Field(description="last night to score, included")]
-Span = tuple[date, date]
+FirstNight = Annotated[date, Field(description="first night to score (UTC calendar day)")]
+LastNight = Annotated[date, Field(description="last night to score, included")]
+NightRange = tuple[date, date]
 
 
 @flow(name="backfill", flow_run_name="backfill {first} to {last}")
-def backfill(first: First, last: Last) -> ScoreReceipt:
+def backfill(first_night: FirstNight, last_night: LastNight) -> ScoreReceipt:
     """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
-    with record_run("backfill", first, last) as record:
+    with record_run("backfill", first_night, last_night) as record:
         receipt = combine_receipts(
-            score_span.map(_with_progress(split_into_spans(*resolve_nights(first, last))))
+            score_span.map(
+                _iter_with_progress(split_into_spans(*resolve_nights(first_night, last_night)))
+            )
         )
         join_episodes()
         record.model_version = receipt.model_version
@@ -38,9 +40,9 @@ def backfill(first: First, last: Last) -> ScoreReceipt:
     return receipt
 
 
-def _with_progress(parts: Iterable[Span]) -> Iterator[Span]:
+def _iter_with_progress(night_ranges: Iterable[NightRange]) -> Iterator[NightRange]:
     """The spans one by one, with a progress bar where a person watches."""
     console = Console(stderr=True)
     yield from track(
-        list(parts), description="backfill", console=console, disable=not console.is_terminal
+        list(night_ranges), description="backfill", console=console, disable=not console.is_terminal
     )
