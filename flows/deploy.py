@@ -21,14 +21,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
-POOLS: Final = ("cpu", "gpu")
-DEPLOYMENTS: Final = Path(__file__).parents[1] / "prefect.yaml"
+WORK_POOLS: Final = ("cpu", "gpu")
+DEPLOYMENTS_FILE: Final = Path(__file__).parents[1] / "prefect.yaml"
 # A run sends a heartbeat every 30 s: one or two may be late, three are a dead worker.
-DEAD_AFTER: Final = timedelta(seconds=90)
-SIGNS_OF_LIFE: Final = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+HEARTBEAT_TIMEOUT: Final = timedelta(seconds=90)
+LIVENESS_EVENTS: Final = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
 
 
-def deploy(env: dict[str, str]) -> UUID:
+def deploy_flows(env: dict[str, str]) -> UUID:
     """Create what is missing on the server that `env` names; the identity of `train`.
 
     Raises:
@@ -38,39 +38,39 @@ def deploy(env: dict[str, str]) -> UUID:
         temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}),
         get_client(sync_client=True) as client,
     ):
-        _create_pools(client)
-        _deploy_all(env)
-        _crash_runs_of_dead_workers(client)
-        _crash_runs_not_begun(client)
+        _create_work_pools(client)
+        _create_deployments(env)
+        _create_dead_worker_automation(client)
+        _crash_pending_runs(client)
         return client.read_deployment_by_name("train/train").id
 
 
-def _create_pools(client: SyncPrefectClient) -> None:
+def _create_work_pools(client: SyncPrefectClient) -> None:
     known = {pool.name for pool in client.read_work_pools()}
     template = ProcessWorker.get_default_base_job_template()
-    for name in POOLS:
+    for name in WORK_POOLS:
         if name not in known:
             pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
             client.create_work_pool(pool)
 
 
-def _deploy_all(env: dict[str, str]) -> None:
-    command = ("--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
+def _create_deployments(env: dict[str, str]) -> None:
+    command = ("--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS_FILE))
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *command],
         env=env,
-        cwd=DEPLOYMENTS.parent,
+        cwd=DEPLOYMENTS_FILE.parent,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{DEPLOYMENTS.name} was refused:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{DEPLOYMENTS_FILE.name} was refused:\n{done.stdout}{done.stderr}")
 
 
-def _crash_runs_of_dead_workers(client: SyncPrefectClient) -> None:
+def _create_dead_worker_automation(client: SyncPrefectClient) -> None:
     """Without this, a run whose worker was killed stays Running for good."""
-    alive = {f"prefect.flow-run.{sign}" for sign in SIGNS_OF_LIFE}
+    alive = {f"prefect.flow-run.{sign}" for sign in LIVENESS_EVENTS}
     trigger = EventTrigger(
         posture=Posture.Proactive,
         after={"prefect.flow-run.heartbeat"},
@@ -78,7 +78,7 @@ def _crash_runs_of_dead_workers(client: SyncPrefectClient) -> None:
         match={"prefect.resource.id": "prefect.flow-run.*"},
         for_each={"prefect.resource.id"},
         threshold=1,
-        within=DEAD_AFTER,
+        within=HEARTBEAT_TIMEOUT,
     )
     crash = ChangeFlowRunState(state=StateType.CRASHED, message="its worker sent no heartbeat")
     name = "runs of dead workers crash"
@@ -86,7 +86,7 @@ def _crash_runs_of_dead_workers(client: SyncPrefectClient) -> None:
         client.create_automation(AutomationCore(name=name, trigger=trigger, actions=[crash]))
 
 
-def _crash_runs_not_begun(client: SyncPrefectClient) -> None:
+def _crash_pending_runs(client: SyncPrefectClient) -> None:
     """A run that a worker took but did not begin before it was stopped sends no heartbeat."""
     pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
     stopped: State[None] = Crashed(message="its worker was stopped before it began")

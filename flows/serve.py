@@ -47,11 +47,11 @@ def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
     env = environment(api_url(port))
     registry.prepare_store()
     mlflow = running.enter_context(_mlflow(mlflow_port, env))
-    from flows.deploy import POOLS, deploy  # seconds of import while the servers start
+    from flows.deploy import WORK_POOLS, deploy_flows  # seconds of import while the servers start
 
     ready()
-    train_id = deploy(env)
-    workers = {f"worker-{pool}": running.enter_context(_worker(pool, env)) for pool in POOLS}
+    train_id = deploy_flows(env)
+    workers = {f"worker-{pool}": running.enter_context(_worker(pool, env)) for pool in WORK_POOLS}
     wait_until_healthy(f"http://{LOOPBACK}:{mlflow_port}/health", mlflow, "mlflow")
     print(_addresses(port, mlflow_port, f"deployments/deployment/{train_id}/run"), flush=True)
     return {"mlflow": mlflow, **workers}
