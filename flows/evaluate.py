@@ -10,12 +10,14 @@ from tasks.runs import record_run
 
 __all__ = ["EvaluateParameters", "EvaluateReceipt", "evaluate"]
 
-DEFAULTS: Final = EvaluateParameters()
+DEFAULT_PARAMETERS: Final = EvaluateParameters()
 
 
 @flow(name="evaluate")
 def evaluate(
-    parameters: Annotated[EvaluateParameters, Field(description="what to measure")] = DEFAULTS,
+    parameters: Annotated[
+        EvaluateParameters, Field(description="what to measure")
+    ] = DEFAULT_PARAMETERS,
 ) -> EvaluateReceipt:
     """Set every detector beside the others on planted nights."""
     with record_run("evaluate") as record:
