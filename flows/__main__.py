@@ -220,9 +220,13 @@ def nightly(night: date | None = None, /) -> None:
     from flows.nightly import nightly as flow
 
     receipt = run_flow(flow, night=night)
-    landed = receipt.ingested.lines() if receipt.ingested.files else ["nothing new has landed"]
-    print(*landed, receipt.scored.line(), sep="\n")
-    print(f"{len(receipt.checks)} checks passed")
+    landed = (
+        receipt.ingest_receipt.lines()
+        if receipt.ingest_receipt.files
+        else ["nothing new has landed"]
+    )
+    print(*landed, receipt.score_receipt.line(), sep="\n")
+    print(f"{len(receipt.offending_rows_by_check)} checks passed")
 
 
 @app.command

@@ -18,15 +18,15 @@ from tasks.settle import IngestError, IngestReceipt
 class NightlyReceipt:
     """What a night came to; `checks` counts the offending rows of each."""
 
-    ingested: IngestReceipt
-    scored: ScoreReceipt
-    checks: dict[str, int]
+    ingest_receipt: IngestReceipt
+    score_receipt: ScoreReceipt
+    offending_rows_by_check: dict[str, int]
 
-    def problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What a person has to look at: files that cannot be read and checks that fail."""
-        broken = {name: rows for name, rows in self.checks.items() if rows}
+        broken = {name: rows for name, rows in self.offending_rows_by_check.items() if rows}
         return [
-            *self.ingested.failures,
+            *self.ingest_receipt.failures,
             *(f"check {name}: {rows:,} offending rows" for name, rows in broken.items()),
         ]
 
@@ -39,20 +39,22 @@ def nightly(night: Night = None) -> NightlyReceipt:
         UserError: a landed file cannot be read or a check fails; the night is scored all the same.
     """
     with record_run("nightly") as record:
-        ingested = ingest_landed()
+        ingested = ingest_landed_files()
         first, last = record.first_night, record.last_night = resolve_nights(night)
         rename_flow_run(f"nightly {first}")
         scored = score_span((first, last))
         record.model_version = scored.model_version
         join_episodes()
-        receipt = NightlyReceipt(ingested, scored, check_tables(_touched(ingested, first)))
-        _report(receipt)
-        if receipt.problems():
-            raise UserError("\n".join(receipt.problems()))
+        receipt = NightlyReceipt(
+            ingested, scored, check_tables(_first_changed_night(ingested, first))
+        )
+        _publish_report(receipt)
+        if receipt.list_problems():
+            raise UserError("\n".join(receipt.list_problems()))
     return receipt
 
 
-def ingest_landed() -> IngestReceipt:
+def ingest_landed_files() -> IngestReceipt:
     """Ingest the landing directory; files that cannot be read are named in the receipt."""
     landing = get_settings().landing_dir
     if not any(path.is_file() for path in landing.rglob("[!.]*")):
@@ -69,15 +71,20 @@ def check_tables(since: date) -> dict[str, int]:
     return {name: len(rows) for name, rows in warehouse.check(since).items()}
 
 
-def _touched(ingested: IngestReceipt, first: date) -> date:
+def _first_changed_night(ingest_receipt: IngestReceipt, scored_night: date) -> date:
     """The first night that a run may have changed."""
-    return min([date.fromisoformat(f"{month}-01") for month in ingested.changed_months] + [first])
+    return min(
+        [date.fromisoformat(f"{month}-01") for month in ingest_receipt.changed_months]
+        + [scored_night]
+    )
 
 
-def _report(receipt: NightlyReceipt) -> None:
-    scored = receipt.scored
+def _publish_report(receipt: NightlyReceipt) -> None:
+    scored = receipt.score_receipt
     report.draw(scored.first_night, scored.last_night)
     report.leave(
         f"nightly-{scored.last_night}",
-        receipt.ingested.markdown() + report.scored(scored) + report.checked(receipt.checks),
+        receipt.ingest_receipt.markdown()
+        + report.scored(scored)
+        + report.checked(receipt.offending_rows_by_check),
     )
