@@ -21,10 +21,10 @@ from tasks import lake
 from tasks.settings import get_settings
 
 LOOPBACK: Final = "127.0.0.1"
-START_SECONDS: Final = 120
-STOP_SECONDS: Final = 20
-LOG_TAIL: Final = 2_000
-SETTINGS: Final = {
+START_TIMEOUT_S: Final = 120
+STOP_TIMEOUT_S: Final = 20
+LOG_TAIL_CHARACTERS: Final = 2_000
+SERVER_ENVIRONMENT: Final = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -36,7 +36,7 @@ SETTINGS: Final = {
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Stop on the first Ctrl-C or SIGTERM, and let nothing more disturb the stopping."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,67 +54,69 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def child(name: str, *arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def run_child_process(
+    name: str, *arguments: str, env: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Python module as a process of its own group; stop the group when the block ends."""
     command = [sys.executable, "-m", *arguments]
-    with log_of(name).open("wb") as log:
+    with get_log_path(name).open("wb") as log:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
         )
     try:
         yield process
     finally:
-        _stop(process)
+        _stop_process_group(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop_process_group(process: subprocess.Popen[bytes]) -> None:
     """End a process group: ask, wait, then kill what is left of it."""
-    _signal_group(process, signal.SIGTERM)
+    _signal_process_group(process, signal.SIGTERM)
     try:
-        process.wait(timeout=STOP_SECONDS)
+        process.wait(timeout=STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pass
     finally:
-        _signal_group(process, signal.SIGKILL)
+        _signal_process_group(process, signal.SIGKILL)
         process.wait()
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_process_group(process: subprocess.Popen[bytes], signal_number: signal.Signals) -> None:
     try:
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal_number)
     except ProcessLookupError:
         return
 
 
-def log_of(name: str) -> Path:
+def get_log_path(process_name: str) -> Path:
     """Where a child process writes."""
-    path = (lake.home_dir() / "prefect" / f"{name}.log").resolve()
+    path = (lake.home_dir() / "prefect" / f"{process_name}.log").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def api_url(port: int) -> str:
+def build_api_url(port: int) -> str:
     """The address of a Prefect server's API."""
     return f"http://{LOOPBACK}:{port}/api"
 
 
-def environment(url: str) -> dict[str, str]:
+def build_environment(prefect_api_url: str) -> dict[str, str]:
     """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
     home = lake.home_dir().resolve()
     ours = Path(sys.executable).parent
     return {
         **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL_VARIABLE},
-        **SETTINGS,
+        **SERVER_ENVIRONMENT,
         "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "METERWATCH_HOME": str(home),
         "METERWATCH_LANDING": str(get_settings().landing_dir.resolve()),
         "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": url,
+        "PREFECT_API_URL": prefect_api_url,
     }
 
 
 @contextmanager
-def prefect_server(port: int) -> Iterator[Callable[[], str]]:
+def run_prefect_server(port: int) -> Iterator[Callable[[], str]]:
     """Run a Prefect server on loopback, its database in the home.
 
     Yield what waits for it and returns the address of its API, so that others start meanwhile.
@@ -122,9 +124,12 @@ def prefect_server(port: int) -> Iterator[Callable[[], str]]:
     Raises:
         UserError: another server has the home.
     """
-    url = api_url(port)
+    url = build_api_url(port)
     command = ("prefect", "server", "start", "--host", LOOPBACK, "--port", str(port))
-    with _only_server(), child("server", *command, env=environment(url)) as server:
+    with (
+        _lock_server(),
+        run_child_process("server", *command, env=build_environment(url)) as server,
+    ):
 
         def ready() -> str:
             wait_until_healthy(f"{url}/health", server, "server")
@@ -134,9 +139,9 @@ def prefect_server(port: int) -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def _only_server() -> Iterator[None]:
+def _lock_server() -> Iterator[None]:
     try:
-        with FileLock(log_of("server").with_suffix(".lock"), timeout=0):
+        with FileLock(get_log_path("server").with_suffix(".lock"), timeout=0):
             yield
     except Timeout:
         raise UserError(
@@ -144,25 +149,25 @@ def _only_server() -> Iterator[None]:
         ) from None
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], name: str) -> None:
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes], process_name: str) -> None:
     """Wait until `url` answers.
 
     Raises:
         RuntimeError: the process ended or did not answer in time.
     """
     opener = build_opener(ProxyHandler({}))
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
             opener.open(url, timeout=5).close()
             return
         except (URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
-    tail = log_of(name).read_text(errors="replace")[-LOG_TAIL:]
-    raise RuntimeError(f"{name} did not start ({url}):\n{tail}")
+    tail = get_log_path(process_name).read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+    raise RuntimeError(f"{process_name} did not start ({url}):\n{tail}")
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A loopback port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -170,7 +175,7 @@ def free_port() -> int:
         return port
 
 
-def refuse_used(port: int, variable: str) -> None:
+def refuse_used_port(port: int, port_variable: str) -> None:
     """Make sure that a port is free.
 
     Raises:
@@ -178,4 +183,4 @@ def refuse_used(port: int, variable: str) -> None:
     """
     with socket.socket() as probe:
         if probe.connect_ex((LOOPBACK, port)) == 0:
-            raise UserError(f"port {port} is in use: set {variable} to a free one")
+            raise UserError(f"port {port} is in use: set {port_variable} to a free one")

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import find_server_url, run_flow
 from flows.backfill import backfill
 from flows.ingest import ingest
-from flows.processes import free_port, prefect_server, stoppable
+from flows.processes import find_free_port, run_prefect_server, stop_on_signals
 from flows.show import show
 from flows.simulate import simulate
 from flows.train import TrainParameters, train
@@ -41,7 +41,7 @@ def run(source: Path | None) -> None:
         UserError: the home holds other readings already, or a step failed.
     """
     _keep_fleets_apart(source)
-    with stoppable(), _recorded():
+    with stop_on_signals(), _recorded():
         if source is None:
             _simulated_fleet()
         _ingested(source or _simulated())
@@ -61,7 +61,10 @@ def _recorded() -> Iterator[None]:
     if find_server_url():
         yield
         return
-    with prefect_server(free_port()) as ready, temporary_settings({PREFECT_API_URL: ready()}):
+    with (
+        run_prefect_server(find_free_port()) as ready,
+        temporary_settings({PREFECT_API_URL: ready()}),
+    ):
         try:
             yield
         finally:

@@ -7,13 +7,13 @@ from typing import Final
 
 from flows.processes import (
     LOOPBACK,
-    api_url,
-    child,
-    environment,
-    log_of,
-    prefect_server,
-    refuse_used,
-    stoppable,
+    build_api_url,
+    build_environment,
+    get_log_path,
+    refuse_used_port,
+    run_child_process,
+    run_prefect_server,
+    stop_on_signals,
     wait_until_healthy,
 )
 from ml.errors import UserError
@@ -31,10 +31,10 @@ def serve() -> None:
         UserError: a port or the home is taken, or a process ended by itself.
     """
     port, mlflow_port = get_settings().prefect_port, get_settings().mlflow_port
-    refuse_used(port, "METERWATCH_PREFECT_PORT")
-    refuse_used(mlflow_port, "METERWATCH_MLFLOW_PORT")
+    refuse_used_port(port, "METERWATCH_PREFECT_PORT")
+    refuse_used_port(mlflow_port, "METERWATCH_MLFLOW_PORT")
     try:
-        with stoppable(), ExitStack() as running:
+        with stop_on_signals(), ExitStack() as running:
             print("starting Prefect, MLflow and the workers ...", flush=True)
             _wait(_start(running, port, mlflow_port))
     except KeyboardInterrupt:
@@ -43,8 +43,8 @@ def serve() -> None:
 
 def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
     """Start all processes; `running` stops them, the last started first."""
-    ready = running.enter_context(prefect_server(port))
-    env = environment(api_url(port))
+    ready = running.enter_context(run_prefect_server(port))
+    env = build_environment(build_api_url(port))
     registry.prepare_store()
     mlflow = running.enter_context(_mlflow(mlflow_port, env))
     from flows.deploy import WORK_POOLS, deploy_flows  # seconds of import while the servers start
@@ -59,14 +59,14 @@ def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
 
 def _worker(pool: str, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
     command = ("prefect", "worker", "start", "--pool", pool, "--type", "process")
-    return child(f"worker-{pool}", *command, env=env)
+    return run_child_process(f"worker-{pool}", *command, env=env)
 
 
 def _mlflow(port: int, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
     # One worker and no job runner: 0.5 GB instead of 2.8 GB.
     where = ("--host", LOOPBACK, "--port", str(port), "--workers", "1")
     store = ("--backend-store-uri", registry.resolve_store_uri())
-    return child("mlflow", "mlflow", "server", *where, *store, env=env)
+    return run_child_process("mlflow", "mlflow", "server", *where, *store, env=env)
 
 
 def _addresses(port: int, mlflow_port: int, train_form: str) -> str:
@@ -86,5 +86,5 @@ def _wait(children: Children) -> None:
     while True:
         for name, process in children.items():
             if process.poll() is not None:
-                raise UserError(f"{name} ended by itself; it wrote {log_of(name)}")
+                raise UserError(f"{name} ended by itself; it wrote {get_log_path(name)}")
         time.sleep(POLL_SECONDS)

@@ -29,7 +29,7 @@ from flows import flow, run_flow
 from flows.__main__ import main
 from flows.ingest import ingest
 from flows.nightly import nightly
-from flows.processes import free_port, prefect_server
+from flows.processes import find_free_port, run_prefect_server
 from flows.score import score
 from flows.train import TrainParameters, train
 from ml.errors import UserError
@@ -67,7 +67,7 @@ def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(tmp_path_factory.mktemp("server")))
-        with prefect_server(free_port()) as ready:
+        with run_prefect_server(find_free_port()) as ready:
             yield ready()
             APILogHandler().flush()
 
@@ -180,7 +180,7 @@ def test_a_run_on_an_empty_lake_fails_and_is_not_left_pending(
 
 
 def test_a_server_that_is_down_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dead = f"http://127.0.0.1:{free_port()}/api"
+    dead = f"http://127.0.0.1:{find_free_port()}/api"
     with temporary_settings({PREFECT_API_URL: dead}):
         assert main(["score"]) == 1
     said = capsys.readouterr().err

@@ -32,7 +32,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.__main__ import main
 from flows.ingest import ingest
-from flows.processes import free_port
+from flows.processes import find_free_port
 from flows.train import TrainParameters, train
 from ml.models import DEFAULT_MODEL
 from ml.simulate.surroundings import FleetConfig
@@ -72,8 +72,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = root / "home"
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
-        environment.setenv("METERWATCH_PREFECT_PORT", str(free_port()))
-        environment.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
+        environment.setenv("METERWATCH_PREFECT_PORT", str(find_free_port()))
+        environment.setenv("METERWATCH_MLFLOW_PORT", str(find_free_port()))
         simulate(root / "delivered", FLEET)
         ingest.fn(sources=[str(root / "delivered")])
         train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
@@ -233,8 +233,8 @@ def test_a_second_server_on_the_same_home_is_refused(
     served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("METERWATCH_HOME", str(served.home))
-    monkeypatch.setenv("METERWATCH_PREFECT_PORT", str(free_port()))
-    monkeypatch.setenv("METERWATCH_MLFLOW_PORT", str(free_port()))
+    monkeypatch.setenv("METERWATCH_PREFECT_PORT", str(find_free_port()))
+    monkeypatch.setenv("METERWATCH_MLFLOW_PORT", str(find_free_port()))
     assert main(["serve"]) == 1
     said = capsys.readouterr().err
     assert str(served.home) in said
