@@ -319,7 +319,7 @@ def run(source: Path | None = None, /) -> None:
     Args:
         source: A directory of delivered readings (default: a simulated fleet).
     """
-    from flows.run import run as main_job
+    from flows.run import run_main_job as main_job
 
     main_job(source)
 

@@ -26,37 +26,39 @@ from tasks import lake, report, warehouse
 from tasks.fleet import find_last_well_reported_night
 from tasks.settings import get_settings
 
-FLEET: Final = FleetConfig()
-SIMULATED_NIGHTS: Final = 7
-DELIVERED_NIGHTS: Final = 30
-URGENT: Final = 15
-EPOCHS: Final = 2
+SIMULATED_FLEET: Final = FleetConfig()
+N_SCORED_SIMULATED_NIGHTS: Final = 7
+N_SCORED_DELIVERED_NIGHTS: Final = 30
+N_URGENT_HOUSEHOLDS: Final = 15
+N_EPOCHS: Final = 2
 """A short training, so that the main job is over in minutes."""
 
 
-def run(source: Path | None) -> None:
+def run_main_job(source: Path | None) -> None:
     """Run the main job on delivered readings or, without any, on a simulated fleet.
 
     Raises:
         UserError: the home holds other readings already, or a step failed.
     """
-    _keep_fleets_apart(source)
-    with stop_on_signals(), _recorded():
+    _separate_simulated_home(source)
+    with stop_on_signals(), _record_flows():
         if source is None:
-            _simulated_fleet()
-        _ingested(source or _simulated())
+            _simulate_fleet()
+        _ingest_readings(source or _simulated_fleet_directory())
         last = find_last_well_reported_night()
-        first = last - timedelta(days=(DELIVERED_NIGHTS if source else SIMULATED_NIGHTS) - 1)
-        _trained(until=first - timedelta(days=1))
-        _scored(first, last)
-    _show_anomalies(first, last)
+        first = last - timedelta(
+            days=(N_SCORED_DELIVERED_NIGHTS if source else N_SCORED_SIMULATED_NIGHTS) - 1
+        )
+        _train_detector(last_training_night=first - timedelta(days=1))
+        _score_nights(first, last)
+    _print_most_urgent_households(first, last)
     if source is None:
-        _show_found(first, last)
-    _say_where_next(first, last)
+        _print_detection_summary(first, last)
+    _print_next_steps(first, last)
 
 
 @contextmanager
-def _recorded() -> Iterator[None]:
+def _record_flows() -> Iterator[None]:
     """Record the flows on the configured server or, without one, on one of this job's own."""
     if find_server_url():
         yield
@@ -71,18 +73,22 @@ def _recorded() -> Iterator[None]:
             APILogHandler().flush()
 
 
-def _simulated() -> Path:
+def _simulated_fleet_directory() -> Path:
     return lake.home_dir().resolve() / "simulated"
 
 
-def _keep_fleets_apart(source: Path | None) -> None:
+def _separate_simulated_home(source: Path | None) -> None:
     """Put a simulated home aside before real readings come; never mix into real ones."""
     home = lake.home_dir().resolve()
-    if source is None and lake.has_table_files("days") and not _simulated().exists():
+    if (
+        source is None
+        and lake.has_table_files("days")
+        and not _simulated_fleet_directory().exists()
+    ):
         raise UserError(
             f"{home} holds delivered readings: set METERWATCH_HOME to another directory"
         )
-    if source is not None and _simulated().exists():
+    if source is not None and _simulated_fleet_directory().exists():
         aside = home.with_name(f"{home.name}.simulated")
         if aside.exists():
             raise UserError(f"{home} holds a simulated fleet, and {aside} another: remove one")
@@ -91,62 +97,73 @@ def _keep_fleets_apart(source: Path | None) -> None:
 
 
 @contextmanager
-def _step(name: str) -> Iterator[list[str]]:
+def _report_step(step_name: str) -> Iterator[list[str]]:
     """Say on standard error what runs and, once it is done, what it came to."""
     started, outcome = time.monotonic(), list[str]()
-    print(f"{name} ...", file=sys.stderr, flush=True)
+    print(f"{step_name} ...", file=sys.stderr, flush=True)
     yield outcome
     seconds = time.monotonic() - started
-    print(f"{name}: {', '.join(outcome)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    print(f"{step_name}: {', '.join(outcome)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
-def _simulated_fleet() -> None:
-    written = _simulated() / "simulation.json"
-    with _step("simulate") as outcome:
-        if written.exists() and FleetConfig.model_validate_json(written.read_text()) == FLEET:
-            outcome.append(f"{_simulated()} is there already")
+def _simulate_fleet() -> None:
+    written = _simulated_fleet_directory() / "simulation.json"
+    with _report_step("simulate") as outcome:
+        if (
+            written.exists()
+            and FleetConfig.model_validate_json(written.read_text()) == SIMULATED_FLEET
+        ):
+            outcome.append(f"{_simulated_fleet_directory()} is there already")
             return
-        receipt = run_flow(simulate, out=_simulated(), config=FLEET)
+        receipt = run_flow(simulate, out=_simulated_fleet_directory(), config=SIMULATED_FLEET)
         outcome += [f"{receipt.n_households:,} households", f"{receipt.n_rows:,} readings"]
 
 
-def _ingested(source: Path) -> None:
-    with _step("ingest") as outcome:
+def _ingest_readings(source: Path) -> None:
+    with _report_step("ingest") as outcome:
         receipt = run_flow(ingest, sources=[str(source)])
         outcome.append(f"{receipt.rows_in:,} rows in")
 
 
-def _trained(until: date) -> None:
-    with _step("train") as outcome:
-        receipt = run_flow(train, parameters=TrainParameters(until=until, max_epochs=EPOCHS))
+def _train_detector(last_training_night: date) -> None:
+    with _report_step("train") as outcome:
+        receipt = run_flow(
+            train, parameters=TrainParameters(until=last_training_night, max_epochs=N_EPOCHS)
+        )
         promoted = "promoted" if receipt.is_promoted else "not promoted"
-        outcome += [f"nights up to {until}", f"version {receipt.version} {promoted}"]
+        outcome += [f"nights up to {last_training_night}", f"version {receipt.version} {promoted}"]
 
 
-def _scored(first: date, last: date) -> None:
-    with _step("score") as outcome:
-        receipt = run_flow(backfill, first=first, last=last)
+def _score_nights(first_night: date, last_night: date) -> None:
+    with _report_step("score") as outcome:
+        receipt = run_flow(backfill, first=first_night, last=last_night)
         outcome += [
-            f"{first} to {last}",
+            f"{first_night} to {last_night}",
             f"{receipt.n_household_nights:,} rows",
             f"{receipt.n_flagged:,} flagged",
         ]
 
 
-def _show_anomalies(first: date, last: date) -> None:
-    span = {"first_night": str(first), "last_night": str(last), "limit": str(URGENT)}
-    show(warehouse.query("top_homes", span), f"\nMost urgent homes of {first} to {last}")
+def _print_most_urgent_households(first_night: date, last_night: date) -> None:
+    span = {
+        "first_night": str(first_night),
+        "last_night": str(last_night),
+        "limit": str(N_URGENT_HOUSEHOLDS),
+    }
+    show(
+        warehouse.query("top_homes", span), f"\nMost urgent homes of {first_night} to {last_night}"
+    )
 
 
-def _show_found(first: date, last: date) -> None:
-    night = pl.col("night").is_between(first, last)
-    truth = pl.scan_parquet(_simulated() / "truth.parquet").filter(night).collect()
+def _print_detection_summary(first_night: date, last_night: date) -> None:
+    night = pl.col("night").is_between(first_night, last_night)
+    truth = pl.scan_parquet(_simulated_fleet_directory() / "truth.parquet").filter(night).collect()
     result = summarize_detection(
-        lake.collect_with_retry(lake.scan_nights("scores", first, last)), truth
+        lake.collect_with_retry(lake.scan_nights("scores", first_night, last_night)), truth
     )
     show(
         result.counts_by_kind,
-        f"\nInjected anomalies of {first} to {last}, and how many were flagged",
+        f"\nInjected anomalies of {first_night} to {last_night}, and how many were flagged",
     )
     print(
         f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them injected; "
@@ -155,10 +172,10 @@ def _show_found(first: date, last: date) -> None:
     )
 
 
-def _say_where_next(first: date, last: date) -> None:
+def _print_next_steps(first_night: date, last_night: date) -> None:
     print(
         f"\nscores, anomalies, episodes   {lake.home_dir() / 'tables'}\n"
-        f"the same homes, drawn         {report.draw(first, last) or 'none was flagged'}\n"
-        f"ask in SQL                    meterwatch query top_anomalies --param night={last}\n"
+        f"the same homes, drawn         {report.draw(first_night, last_night) or 'none was flagged'}\n"
+        f"ask in SQL                    meterwatch query top_anomalies --param night={last_night}\n"
         "runs, reports and models      make serve"
     )

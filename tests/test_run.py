@@ -41,7 +41,7 @@ def test_the_main_job_ends_with_the_anomaly_table(
     monkeypatch.setattr(main_job, "FLEET", FLEET)
     assert main(["run"]) == 0
     told, progress = capfd.readouterr()
-    nights = FLEET.nights[-main_job.SIMULATED_NIGHTS :]
+    nights = FLEET.nights[-main_job.N_SCORED_SIMULATED_NIGHTS :]
     scores = lake.read_table("scores")
     assert lake.list_table_nights("scores") == nights
     assert scores.group_by("night").len()["len"].to_list() == [FLEET.households] * len(nights)
@@ -69,13 +69,13 @@ def test_a_simulated_fleet_does_not_come_among_delivered_readings(
 def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
     small_home.write_small_home()
     simulate(home / "simulated", FleetConfig(households=1, days=1))
-    main_job._keep_fleets_apart(Path("delivered"))
+    main_job._separate_simulated_home(Path("delivered"))
     aside = home.with_name("home.simulated")
     assert not home.exists()
     assert (aside / "lake").is_dir()
     simulate(home / "simulated", FleetConfig(households=1, days=1))
     with pytest.raises(UserError, match="remove one"):
-        main_job._keep_fleets_apart(Path("delivered"))
+        main_job._separate_simulated_home(Path("delivered"))
 
 
 def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
