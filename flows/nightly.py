@@ -5,7 +5,7 @@ from datetime import date
 
 from flows import flow, rename_flow_run, run_flow
 from flows.ingest import ingest
-from flows.score import Night
+from flows.score import OptionalNight
 from ml.errors import UserError
 from tasks import report, task, warehouse
 from tasks.runs import record_run
@@ -32,7 +32,7 @@ class NightlyReceipt:
 
 
 @flow(name="nightly", flow_run_name="nightly")
-def nightly(night: Night = None) -> NightlyReceipt:
+def nightly(night: OptionalNight = None) -> NightlyReceipt:
     """Take in what has landed, score the night, check what changed in the tables, report.
 
     Raises:

@@ -12,13 +12,13 @@ from tasks.report import report_scores
 from tasks.runs import record_run
 from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
 
-Night = Annotated[
+OptionalNight = Annotated[
     date | None,
     Field(description="calendar day (UTC) whose 48 half-hours are scored; empty: the lake's last"),
 ]
 
 
-def name_of_night() -> str:
+def format_run_name() -> str:
     """The run's name, which says the night also where the lake's last one is meant."""
     try:
         night, _ = resolve_nights(flow_run.parameters.get("night"))
@@ -27,8 +27,8 @@ def name_of_night() -> str:
     return f"{flow_run.flow_name} {night}"
 
 
-@flow(name="score", flow_run_name=name_of_night)
-def score(night: Night = None) -> ScoreReceipt:
+@flow(name="score", flow_run_name=format_run_name)
+def score(night: OptionalNight = None) -> ScoreReceipt:
     """Score a night for every registered household."""
     with record_run("score") as record:
         record.first_night, record.last_night = resolve_nights(night)
