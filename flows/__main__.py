@@ -327,7 +327,7 @@ def run(source: Path | None = None, /) -> None:
 @app.command
 def serve() -> None:
     """Serve Prefect, its workers and MLflow on loopback, until Ctrl-C."""
-    from flows.serve import serve as serve_all
+    from flows.serve import run_services as serve_all
 
     serve_all()
 

@@ -20,11 +20,11 @@ from ml.errors import UserError
 from tasks import registry
 from tasks.settings import get_settings
 
-Children = dict[str, "Popen[bytes]"]
-POLL_SECONDS: Final = 1.0
+ChildProcesses = dict[str, "Popen[bytes]"]
+POLL_INTERVAL_S: Final = 1.0
 
 
-def serve() -> None:
+def run_services() -> None:
     """Serve until Ctrl-C or SIGTERM, then stop everything that was started.
 
     Raises:
@@ -36,45 +36,49 @@ def serve() -> None:
     try:
         with stop_on_signals(), ExitStack() as running:
             print("starting Prefect, MLflow and the workers ...", flush=True)
-            _wait(_start(running, port, mlflow_port))
+            _watch_processes(_start_services(running, port, mlflow_port))
     except KeyboardInterrupt:
         print("stopped", flush=True)
 
 
-def _start(running: ExitStack, port: int, mlflow_port: int) -> Children:
+def _start_services(exit_stack: ExitStack, port: int, mlflow_port: int) -> ChildProcesses:
     """Start all processes; `running` stops them, the last started first."""
-    ready = running.enter_context(run_prefect_server(port))
+    ready = exit_stack.enter_context(run_prefect_server(port))
     env = build_environment(build_api_url(port))
     registry.prepare_store()
-    mlflow = running.enter_context(_mlflow(mlflow_port, env))
+    mlflow = exit_stack.enter_context(_run_mlflow_server(mlflow_port, env))
     from flows.deploy import WORK_POOLS, deploy_flows  # seconds of import while the servers start
 
     ready()
     train_id = deploy_flows(env)
-    workers = {f"worker-{pool}": running.enter_context(_worker(pool, env)) for pool in WORK_POOLS}
+    workers = {
+        f"worker-{pool}": exit_stack.enter_context(_run_worker(pool, env)) for pool in WORK_POOLS
+    }
     wait_until_healthy(f"http://{LOOPBACK}:{mlflow_port}/health", mlflow, "mlflow")
-    print(_addresses(port, mlflow_port, f"deployments/deployment/{train_id}/run"), flush=True)
+    print(
+        _format_addresses(port, mlflow_port, f"deployments/deployment/{train_id}/run"), flush=True
+    )
     return {"mlflow": mlflow, **workers}
 
 
-def _worker(pool: str, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
+def _run_worker(pool: str, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
     command = ("prefect", "worker", "start", "--pool", pool, "--type", "process")
     return run_child_process(f"worker-{pool}", *command, env=env)
 
 
-def _mlflow(port: int, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
+def _run_mlflow_server(port: int, env: dict[str, str]) -> AbstractContextManager[Popen[bytes]]:
     # One worker and no job runner: 0.5 GB instead of 2.8 GB.
     where = ("--host", LOOPBACK, "--port", str(port), "--workers", "1")
     store = ("--backend-store-uri", registry.resolve_store_uri())
     return run_child_process("mlflow", "mlflow", "server", *where, *store, env=env)
 
 
-def _addresses(port: int, mlflow_port: int, train_form: str) -> str:
+def _format_addresses(port: int, mlflow_port: int, train_form_path: str) -> str:
     prefect = f"http://{LOOPBACK}:{port}"
     return "\n".join(
         (
             f"runs and reports  {prefect}",
-            f"retrain           {prefect}/{train_form}",
+            f"retrain           {prefect}/{train_form_path}",
             f"models            http://{LOOPBACK}:{mlflow_port}",
             f"record your own   export PREFECT_API_URL={prefect}/api",
             "Ctrl-C stops all of it.",
@@ -82,9 +86,9 @@ def _addresses(port: int, mlflow_port: int, train_form: str) -> str:
     )
 
 
-def _wait(children: Children) -> None:
+def _watch_processes(processes: ChildProcesses) -> None:
     while True:
-        for name, process in children.items():
+        for name, process in processes.items():
             if process.poll() is not None:
                 raise UserError(f"{name} ended by itself; it wrote {get_log_path(name)}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_INTERVAL_S)
