@@ -258,12 +258,12 @@ def evaluate(
 @app.command
 def check() -> None:
     """Check the tables; fail with the offending rows if there are any."""
-    from flows.show import show
+    from flows.show import print_table
     from tasks import warehouse
 
     broken = {name: rows for name, rows in warehouse.check().items() if len(rows)}
     for name, rows in broken.items():
-        show(rows, f"{name}: {len(rows):,} offending rows")
+        print_table(rows, f"{name}: {len(rows):,} offending rows")
     if broken:
         raise UserError(
             f"{len(broken)} of {len(warehouse.checks())} checks failed: {', '.join(broken)}"
@@ -288,11 +288,11 @@ def query(
         form: How to write the answer.
         out: The file to write it to (default: standard output).
     """
-    from flows.show import write
+    from flows.show import write_frame
     from tasks import warehouse
 
     given = dict(_parse_query_parameter(text) for text in param or [])
-    write(warehouse.query(name_or_sql, given), output_format, out)
+    write_frame(warehouse.query(name_or_sql, given), output_format, out)
 
 
 def _parse_query_parameter(argument: str) -> tuple[str, str]:
@@ -305,11 +305,11 @@ def _parse_query_parameter(argument: str) -> tuple[str, str]:
 @app.command
 def status() -> None:
     """Show what the lake covers, the champion, the last nights and the last runs."""
-    from flows.show import show
+    from flows.show import print_table
     from tasks import warehouse
 
     for title, frame in warehouse.status().items():
-        show(frame, title)
+        print_table(frame, title)
 
 
 @app.command

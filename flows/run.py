@@ -16,7 +16,7 @@ from flows import find_server_url, run_flow
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.processes import find_free_port, run_prefect_server, stop_on_signals
-from flows.show import show
+from flows.show import print_table
 from flows.simulate import simulate
 from flows.train import TrainParameters, train
 from ml.errors import UserError
@@ -150,7 +150,7 @@ def _print_most_urgent_households(first_night: date, last_night: date) -> None:
         "last_night": str(last_night),
         "limit": str(N_URGENT_HOUSEHOLDS),
     }
-    show(
+    print_table(
         warehouse.query("top_homes", span), f"\nMost urgent homes of {first_night} to {last_night}"
     )
 
@@ -161,7 +161,7 @@ def _print_detection_summary(first_night: date, last_night: date) -> None:
     result = summarize_detection(
         lake.collect_with_retry(lake.scan_nights("scores", first_night, last_night)), truth
     )
-    show(
+    print_table(
         result.counts_by_kind,
         f"\nInjected anomalies of {first_night} to {last_night}, and how many were flagged",
     )

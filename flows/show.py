@@ -12,41 +12,41 @@ from rich.table import Table
 
 from ml.errors import UserError
 
-Format = Literal["table", "csv", "json", "parquet"]
-LOG_WIDTH: Final = 160
+OutputFormat = Literal["table", "csv", "json", "parquet"]
+LOG_WIDTH_CHARACTERS: Final = 160
 
 
-def show(frame: pl.DataFrame, title: str | None = None) -> None:
+def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     """Print a frame as a table, as wide as the terminal; a log has no width of its own."""
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH_CHARACTERS)
     if title:
         console.print(title, style="bold", highlight=False)
-    console.print(_table(frame))
+    console.print(_build_table(frame))
 
 
-def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
+def write_frame(frame: pl.DataFrame, output_format: OutputFormat, output_file: Path | None) -> None:
     """Write a frame to a file or, without one, to standard output.
 
     Raises:
         UserError: the file cannot be written.
     """
-    if form == "table" and out is None:
-        show(frame)
-    elif out is None:
-        sys.stdout.buffer.write(_encoded(frame, form))
+    if output_format == "table" and output_file is None:
+        print_table(frame)
+    elif output_file is None:
+        sys.stdout.buffer.write(_encode_frame(frame, output_format))
     else:
         try:
-            out.write_bytes(_encoded(frame, form))
+            output_file.write_bytes(_encode_frame(frame, output_format))
         except OSError as error:
-            raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{output_file}: cannot be written: {error.strerror}") from None
 
 
-def _encoded(frame: pl.DataFrame, form: Format) -> bytes:
+def _encode_frame(frame: pl.DataFrame, output_format: OutputFormat) -> bytes:
     buffer = io.BytesIO()
-    match form:
+    match output_format:
         case "table":
             text = io.StringIO()
-            Console(file=text, width=LOG_WIDTH).print(_table(frame))
+            Console(file=text, width=LOG_WIDTH_CHARACTERS).print(_build_table(frame))
             return text.getvalue().encode()
         case "csv":
             # A cell of CSV holds no list: its values stand in one, apart by spaces.
@@ -59,16 +59,16 @@ def _encoded(frame: pl.DataFrame, form: Format) -> bytes:
     return buffer.getvalue()
 
 
-def _table(frame: pl.DataFrame) -> Table:
+def _build_table(frame: pl.DataFrame) -> Table:
     table = Table(caption=None if len(frame) else "no rows", caption_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows():
-        table.add_row(*map(cell, row))
+        table.add_row(*map(format_cell, row))
     return table
 
 
-def cell(value: object) -> str:
+def format_cell(value: object) -> str:
     """A value as a table shows it."""
     match value:
         case None:
@@ -76,6 +76,6 @@ def cell(value: object) -> str:
         case float():
             return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
         case list():
-            return " ".join(map(cell, value))
+            return " ".join(map(format_cell, value))
         case _:
             return str(value)
