@@ -29,10 +29,10 @@ __all__ = [
     "train",
 ]
 
-DEFAULTS: Final = TrainParameters()
+DEFAULT_PARAMETERS: Final = TrainParameters()
 
 
-def name_of_training() -> str:
+def format_run_name() -> str:
     """The run's name, which says the last night that is learned from."""
     chosen = TrainParameters.model_validate(flow_run.parameters.get("parameters") or {})
     try:
@@ -42,10 +42,10 @@ def name_of_training() -> str:
         return f"train until {chosen.until}"
 
 
-@flow(name="train", flow_run_name=name_of_training)
+@flow(name="train", flow_run_name=format_run_name)
 def train(
     parameters: Annotated[TrainParameters, Field(description="what to learn from, and how")] = (
-        DEFAULTS
+        DEFAULT_PARAMETERS
     ),
 ) -> TrainReceipt:
     """Train a detector, register it, and make it the champion if it is better."""
