@@ -261,14 +261,14 @@ def check() -> None:
     from flows.show import print_table
     from tasks import warehouse
 
-    broken = {name: rows for name, rows in warehouse.check().items() if len(rows)}
+    broken = {name: rows for name, rows in warehouse.run_checks().items() if len(rows)}
     for name, rows in broken.items():
         print_table(rows, f"{name}: {len(rows):,} offending rows")
     if broken:
         raise UserError(
-            f"{len(broken)} of {len(warehouse.checks())} checks failed: {', '.join(broken)}"
+            f"{len(broken)} of {len(warehouse.list_checks())} checks failed: {', '.join(broken)}"
         )
-    print(f"{len(warehouse.checks())} checks passed")
+    print(f"{len(warehouse.list_checks())} checks passed")
 
 
 @app.command
@@ -292,7 +292,7 @@ def query(
     from tasks import warehouse
 
     given = dict(_parse_query_parameter(text) for text in param or [])
-    write_frame(warehouse.query(name_or_sql, given), output_format, out)
+    write_frame(warehouse.run_query(name_or_sql, given), output_format, out)
 
 
 def _parse_query_parameter(argument: str) -> tuple[str, str]:
@@ -308,7 +308,7 @@ def status() -> None:
     from flows.show import print_table
     from tasks import warehouse
 
-    for title, frame in warehouse.status().items():
+    for title, frame in warehouse.collect_status().items():
         print_table(frame, title)
 
 

@@ -68,7 +68,7 @@ def ingest_landed_files() -> IngestReceipt:
 @task(name="check tables")
 def check_tables(since: date) -> dict[str, int]:
     """Count the offending rows of every check, of the nights from `since` on."""
-    return {name: len(rows) for name, rows in warehouse.check(since).items()}
+    return {name: len(rows) for name, rows in warehouse.run_checks(since).items()}
 
 
 def _first_changed_night(ingest_receipt: IngestReceipt, scored_night: date) -> date:

@@ -151,7 +151,8 @@ def _print_most_urgent_households(first_night: date, last_night: date) -> None:
         "limit": str(N_URGENT_HOUSEHOLDS),
     }
     print_table(
-        warehouse.query("top_homes", span), f"\nMost urgent homes of {first_night} to {last_night}"
+        warehouse.run_query("top_homes", span),
+        f"\nMost urgent homes of {first_night} to {last_night}",
     )
 
 

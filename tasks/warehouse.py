@@ -22,59 +22,59 @@ from tasks import paths
 from tasks.questions import Parameter, Question, questions, text
 from tasks.settings import get_settings
 
-FOREIGN: Final = re.compile(r"INTERVAL|UNION|UUID|JSON")
-STATUS: Final = {
+UNSUPPORTED_SQL_TYPES: Final = re.compile(r"INTERVAL|UNION|UUID|JSON")
+STATUS_QUERIES: Final = {
     "Lake": ("lake_coverage", {}),
     "Last nights": ("coverage_by_night", {"limit": "7"}),
     "Last runs": ("runs_recent", {"limit": "5"}),
 }
 
 
-def queries() -> dict[str, Question]:
+def list_queries() -> dict[str, Question]:
     """The named queries."""
     return questions("queries")
 
 
-def checks() -> dict[str, Question]:
+def list_checks() -> dict[str, Question]:
     """The checks: each returns the rows that break it."""
     return questions("checks")
 
 
-def query(name_or_sql: str, parameters: Mapping[str, str] | None = None) -> pl.DataFrame:
+def run_query(name_or_sql: str, parameter_values: Mapping[str, str] | None = None) -> pl.DataFrame:
     """Answer a named query, or one SELECT over the views with `$name` for each parameter.
 
     Raises:
         UserError: no such query, a parameter it does not take or that has a bad value, bad SQL.
     """
-    given = dict(parameters or {})
-    with connect() as connection:
-        question = queries().get(name_or_sql)
+    given = dict(parameter_values or {})
+    with open_database() as connection:
+        question = list_queries().get(name_or_sql)
         if question:
-            return _answer(connection, question, given)
-        return _select(connection, _one_select(connection, name_or_sql), given)
+            return _answer_named_query(connection, question, given)
+        return _execute_select(connection, _require_one_select(connection, name_or_sql), given)
 
 
-def check(since: date | None = None) -> dict[str, pl.DataFrame]:
+def run_checks(since: date | None = None) -> dict[str, pl.DataFrame]:
     """The rows that break each check, none where it passes; of the nights from `since` on."""
     given = {} if since is None else {"since": str(since)}
-    with connect() as connection:
+    with open_database() as connection:
         return {
-            name: _answer(connection, question, given if question.parameters else {})
-            for name, question in checks().items()
+            name: _answer_named_query(connection, question, given if question.parameters else {})
+            for name, question in list_checks().items()
         }
 
 
-def status() -> dict[str, pl.DataFrame]:
+def collect_status() -> dict[str, pl.DataFrame]:
     """What the lake covers, the champion, the last nights and the last runs, by title."""
-    with connect() as connection:
+    with open_database() as connection:
         asked = {
-            title: _answer(connection, queries()[name], given)
-            for title, (name, given) in STATUS.items()
+            title: _answer_named_query(connection, list_queries()[name], given)
+            for title, (name, given) in STATUS_QUERIES.items()
         }
-    return {"Champion": _champion(), **asked}
+    return {"Champion": _load_champion(), **asked}
 
 
-def _champion() -> pl.DataFrame:
+def _load_champion() -> pl.DataFrame:
     """The last known champion, as the home's copy says it."""
     file = paths.champion_file()
     rows = [json.loads(file.read_bytes())] if file.exists() else []
@@ -82,7 +82,7 @@ def _champion() -> pl.DataFrame:
 
 
 @contextmanager
-def connect() -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database() -> Iterator[duckdb.DuckDBPyConnection]:
     """A database in memory with the views of the home, which can open nothing else."""
     with (
         tempfile.TemporaryDirectory(prefix="meterwatch-") as scratch,
@@ -91,111 +91,121 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
         home = paths.home_dir().absolute()
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
-        for name, value in _variables(home, Path(scratch)).items():
+        for name, value in _build_sql_variables(home, Path(scratch)).items():
             connection.execute(f"SET VARIABLE {name} = $value", {"value": value})
         allowed = [str(home), escape(str(home)), scratch]
         connection.execute("SET allowed_directories = $allowed", {"allowed": allowed})
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        _look(connection)
+        _create_views(connection)
         yield connection
 
 
-def _look(connection: duckdb.DuckDBPyConnection) -> None:
+def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
     try:
         connection.execute(text("views.sql"))
     except duckdb.Error as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(_summarize_error(error)) from None
 
 
-def _variables(home: Path, scratch: Path) -> dict[str, str | float]:
+def _build_sql_variables(home: Path, scratch_dir: Path) -> dict[str, str | float]:
     """The globs of the tables and what the checks need of the settings."""
     limits = get_settings().model_dump(include={"supply_limit_kwh"})
-    globs = {name: _glob(home, name, scratch) for name in paths.TABLE_GLOBS}
+    globs = {name: _find_table_glob(home, name, scratch_dir) for name in paths.TABLE_GLOBS}
     return {"results": f"{escape(str(home))}/tables/**", **globs, **limits}
 
 
-def _glob(home: Path, name: str, scratch: Path) -> str:
+def _find_table_glob(home: Path, table: str, scratch_dir: Path) -> str:
     """The glob of a table's files; an absent table is an empty file in `scratch`."""
-    if any(home.glob(paths.TABLE_GLOBS[name])):
-        return f"{escape(str(home))}/{paths.TABLE_GLOBS[name]}"
+    if any(home.glob(paths.TABLE_GLOBS[table])):
+        return f"{escape(str(home))}/{paths.TABLE_GLOBS[table]}"
     from tasks import lake  # its schemas take a second to import
 
-    path = scratch / name / "night=2000-01-01" / "empty.parquet"
+    path = scratch_dir / table / "night=2000-01-01" / "empty.parquet"
     path.parent.mkdir(parents=True)
-    lake.TABLE_SCHEMAS[name].create_empty().write_parquet(path)
+    lake.TABLE_SCHEMAS[table].create_empty().write_parquet(path)
     return str(path)
 
 
-def _answer(
-    connection: duckdb.DuckDBPyConnection, question: Question, given: Mapping[str, str]
+def _answer_named_query(
+    connection: duckdb.DuckDBPyConnection,
+    named_query: Question,
+    parameter_values: Mapping[str, str],
 ) -> pl.DataFrame:
-    known = [parameter.name for parameter in question.parameters]
-    for name in given:
+    known = [parameter.name for parameter in named_query.parameters]
+    for name in parameter_values:
         if name not in known:
             takes = ", ".join(known) or "none"
-            raise UserError(f"{question.name} has no parameter {name!r}; it takes: {takes}")
+            raise UserError(f"{named_query.name} has no parameter {name!r}; it takes: {takes}")
     values = {
-        parameter.name: _value(connection, question, parameter, given)
-        for parameter in question.parameters
+        parameter.name: _convert_parameter(connection, named_query, parameter, parameter_values)
+        for parameter in named_query.parameters
     }
-    return _select(connection, question.sql, values)
+    return _execute_select(connection, named_query.sql, values)
 
 
-def _value(
+def _convert_parameter(
     connection: duckdb.DuckDBPyConnection,
-    question: Question,
+    named_query: Question,
     parameter: Parameter,
-    given: Mapping[str, str],
+    parameter_values: Mapping[str, str],
 ) -> object:
     """The value of a parameter, given or by default, in its type."""
     name, kind = parameter.name, parameter.kind
-    if name in given:
+    if name in parameter_values:
         try:
             sql = f"SELECT CAST($value AS {kind})"
-            rows = connection.execute(sql, {"value": given[name]}).fetchall()
+            rows = connection.execute(sql, {"value": parameter_values[name]}).fetchall()
         except duckdb.ConversionException:
             raise UserError(
-                f"{question.name}: {name} is {given[name]!r}, expected {kind}"
+                f"{named_query.name}: {name} is {parameter_values[name]!r}, expected {kind}"
             ) from None
     elif parameter.default is None:
-        raise UserError(f"{question.name} needs --param {name}=...")
+        raise UserError(f"{named_query.name} needs --param {name}=...")
     else:
         rows = connection.execute(f"SELECT CAST({parameter.default} AS {kind})").fetchall()
     return rows[0][0]
 
 
-def _one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+def _require_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     """The SQL, if it is one SELECT."""
     if re.fullmatch(r"[\w.-]*", sql.strip()):
-        raise UserError(f"no query named {sql.strip()!r}; there are: {', '.join(queries())}")
+        raise UserError(f"no query named {sql.strip()!r}; there are: {', '.join(list_queries())}")
     try:
         statements = connection.extract_statements(sql)
     except duckdb.Error as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(_summarize_error(error)) from None
     if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
         raise UserError("a query is one SELECT over the views")
     return sql
 
 
-def _select(
-    connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, object]
+def _execute_select(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameter_values: Mapping[str, object]
 ) -> pl.DataFrame:
     """The answer, handed over as Parquet: `.pl()` would import pyarrow and NumPy for 0.6 s."""
     scratch = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
     answer = Path(scratch) / "answer.parquet"
     try:
-        _plain(connection.sql(sql, params=dict(values))).write_parquet(str(answer))
+        _cast_unsupported_types(connection.sql(sql, params=dict(parameter_values))).write_parquet(
+            str(answer)
+        )
     except duckdb.Error as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(_summarize_error(error)) from None
     return pl.read_parquet(answer, memory_map=False)
 
 
-def _plain(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+def _cast_unsupported_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """The same answer without the types that Parquet or Polars lacks."""
     casts = []
     for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
-        plain = "BIGINT" if kind == "HUGEINT" else "VARCHAR" if FOREIGN.search(kind) else None
+        plain = (
+            "BIGINT"
+            if kind == "HUGEINT"
+            else "VARCHAR"
+            if UNSUPPORTED_SQL_TYPES.search(kind)
+            else None
+        )
         if plain:
             quoted = name.replace('"', '""')
             casts.append(f'"{quoted}"::{plain} AS "{quoted}"')
@@ -204,5 +214,5 @@ def _plain(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     return relation.select(duckdb.SQLExpression(f"* REPLACE ({', '.join(casts)})"))
 
 
-def _first_line(error: duckdb.Error) -> str:
+def _summarize_error(error: duckdb.Error) -> str:
     return str(error).partition("\n")[0]

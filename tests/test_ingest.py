@@ -269,7 +269,7 @@ def test_overlapping_deliveries_count_repeated_rows(home: Path, tmp_path: Path) 
     # The second a.csv repeats slot 0 of the first. Of the third call, b.csv repeats slot 0; its
     # 0.2 is superseded by c.csv, which repeats the lake's 0.9.
     assert entries.get_column("rows_repeated").to_list() == [0, 1, 1, 1]
-    assert warehouse.check()["rows_add_up"].is_empty()
+    assert warehouse.run_checks()["rows_add_up"].is_empty()
 
 
 @st.composite

@@ -123,13 +123,13 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
 
 
 def test_every_named_query_has_an_expected_answer() -> None:
-    assert ANSWERS.keys() == warehouse.queries().keys()
+    assert ANSWERS.keys() == warehouse.list_queries().keys()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_named_query_returns_the_expected_rows(name: str) -> None:
     given, columns, rows = ANSWERS[name]
-    assert warehouse.query(name, given).select(columns.split()).rows() == rows
+    assert warehouse.run_query(name, given).select(columns.split()).rows() == rows
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_named_query_returns_the_expected_rows(name: str) -> None:
 def test_named_query_parameters_filter_the_rows(
     name: str, given: dict[str, str], column: str, found: list[Any]
 ) -> None:
-    assert warehouse.query(name, given)[column].to_list() == found
+    assert warehouse.run_query(name, given)[column].to_list() == found
 
 
 def test_consistent_home_passes_every_check() -> None:
-    assert {name: rows.height for name, rows in warehouse.check().items() if rows.height} == {}
+    assert {name: rows.height for name, rows in warehouse.run_checks().items() if rows.height} == {}
 
 
 def _file(table: str, night: date) -> Path:
@@ -465,7 +465,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
 
 
 def test_every_check_has_a_violation_case() -> None:
-    assert {check for check, *_ in BREAKS} == warehouse.checks().keys()
+    assert {check for check, *_ in BREAKS} == warehouse.list_checks().keys()
 
 
 @pytest.mark.parametrize(
@@ -477,17 +477,17 @@ def test_check_returns_exactly_the_offending_rows(
     name: str, change: Callable[[], None], columns: str, rows: list[tuple[Any, ...]]
 ) -> None:
     change()
-    broken = warehouse.check()[name]
+    broken = warehouse.run_checks()[name]
     assert broken.select(columns.split()).rows() == rows
-    if warehouse.checks()[name].parameters:
+    if warehouse.list_checks()[name].parameters:
         later = broken.filter(pl.col("night") >= FEB_2)
-        assert warehouse.check(FEB_2)[name].equals(later)
+        assert warehouse.run_checks(FEB_2)[name].equals(later)
 
 
 def test_household_registered_later_needs_no_earlier_score_row() -> None:
     joined = small_home.build_table(lake.TABLE_SCHEMAS["households"], [("E", None, None, None)])
     lake.replace_reference_table("households", pl.concat([small_home.build_households(), joined]))
-    rows = warehouse.check()["scores_of_every_household"].rows()
+    rows = warehouse.run_checks()["scores_of_every_household"].rows()
     assert rows == [(FEB_2, "E", "no row")]
 
 
@@ -507,4 +507,4 @@ def test_rows_add_up_with_superseded_readings_of_earlier_files(name: str) -> Non
     )
     lake.replace_ledger_entry("deliveries", "second", entry)
     lake.replace_ledger_entry("quarantine", "second", aside)
-    assert warehouse.check()["rows_add_up"].rows() == []
+    assert warehouse.run_checks()["rows_add_up"].rows() == []

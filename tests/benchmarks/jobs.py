@@ -276,12 +276,12 @@ def fill_tables(source: Path, scratch: Path) -> None:
 def run_every_query(source: Path, scratch: Path) -> float:
     """Every named query; the slowest of them in seconds."""
     last = lake.read_night_range()[1]
-    return max(_time_query(name, last) for name in warehouse.queries())
+    return max(_time_query(name, last) for name in warehouse.list_queries())
 
 
 def _time_query(name: str, last_night: date) -> float:
     given = {"household_id": "MAC000010", "night": str(last_night)}
-    takes = {parameter.name for parameter in warehouse.queries()[name].parameters}
+    takes = {parameter.name for parameter in warehouse.list_queries()[name].parameters}
     started = time.perf_counter()
-    warehouse.query(name, {key: value for key, value in given.items() if key in takes})
+    warehouse.run_query(name, {key: value for key, value in given.items() if key in takes})
     return time.perf_counter() - started
