@@ -5,43 +5,43 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final, Literal
 
-PARAMETER: Final = re.compile(r"-- :(?P<name>\w+) (?P<kind>\w+)(?: = (?P<default>.+))?")
+PARAMETER_LINE: Final = re.compile(r"-- :(?P<name>\w+) (?P<kind>\w+)(?: = (?P<default>.+))?")
 
 
 @dataclass(frozen=True)
-class Parameter:
+class QueryParameter:
     """What a named query asks for; the default is an SQL expression, none if it is required."""
 
     name: str
-    kind: str
-    default: str | None
+    sql_type: str
+    default_sql: str | None
 
 
 @dataclass(frozen=True)
-class Question:
+class NamedQuery:
     """A file of `sql/queries` or `sql/checks`."""
 
     name: str
     description: str
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[QueryParameter, ...]
     sql: str
 
 
-def text(*path: str) -> str:
+def read_sql_file(*path_parts: str) -> str:
     """A file of `sql/`."""
-    return files("sql").joinpath(*path).read_text(encoding="utf-8")
+    return files("sql").joinpath(*path_parts).read_text(encoding="utf-8")
 
 
-def questions(folder: Literal["queries", "checks"]) -> dict[str, Question]:
+def load_named_queries(folder: Literal["queries", "checks"]) -> dict[str, NamedQuery]:
     """The files of a folder, by name."""
     names = sorted(path.name for path in files("sql").joinpath(folder).iterdir())
     stems = [name.removesuffix(".sql") for name in names if name.endswith(".sql")]
-    return {stem: _question(stem, text(folder, f"{stem}.sql")) for stem in stems}
+    return {stem: _parse_named_query(stem, read_sql_file(folder, f"{stem}.sql")) for stem in stems}
 
 
-def _question(name: str, sql: str) -> Question:
+def _parse_named_query(name: str, sql: str) -> NamedQuery:
     """Read a file: its first line describes it, lines `-- :name TYPE = default` are parameters."""
     description = sql.partition("\n")[0].removeprefix("-- ")
-    found = (PARAMETER.fullmatch(line) for line in sql.splitlines())
-    parameters = (Parameter(**match.groupdict()) for match in found if match)
-    return Question(name, description, tuple(parameters), sql)
+    found = (PARAMETER_LINE.fullmatch(line) for line in sql.splitlines())
+    parameters = (QueryParameter(**match.groupdict()) for match in found if match)
+    return NamedQuery(name, description, tuple(parameters), sql)

@@ -19,7 +19,7 @@ import polars as pl
 
 from ml.errors import UserError
 from tasks import paths
-from tasks.questions import Parameter, Question, questions, text
+from tasks.questions import NamedQuery, QueryParameter, load_named_queries, read_sql_file
 from tasks.settings import get_settings
 
 UNSUPPORTED_SQL_TYPES: Final = re.compile(r"INTERVAL|UNION|UUID|JSON")
@@ -30,14 +30,14 @@ STATUS_QUERIES: Final = {
 }
 
 
-def list_queries() -> dict[str, Question]:
+def list_queries() -> dict[str, NamedQuery]:
     """The named queries."""
-    return questions("queries")
+    return load_named_queries("queries")
 
 
-def list_checks() -> dict[str, Question]:
+def list_checks() -> dict[str, NamedQuery]:
     """The checks: each returns the rows that break it."""
-    return questions("checks")
+    return load_named_queries("checks")
 
 
 def run_query(name_or_sql: str, parameter_values: Mapping[str, str] | None = None) -> pl.DataFrame:
@@ -103,7 +103,7 @@ def open_database() -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
     try:
-        connection.execute(text("views.sql"))
+        connection.execute(read_sql_file("views.sql"))
     except duckdb.Error as error:
         raise UserError(_summarize_error(error)) from None
 
@@ -129,7 +129,7 @@ def _find_table_glob(home: Path, table: str, scratch_dir: Path) -> str:
 
 def _answer_named_query(
     connection: duckdb.DuckDBPyConnection,
-    named_query: Question,
+    named_query: NamedQuery,
     parameter_values: Mapping[str, str],
 ) -> pl.DataFrame:
     known = [parameter.name for parameter in named_query.parameters]
@@ -146,12 +146,12 @@ def _answer_named_query(
 
 def _convert_parameter(
     connection: duckdb.DuckDBPyConnection,
-    named_query: Question,
-    parameter: Parameter,
+    named_query: NamedQuery,
+    parameter: QueryParameter,
     parameter_values: Mapping[str, str],
 ) -> object:
     """The value of a parameter, given or by default, in its type."""
-    name, kind = parameter.name, parameter.kind
+    name, kind = parameter.name, parameter.sql_type
     if name in parameter_values:
         try:
             sql = f"SELECT CAST($value AS {kind})"
@@ -160,10 +160,10 @@ def _convert_parameter(
             raise UserError(
                 f"{named_query.name}: {name} is {parameter_values[name]!r}, expected {kind}"
             ) from None
-    elif parameter.default is None:
+    elif parameter.default_sql is None:
         raise UserError(f"{named_query.name} needs --param {name}=...")
     else:
-        rows = connection.execute(f"SELECT CAST({parameter.default} AS {kind})").fetchall()
+        rows = connection.execute(f"SELECT CAST({parameter.default_sql} AS {kind})").fetchall()
     return rows[0][0]
 
 

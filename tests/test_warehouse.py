@@ -189,7 +189,7 @@ def test_user_sql_cannot_write() -> None:
 def test_named_queries_describe_their_parameters() -> None:
     question = warehouse.list_queries()["top_anomalies"]
     assert question.description.startswith("the most urgent anomalies of a night")
-    assert [(p.name, p.kind, p.default) for p in question.parameters] == [
+    assert [(p.name, p.sql_type, p.default_sql) for p in question.parameters] == [
         ("night", "DATE", "(SELECT max(night) FROM scores)"),
         ("limit", "INTEGER", "20"),
     ]
