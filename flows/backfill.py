@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flows import flow
-from tasks.report import report_scores
+from tasks.report import publish_score_report
 from tasks.runs import record_run
 from tasks.score import (
     ScoreReceipt,
@@ -36,7 +36,7 @@ def backfill(first_night: FirstNight, last_night: LastNight) -> ScoreReceipt:
         )
         join_episodes()
         record.model_version = receipt.model_version
-        report_scores(receipt)
+        publish_score_report(receipt)
     return receipt
 
 

@@ -21,7 +21,7 @@ from tasks.ingest import (
     plan_months,
     stage_tables,
 )
-from tasks.report import leave
+from tasks.report import publish_artifact
 from tasks.runs import RunRecord, record_run
 from tasks.settle import IngestError, IngestReceipt, commit_ingest
 
@@ -117,4 +117,4 @@ def _record_receipt(receipt: IngestReceipt, record: RunRecord) -> None:
     record.rows_in, record.rows_kept = receipt.rows_in, receipt.rows_kept
     record.rows_quarantined = receipt.rows_quarantined
     record.first_night, record.last_night = receipt.first_night, receipt.last_night
-    leave("ingest", receipt.markdown())
+    publish_artifact("ingest", receipt.markdown())

@@ -81,10 +81,10 @@ def _first_changed_night(ingest_receipt: IngestReceipt, scored_night: date) -> d
 
 def _publish_report(receipt: NightlyReceipt) -> None:
     scored = receipt.score_receipt
-    report.draw(scored.first_night, scored.last_night)
-    report.leave(
+    report.draw_most_urgent(scored.first_night, scored.last_night)
+    report.publish_artifact(
         f"nightly-{scored.last_night}",
         receipt.ingest_receipt.markdown()
-        + report.scored(scored)
-        + report.checked(receipt.offending_rows_by_check),
+        + report.render_scores(scored)
+        + report.render_checks(receipt.offending_rows_by_check),
     )

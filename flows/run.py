@@ -176,7 +176,7 @@ def _print_detection_summary(first_night: date, last_night: date) -> None:
 def _print_next_steps(first_night: date, last_night: date) -> None:
     print(
         f"\nscores, anomalies, episodes   {lake.home_dir() / 'tables'}\n"
-        f"the same homes, drawn         {report.draw(first_night, last_night) or 'none was flagged'}\n"
+        f"the same homes, drawn         {report.draw_most_urgent(first_night, last_night) or 'none was flagged'}\n"
         f"ask in SQL                    meterwatch query top_anomalies --param night={last_night}\n"
         "runs, reports and models      make serve"
     )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flows import flow
 from ml.errors import UserError
-from tasks.report import report_scores
+from tasks.report import publish_score_report
 from tasks.runs import record_run
 from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
 
@@ -35,5 +35,5 @@ def score(night: OptionalNight = None) -> ScoreReceipt:
         receipt = score_span((record.first_night, record.last_night))
         join_episodes()
         record.model_version = receipt.model_version
-        report_scores(receipt)
+        publish_score_report(receipt)
     return receipt

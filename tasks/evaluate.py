@@ -36,7 +36,7 @@ from ml.train import is_held_out, train_and_calibrate
 from tasks import lake, paths, registry, task
 from tasks.fleet import find_well_reported_range, load_fleet
 from tasks.provenance import fingerprint_fleet, read_code_version
-from tasks.report import leave
+from tasks.report import publish_artifact
 from tasks.settings import get_settings
 
 FUSION: Final = "fusion"
@@ -165,7 +165,7 @@ def run_benchmark(parameters: EvaluateParameters) -> EvaluateReceipt:
         metrics_by_detector=_build_logged_metrics(outcome.metrics),
         tags={"data": fingerprint_fleet(arena.training_fleet)} | read_code_version(),
     )
-    leave("benchmark", (directory / "table.md").read_text())
+    publish_artifact("benchmark", (directory / "table.md").read_text())
     return EvaluateReceipt(
         directory=directory,
         run_id=run_id,

@@ -78,7 +78,7 @@ class IngestReceipt(BaseModel):
 
     def markdown(self) -> str:
         """What happened, for the run's page."""
-        rows = report.delivered(self.rows_in, self.rows_kept, self.quarantined_by_rule)
+        rows = report.render_row_counts(self.rows_in, self.rows_kept, self.quarantined_by_rule)
         said = self.lines() + [f"failed: {line}" for line in self.failures]
         return rows + "\n".join(f"- {line}" for line in said) + "\n"
 

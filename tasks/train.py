@@ -45,7 +45,7 @@ from tasks.fleet import find_last_well_reported_night, load_fleet
 from tasks.progress import TrainingProgressBar, show_spinner
 from tasks.provenance import fingerprint_fleet, read_code_version
 from tasks.registry import ModelVersion
-from tasks.report import leave
+from tasks.report import publish_artifact
 from tasks.settings import get_settings
 from tasks.team import detect_training_processes, launch_training_processes
 
@@ -322,7 +322,9 @@ def report_training(receipt: TrainReceipt) -> None:
         f"- Error of the expected profile there: {fitted.validation_error_kwh:.4f} kWh a half-hour",
         f"- Curves and pictures: {registry.build_version_url(receipt.version)}",
     )
-    leave(f"train-{fitted.last_night}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]))
+    publish_artifact(
+        f"train-{fitted.last_night}", "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+    )
 
 
 def _fitted_file(key: str) -> Path:

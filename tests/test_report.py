@@ -22,35 +22,37 @@ def scores(flagged: int, normal: int) -> pl.DataFrame:
 
 
 def test_rows_set_aside_stand_by_rule_the_most_frequent_first() -> None:
-    said = report.delivered(rows_in=1_010, rows_kept=1_000, set_aside={"null": 3, "duplicate": 7})
+    said = report.render_row_counts(
+        rows_in=1_010, rows_kept=1_000, quarantined_by_rule={"null": 3, "duplicate": 7}
+    )
     assert "1,010 rows delivered, 1,000 kept, 10 quarantined." in said
     assert said.index("| duplicate | 7 |") < said.index("| null | 3 |")
 
 
 def test_nothing_set_aside_needs_no_table() -> None:
-    assert "|" not in report.delivered(rows_in=5, rows_kept=5, set_aside={})
+    assert "|" not in report.render_row_counts(rows_in=5, rows_kept=5, quarantined_by_rule={})
 
 
 def test_households_stand_by_status() -> None:
-    said = report.by_status({"scored": 5_500, "missing": 67})
+    said = report.render_status_counts({"scored": 5_500, "missing": 67})
     assert "| scored | 5,500 |" in said
     assert "| missing | 67 |" in said
 
 
 @pytest.mark.parametrize(("flagged", "shown"), [(3, 3), (12, 10)])
 def test_the_most_urgent_are_at_most_ten_in_order(flagged: int, shown: int) -> None:
-    rows = report.most_urgent(scores(flagged, normal=5), NIGHT).splitlines()
+    rows = report.render_most_urgent(scores(flagged, normal=5), NIGHT).splitlines()
     assert [row.split(" | ")[1] for row in rows if row.startswith("| ")][2:] == [
         f"H{rank}" for rank in range(1, shown + 1)
     ]
 
 
 def test_a_night_without_anomalies_says_so() -> None:
-    assert f"No household was flagged on {NIGHT}." in report.most_urgent(scores(0, 4), NIGHT)
+    assert f"No household was flagged on {NIGHT}." in report.render_most_urgent(scores(0, 4), NIGHT)
 
 
 def test_checks_name_only_what_fails() -> None:
-    said = report.checked({"gapless": 0, "rows_add_up": 1_200})
+    said = report.render_checks({"gapless": 0, "rows_add_up": 1_200})
     assert "1 of 2 checks passed." in said
     assert "| rows_add_up | 1,200 |" in said
     assert "gapless" not in said
@@ -58,7 +60,7 @@ def test_checks_name_only_what_fails() -> None:
 
 def test_a_night_says_what_its_budget_came_to() -> None:
     night = (NIGHT, 5_000, 40, 20, 4.0, 3.0, 0.25, 1.5, 1.0, 6_000, "1")
-    said = report.alarms(pl.DataFrame([night], schema=Nights.column_names(), orient="row"))
+    said = report.render_alerts(pl.DataFrame([night], schema=Nights.column_names(), orient="row"))
     assert f"40 of 5,000 scored households are flagged on {NIGHT}" in said
     assert "20 cases opened, 4.00 in 1,000 (budget of false ones: 3)" in said
     assert "moved by +0.25 together" in said

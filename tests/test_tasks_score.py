@@ -126,10 +126,10 @@ def test_episode_closes_after_silence(scored_home: Path) -> None:
 
 def test_most_urgent_households_are_drawn(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
-    path = report.draw(LAST - timedelta(days=4), LAST)
+    path = report.draw_most_urgent(LAST - timedelta(days=4), LAST)
     assert path is not None
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert report.draw(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
+    assert report.draw_most_urgent(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
 
 
 def test_result_tables_pass_all_checks(scored_home: Path) -> None:
