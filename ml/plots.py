@@ -15,7 +15,7 @@ from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_va
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.features import Fleet, FloatArray
-from ml.reasons import explain, past_nights
+from ml.reasons import explain_anomalies, select_context_nights
 from ml.schemas import HALF_HOURS
 from ml.score import FleetScores, score_fleet
 
@@ -120,9 +120,9 @@ def _explain_flagged(
         },
         schema_overrides={"household_id": pl.String, "night": pl.Date},
     )
-    past = past_nights(fleet.kwh, h, d)
+    past = select_context_nights(fleet.kwh, h, d)
     return build_flagged_examples(
-        explain(rows, actual, expected, fleet_scores.half_hour_score[h, d], past)
+        explain_anomalies(rows, actual, expected, fleet_scores.half_hour_score[h, d], past)
     )
 
 

@@ -41,7 +41,7 @@ from ml.features import (
 )
 from ml.models.network import NetworkOutput
 from ml.peers import MIN_OWN_NIGHTS
-from ml.reasons import explain, past_nights
+from ml.reasons import explain_anomalies, select_context_nights
 from ml.rules import compute_repeated_run_excess, compute_zero_run_excess
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
@@ -532,12 +532,12 @@ def _explain_flagged(
 ) -> pl.DataFrame:
     """The flagged household-nights with their profiles and reasons."""
     h, d = flagged["h"].to_numpy(), flagged["d"].to_numpy()
-    return explain(
+    return explain_anomalies(
         flagged,
         fleet.kwh[h, d],
         rebuilt.expected_kwh[h, d - skip],
         score_half_hours(detector, rebuilt.half_hour_log_odds[h, d - skip]),
-        past_nights(fleet.kwh, h, d),
+        select_context_nights(fleet.kwh, h, d),
     )
 
 

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ml.reasons import USUAL_NIGHTS, explain, past_nights, reasons, run_lengths, spans
+from ml.reasons import (
+    CONTEXT_NIGHTS,
+    classify_reasons,
+    compute_run_lengths,
+    explain_anomalies,
+    find_deviating_spans,
+    select_context_nights,
+)
 from ml.schemas import ANOMALY_REASONS
 
 CLOCK = np.arange(48)
@@ -79,7 +86,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("actual", "reason"), KINDS.values(), ids=KINDS)
 def test_each_kind_is_named(actual: np.ndarray, reason: str) -> None:
-    assert reasons(actual[None], EXPECTED[None], PAST[None]) == [reason]
+    assert classify_reasons(actual[None], EXPECTED[None], PAST[None]) == [reason]
 
 
 @pytest.mark.parametrize(
@@ -97,43 +104,45 @@ def test_each_kind_is_named(actual: np.ndarray, reason: str) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_home_without_a_past_has_reasons_too(actual: np.ndarray, reason: str) -> None:
-    assert reasons(actual[None], EXPECTED[None]) == [reason]
+    assert classify_reasons(actual[None], EXPECTED[None]) == [reason]
 
 
 def test_what_a_home_always_does_is_no_reason() -> None:
     """A home that is off for most of every day, and one that peaks every evening."""
     off = np.tile(QUIET_HOME, (28, 1))
-    assert reasons(2 * QUIET_HOME[None], QUIET_HOME[None], off[None]) == ["rise"]
+    assert classify_reasons(2 * QUIET_HOME[None], QUIET_HOME[None], off[None]) == ["rise"]
     showering = PAST.copy()
     showering[:, 14] += 4
-    assert reasons(plus(slice(14, 15), 4)[None], EXPECTED[None], showering[None]) != ["spike"]
+    assert classify_reasons(plus(slice(14, 15), 4)[None], EXPECTED[None], showering[None]) != [
+        "spike"
+    ]
 
 
 def test_nights_of_the_same_fault_before_do_not_hide_it() -> None:
     faulty = PAST.copy()
     faulty[-13:] = np.roll(PAST[-13:], 16, axis=1)
-    assert reasons(np.roll(DAY, 16)[None], EXPECTED[None], faulty[None]) == ["shifted"]
+    assert classify_reasons(np.roll(DAY, 16)[None], EXPECTED[None], faulty[None]) == ["shifted"]
     faulty[-13:] = 0
-    assert reasons(0 * DAY[None], EXPECTED[None], faulty[None]) == ["outage"]
+    assert classify_reasons(0 * DAY[None], EXPECTED[None], faulty[None]) == ["outage"]
 
 
 def test_a_missing_half_hour_is_no_outage() -> None:
     gappy = at(slice(20, 34), np.nan, EXPECTED)
-    assert reasons(gappy[None], EXPECTED[None]) == ["unusual_shape"]
+    assert classify_reasons(gappy[None], EXPECTED[None]) == ["unusual_shape"]
 
 
 def test_missing_nights_of_the_past_count_for_nothing() -> None:
     gone = PAST.copy()
     gone[::2] = np.nan
     gone[1, 5:30] = np.nan
-    assert reasons(DAY[None] * 2.2, EXPECTED[None], gone[None]) == ["rise"]
-    assert reasons(DAY[None], EXPECTED[None], gone[None] * np.nan) == ["unusual_shape"]
+    assert classify_reasons(DAY[None] * 2.2, EXPECTED[None], gone[None]) == ["rise"]
+    assert classify_reasons(DAY[None], EXPECTED[None], gone[None] * np.nan) == ["unusual_shape"]
 
 
 def test_the_past_is_the_nights_before_and_no_other() -> None:
     kwh = np.arange(2 * 60 * 48, dtype=float).reshape(2, 60, 48)
-    past = past_nights(kwh, np.array([1, 0]), np.array([50, 3]))
-    assert (past[0] == kwh[1, 50 - USUAL_NIGHTS : 50]).all()
+    past = select_context_nights(kwh, np.array([1, 0]), np.array([50, 3]))
+    assert (past[0] == kwh[1, 50 - CONTEXT_NIGHTS : 50]).all()
     assert (past[1, -3:] == kwh[0, :3]).all()
     assert np.isnan(past[1, :-3]).all()
 
@@ -150,16 +159,16 @@ def test_any_night_has_a_reason_and_its_own(
     actual: np.ndarray, expected: np.ndarray, past: np.ndarray
 ) -> None:
     """Whatever is flagged beside it."""
-    together = reasons(actual, expected, past)
+    together = classify_reasons(actual, expected, past)
     assert set(together) <= set(ANOMALY_REASONS)
-    assert together[1:2] == reasons(actual[1:2], expected[1:2], past[1:2])
+    assert together[1:2] == classify_reasons(actual[1:2], expected[1:2], past[1:2])
 
 
 def explained(actual: np.ndarray, half_hour: np.ndarray) -> dict[str, object]:
     flagged = pl.DataFrame(
         {"night": [date(2014, 2, 1)], "actual_kwh": [0.0], "expected_kwh": [0.0]}
     )
-    table = explain(flagged, actual[None], EXPECTED[None], half_hour[None], PAST[None])
+    table = explain_anomalies(flagged, actual[None], EXPECTED[None], half_hour[None], PAST[None])
     return table.row(0, named=True)
 
 
@@ -193,13 +202,13 @@ def test_other_kinds_show_where_the_network_points() -> None:
 def test_the_span_is_the_block_that_deviates(ordinary: float) -> None:
     half_hour = np.full((1, 48), ordinary)
     half_hour[0, 12:18] = 4.0
-    start, end = spans(half_hour)
+    start, end = find_deviating_spans(half_hour)
     assert (start.tolist(), end.tolist()) == ([12], [18])
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_a_run_counts_neighbours_alone(flags: list[bool]) -> None:
-    lengths = run_lengths(np.array([flags]))[0]
+    lengths = compute_run_lengths(np.array([flags]))[0]
     for place, flag in enumerate(flags):
         start = stop = place
         while flag and start > 0 and flags[start - 1]:

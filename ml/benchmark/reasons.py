@@ -7,7 +7,7 @@ import polars as pl
 
 from ml.benchmark.plant import KIND_NAMES, Bools, GroundTruth
 from ml.features import Fleet, FloatArray
-from ml.reasons import past_nights, reasons
+from ml.reasons import classify_reasons, select_context_nights
 from ml.schemas import ANOMALY_REASONS
 
 NO_INJECTION: Final = "nothing injected"
@@ -42,8 +42,8 @@ def count_reasons_by_kind(
     """
     row, night = np.nonzero(is_found & truth.is_tested)
     kind = np.array([NO_INJECTION, *KIND_NAMES])[truth.kind_code[row, night]]
-    past = past_nights(injected_fleet.kwh, row, night)
-    given = reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], past)
+    past = select_context_nights(injected_fleet.kwh, row, night)
+    given = classify_reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], past)
     pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
     return pairs.group_by("kind", "reason").agg(nights=pl.len().cast(pl.Int64))
 
