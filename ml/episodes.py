@@ -10,7 +10,7 @@ from ml.schemas import Episodes
 SILENCE_NIGHTS: Final = 14
 
 
-def episodes(anomalies: pl.DataFrame, last_scored: date) -> pl.DataFrame:
+def build_episodes(anomalies: pl.DataFrame, last_scored: date) -> pl.DataFrame:
     """Join flagged nights that lie at most `SILENCE_NIGHTS` apart.
 
     `anomalies` has `household_id, night, excess_kwh, reason`. An episode is open until as many

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 import torch
 
-from ml.episodes import episodes
+from ml.episodes import build_episodes
 from ml.errors import UserError
 from ml.score import first_night_needed, score_nights
 from tasks import lake, registry, task
@@ -105,7 +105,7 @@ def join_episodes() -> int:
             "household_id", "night", "excess_kwh", "reason"
         )
         nights = lake.list_table_nights("scores")
-        joined = episodes(lake.collect_with_retry(flagged), last_scored=nights[-1])
+        joined = build_episodes(lake.collect_with_retry(flagged), last_scored=nights[-1])
         known, kept = (
             _partition_by_first_night(lake.read_table("episodes")),
             set(lake.list_table_nights("episodes")),

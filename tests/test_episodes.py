@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from ml.episodes import episodes
+from ml.episodes import build_episodes
 from ml.schemas import ANOMALY_REASONS
 
 FIRST = date(2013, 6, 1)
@@ -23,7 +23,7 @@ def flagged(household_id: str, offsets: list[int], reasons: list[str]) -> pl.Dat
 
 def test_nights_join_up_to_a_fortnight_apart() -> None:
     table = flagged("a", [0, 1, 15, 30], ["rise", "spike", "spike", "drop"])
-    found = episodes(table, last_scored=FIRST + timedelta(days=30))
+    found = build_episodes(table, last_scored=FIRST + timedelta(days=30))
     # 15 is 14 nights after 1 and joins; 30 is 15 nights after 15 and opens a new case.
     assert found.rows() == [
         ("a", FIRST, FIRST + timedelta(days=15), 3, 4.5, "spike", False),
@@ -33,14 +33,14 @@ def test_nights_join_up_to_a_fortnight_apart() -> None:
 
 def test_households_do_not_join() -> None:
     both = pl.concat([flagged("a", [0], ["rise"]), flagged("b", [1], ["rise"])])
-    assert episodes(both, last_scored=FIRST)["nights"].to_list() == [1, 1]
+    assert build_episodes(both, last_scored=FIRST)["nights"].to_list() == [1, 1]
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
     table = flagged("a", [0, 5, 9], ["rise", "drop", "rise"])
-    found = episodes(table, last_scored=FIRST)
-    assert found.equals(episodes(table.reverse(), last_scored=FIRST))
+    found = build_episodes(table, last_scored=FIRST)
+    assert found.equals(build_episodes(table.reverse(), last_scored=FIRST))
 
 
 def test_no_anomalies_make_no_episodes() -> None:
-    assert len(episodes(flagged("a", [], []), last_scored=FIRST)) == 0
+    assert len(build_episodes(flagged("a", [], []), last_scored=FIRST)) == 0
