@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The calibration of a small fleet resolves no smaller one.
 os.environ.setdefault("METERWATCH_ALERT_BUDGET", "100")
 
-LONDON = Path(__file__).parents[2] / "shared" / "lcl"
+LONDON_DIRECTORY = Path(__file__).parents[2] / "shared" / "lcl"
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def london() -> Path:
     """The real readings of Low Carbon London."""
-    if not LONDON.is_dir():
+    if not LONDON_DIRECTORY.is_dir():
         pytest.skip("the real London readings are not at ../shared/lcl")
-    return LONDON
+    return LONDON_DIRECTORY
 
 
 @pytest.fixture(scope="session")
