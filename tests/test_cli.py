@@ -22,13 +22,13 @@ from tasks import lake
 from tasks.simulate import simulate
 from tests import small_home
 
-METERWATCH = Path(sys.executable).with_name("meterwatch")
-Run = Callable[..., tuple[int, str, str]]
+METERWATCH_COMMAND = Path(sys.executable).with_name("meterwatch")
+RunCommand = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
-def meterwatch(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def meterwatch(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Call the command line: exit status, standard output, standard error."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
@@ -47,7 +47,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def lake_as_it_is() -> dict[str, bytes]:
+def read_lake_files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in lake.list_table_files("days")}
 
 
@@ -76,7 +76,9 @@ def lake_as_it_is() -> dict[str, bytes]:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], meterwatch: Run) -> None:
+def test_wrong_usage_prints_one_line_and_exits_2(
+    arguments: list[str], meterwatch: RunCommand
+) -> None:
     status, _, said = meterwatch(*arguments)
     assert status == 2
     assert said.startswith("meterwatch: ")
@@ -97,11 +99,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named_and_the_lake_stays(
-    name: str, meterwatch: Run, delivered: Path, tmp_path: Path
+def test_unreadable_file_is_named_and_leaves_the_lake_unchanged(
+    name: str, meterwatch: RunCommand, delivered: Path, tmp_path: Path
 ) -> None:
     meterwatch("ingest", str(delivered))
-    before = lake_as_it_is()
+    before = read_lake_files()
     content, said_of_it = BAD_FILES[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -111,11 +113,11 @@ def test_a_bad_file_is_named_and_the_lake_stays(
     assert name in said
     assert said_of_it in said
     assert before
-    assert lake_as_it_is() == before
+    assert read_lake_files() == before
 
 
-def test_beside_a_bad_file_the_good_ones_are_taken(
-    meterwatch: Run, delivered: Path, tmp_path: Path
+def test_readable_files_are_ingested_beside_an_unreadable_one(
+    meterwatch: RunCommand, delivered: Path, tmp_path: Path
 ) -> None:
     landing = tmp_path / "landing"
     shutil.copytree(delivered, landing)
@@ -127,7 +129,9 @@ def test_beside_a_bad_file_the_good_ones_are_taken(
     assert lake.read_table("days")["household_id"].n_unique() == 3
 
 
-def test_scoring_before_ingesting_and_before_training(meterwatch: Run, delivered: Path) -> None:
+def test_score_without_readings_or_champion_names_the_missing_step(
+    meterwatch: RunCommand, delivered: Path
+) -> None:
     status, _, said = meterwatch("score")
     assert (status, said.count("\n")) == (1, 1)
     assert "meterwatch ingest" in said
@@ -137,7 +141,9 @@ def test_scoring_before_ingesting_and_before_training(meterwatch: Run, delivered
     assert "meterwatch train" in said
 
 
-def test_a_night_outside_the_lake(meterwatch: Run, delivered: Path) -> None:
+def test_scoring_a_night_outside_the_lake_fails_in_one_line(
+    meterwatch: RunCommand, delivered: Path
+) -> None:
     meterwatch("ingest", str(delivered))
     status, _, said = meterwatch("score", "2031-01-01")
     assert (status, said.count("\n")) == (1, 1)
@@ -145,20 +151,22 @@ def test_a_night_outside_the_lake(meterwatch: Run, delivered: Path) -> None:
 
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "SELECT * FROM nix", "SELECT 1; SELECT 2", "nix"])
-def test_a_query_that_cannot_be_answered(sql: str, meterwatch: Run) -> None:
+def test_invalid_query_fails_in_one_line(sql: str, meterwatch: RunCommand) -> None:
     status, told, said = meterwatch("query", sql)
     assert (status, told, said.count("\n")) == (1, "", 1)
 
 
-def test_a_setting_that_makes_no_sense(meterwatch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_is_named_in_one_line(
+    meterwatch: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METERWATCH_ALERT_BUDGET", "few")
     status, _, said = meterwatch("status")
     assert (status, said.count("\n")) == (1, 1)
     assert "METERWATCH_ALERT_BUDGET" in said
 
 
-def test_a_home_that_is_a_file(
-    meterwatch: Run, delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_home_that_is_a_file_is_refused(
+    meterwatch: RunCommand, delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "file"))
@@ -167,21 +175,23 @@ def test_a_home_that_is_a_file(
     assert str(tmp_path / "file") in said
 
 
-def test_ingest_says_what_became_of_the_rows(meterwatch: Run, delivered: Path) -> None:
+def test_ingest_prints_delivered_and_kept_row_counts(
+    meterwatch: RunCommand, delivered: Path
+) -> None:
     status, told, said = meterwatch("ingest", str(delivered))
     receipt = lake.read_table("deliveries").sum().row(0, named=True)
     assert (status, said) == (0, "")
     assert f"{receipt['rows_in']:,} rows delivered, {receipt['rows_kept']:,} kept" in told
 
 
-def test_simulate_writes_what_ingest_reads(meterwatch: Run, tmp_path: Path) -> None:
+def test_simulated_fleet_can_be_ingested(meterwatch: RunCommand, tmp_path: Path) -> None:
     options = ["--households", "2", "--days", "2", "--start", "2013-12-30", "--seed", "7"]
     assert meterwatch("simulate", str(tmp_path / "fleet"), *options)[0] == 0
     assert meterwatch("ingest", str(tmp_path / "fleet"))[0] == 0
     assert lake.read_night_range() == (date(2013, 12, 30), date(2013, 12, 31))
 
 
-def test_check_passes_and_fails_with_the_offending_rows(meterwatch: Run) -> None:
+def test_check_prints_the_offending_rows_and_fails(meterwatch: RunCommand) -> None:
     small_home.write_small_home()
     status, told, said = meterwatch("check")
     assert (status, said) == (0, "")
@@ -194,7 +204,9 @@ def test_check_passes_and_fails_with_the_offending_rows(meterwatch: Run) -> None
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
-def test_an_answer_is_the_same_in_every_format(form: str, meterwatch: Run, tmp_path: Path) -> None:
+def test_query_result_is_the_same_in_every_output_format(
+    form: str, meterwatch: RunCommand, tmp_path: Path
+) -> None:
     small_home.write_small_home()
     out = tmp_path / f"answer.{form}"
     parameters = ["--param", "night=2014-02-01", "--param", "limit=1"]
@@ -209,19 +221,21 @@ def test_an_answer_is_the_same_in_every_format(form: str, meterwatch: Run, tmp_p
     assert readers[form](out)["household_id"].to_list() == ["C"]
 
 
-def test_a_list_is_one_cell_of_csv(meterwatch: Run) -> None:
+def test_list_column_is_one_csv_cell(meterwatch: RunCommand) -> None:
     _, told, _ = meterwatch("query", "SELECT [1.5, NULL, 2] AS kwh", "--format", "csv")
     assert told == "kwh\n1.5  2.0\n"
 
 
-def test_an_answer_that_cannot_be_written(meterwatch: Run, tmp_path: Path) -> None:
+def test_unwritable_output_file_is_named_in_one_line(
+    meterwatch: RunCommand, tmp_path: Path
+) -> None:
     out = tmp_path / "nix" / "answer.csv"
     status, _, said = meterwatch("query", "SELECT 1", "--format", "csv", "--out", str(out))
     assert (status, said.count("\n")) == (1, 1)
     assert str(out) in said
 
 
-def test_status_shows_the_lake_and_the_last_nights(meterwatch: Run) -> None:
+def test_status_prints_lake_coverage_and_last_nights(meterwatch: RunCommand) -> None:
     small_home.write_small_home()
     status, told, _ = meterwatch("status")
     assert status == 0
@@ -229,14 +243,14 @@ def test_status_shows_the_lake_and_the_last_nights(meterwatch: Run) -> None:
     assert "2014-02-02" in told
 
 
-def environment(home: Path) -> dict[str, str]:
+def build_environment(home: Path) -> dict[str, str]:
     return {**os.environ, "METERWATCH_HOME": str(home), "DO_NOT_TRACK": "1"}
 
 
-def test_the_installed_command_says_one_line(home: Path) -> None:
+def test_installed_command_prints_one_error_line(home: Path) -> None:
     done = subprocess.run(
-        [METERWATCH, "ingest", "nix.csv"],
-        env=environment(home),
+        [METERWATCH_COMMAND, "ingest", "nix.csv"],
+        env=build_environment(home),
         capture_output=True,
         text=True,
         check=False,
@@ -245,7 +259,7 @@ def test_the_installed_command_says_one_line(home: Path) -> None:
     assert done.stderr == "meterwatch: nix.csv: no such file or directory\n"
 
 
-def test_small_verbs_import_nothing_heavy(home: Path) -> None:
+def test_query_imports_no_heavy_library(home: Path) -> None:
     """Asking a question must not wait for the trainer, the registry or the orchestrator."""
     code = (
         "import sys; from flows.__main__ import main\n"
@@ -254,7 +268,7 @@ def test_small_verbs_import_nothing_heavy(home: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment(home),
+        env=build_environment(home),
         capture_output=True,
         text=True,
         check=True,
@@ -262,20 +276,24 @@ def test_small_verbs_import_nothing_heavy(home: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_reader_that_stops_reading_is_no_error(home: Path) -> None:
-    command = f"{METERWATCH} query 'SELECT * FROM range(1000000)' --format csv | true"
+def test_closed_output_pipe_is_not_an_error(home: Path) -> None:
+    command = f"{METERWATCH_COMMAND} query 'SELECT * FROM range(1000000)' --format csv | true"
     done = subprocess.run(
-        ["bash", "-c", command], env=environment(home), capture_output=True, text=True, check=True
+        ["bash", "-c", command],
+        env=build_environment(home),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_ctrl_c_ends_without_a_traceback(home: Path) -> None:
+def test_interrupt_ends_without_a_traceback(home: Path) -> None:
     """A long simulation is stopped once it has begun to write."""
     out = home.parent / "fleet"
     process = subprocess.Popen(
-        [METERWATCH, "simulate", str(out), "--days", "500"],
-        env=environment(home),
+        [METERWATCH_COMMAND, "simulate", str(out), "--days", "500"],
+        env=build_environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
