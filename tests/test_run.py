@@ -16,7 +16,7 @@ from tasks.fleet import find_last_well_reported_night
 from tasks.simulate import simulate
 from tests import small_home
 
-FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
+FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
 pytestmark = pytest.mark.usefixtures("home")
 
 
@@ -25,7 +25,7 @@ def _no_server_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
-def recorded_runs(home: Path) -> set[tuple[str, str]]:
+def read_recorded_runs(home: Path) -> set[tuple[str, str]]:
     with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
         return set(
             database.execute(
@@ -35,29 +35,31 @@ def recorded_runs(home: Path) -> set[tuple[str, str]]:
 
 
 @pytest.mark.server
-def test_the_main_job_ends_with_the_anomaly_table(
+def test_main_job_scores_last_nights_and_prints_the_anomaly_table(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main_job, "FLEET", FLEET)
+    monkeypatch.setattr(main_job, "FLEET", FLEET_CONFIG)
     assert main(["run"]) == 0
     told, progress = capfd.readouterr()
-    nights = FLEET.nights[-main_job.N_SCORED_SIMULATED_NIGHTS :]
+    nights = FLEET_CONFIG.nights[-main_job.N_SCORED_SIMULATED_NIGHTS :]
     scores = lake.read_table("scores")
     assert lake.list_table_nights("scores") == nights
-    assert scores.group_by("night").len()["len"].to_list() == [FLEET.households] * len(nights)
+    assert scores.group_by("night").len()["len"].to_list() == [FLEET_CONFIG.households] * len(
+        nights
+    )
     for part in ("Most urgent homes", "Injected anomalies", "budget", "make serve"):
         assert part in told
     for step in ("simulate", "ingest", "train", "score"):
         assert f"{step} ..." in progress
     # The server is gone, and its database in the home has the runs that `make serve` shows.
     verbs = ("simulate", "ingest", "train", "backfill")
-    assert recorded_runs(home) == {(verb, "Completed") for verb in verbs}
+    assert read_recorded_runs(home) == {(verb, "Completed") for verb in verbs}
     # The nights that are scored were not learned from.
     training = lake.read_table("runs").filter(verb="train").row(0, named=True)
     assert training["last_night"] < nights[0]
 
 
-def test_a_simulated_fleet_does_not_come_among_delivered_readings(
+def test_simulation_is_refused_in_a_home_with_delivered_readings(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_home.write_small_home()
@@ -66,7 +68,7 @@ def test_a_simulated_fleet_does_not_come_among_delivered_readings(
     assert not (home / "prefect").exists()
 
 
-def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
+def test_simulated_home_is_renamed_before_delivered_readings_come(home: Path) -> None:
     small_home.write_small_home()
     simulate(home / "simulated", FleetConfig(households=1, days=1))
     main_job._separate_simulated_home(Path("delivered"))
@@ -78,7 +80,7 @@ def test_a_simulated_home_is_put_aside_for_real_readings(home: Path) -> None:
         main_job._separate_simulated_home(Path("delivered"))
 
 
-def test_the_last_common_night_is_not_the_last_of_a_straggler() -> None:
+def test_last_common_night_ignores_a_night_of_few_households() -> None:
     small_home.write_small_home()
     # 30 Jan: A and B; 31 Jan: A; 1 and 2 Feb: A and C or A, B and C.
     assert find_last_well_reported_night() == date(2014, 2, 2)
