@@ -39,34 +39,34 @@ from ml.simulate.surroundings import FleetConfig
 from tasks.simulate import simulate
 from tests import fleets
 
-FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
-LAST = FLEET.nights[-1]
+FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
+LAST_NIGHT = FLEET_CONFIG.nights[-1]
 CHROMIUM = shutil.which("chromium")
-QUIET = (
+CHROMIUM_FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-RUN_SECONDS = 300
-MOST_TRIES = 5
+RUN_TIMEOUT_S = 300
+MAX_SUBMIT_ATTEMPTS = 5
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServices:
     """A running `meterwatch serve` and where it said to look."""
 
     home: Path
     process: subprocess.Popen[str]
-    prefect: str
-    train_form: str
-    mlflow: str
+    prefect_url: str
+    train_form_url: str
+    mlflow_url: str
 
-    def client(self) -> SyncPrefectClient:
-        return SyncPrefectClient(f"{self.prefect}/api")
+    def open_client(self) -> SyncPrefectClient:
+        return SyncPrefectClient(f"{self.prefect_url}/api")
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServices]:
     """`meterwatch serve` on a small fleet with a champion; nothing of it may outlive it."""
     root = tmp_path_factory.mktemp("served")
     home = root / "home"
@@ -74,7 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         environment.setenv("METERWATCH_HOME", str(home))
         environment.setenv("METERWATCH_PREFECT_PORT", str(find_free_port()))
         environment.setenv("METERWATCH_MLFLOW_PORT", str(find_free_port()))
-        simulate(root / "delivered", FLEET)
+        simulate(root / "delivered", FLEET_CONFIG)
         ingest.fn(sources=[str(root / "delivered")])
         train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
         process = subprocess.Popen(
@@ -83,17 +83,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             text=True,
         )
         try:
-            yield Served(home, process, **addresses(process))
+            yield RunningServices(home, process, **read_service_urls(process))
         finally:
-            groups = groups_of(process.pid)
+            groups = find_child_groups(process.pid)
             process.send_signal(signal.SIGINT)
             rest, _ = process.communicate(timeout=60)
     assert (process.returncode, rest) == (0, "stopped\n")
     assert groups
-    assert not [pid for group in groups for pid in members(group)]
+    assert not [pid for group in groups for pid in list_group_members(group)]
 
 
-def addresses(process: subprocess.Popen[str]) -> dict[str, str]:
+def read_service_urls(process: subprocess.Popen[str]) -> dict[str, str]:
     """What `serve` prints once everything is up."""
     assert process.stdout is not None
     said = ""
@@ -105,7 +105,7 @@ def addresses(process: subprocess.Popen[str]) -> dict[str, str]:
     return {"prefect": prefect, "train_form": form, "mlflow": mlflow}
 
 
-def running() -> list[tuple[int, int, int]]:
+def list_processes() -> list[tuple[int, int, int]]:
     """Every process that has not ended: its number, its parent's and its group's."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -118,63 +118,67 @@ def running() -> list[tuple[int, int, int]]:
     return found
 
 
-def groups_of(parent: int) -> set[int]:
-    return {group for _, above, group in running() if above == parent}
+def find_child_groups(parent_pid: int) -> set[int]:
+    return {group for _, above, group in list_processes() if above == parent_pid}
 
 
-def members(group: int) -> list[int]:
-    return [pid for pid, _, its_group in running() if its_group == group]
+def list_group_members(group_id: int) -> list[int]:
+    return [pid for pid, _, its_group in list_processes() if its_group == group_id]
 
 
-def eventually(said: str, holds: Callable[[], Any], seconds: float = RUN_SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {said}"
+def wait_until(description: str, poll: Callable[[], Any], timeout_s: float = RUN_TIMEOUT_S) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := poll()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {description}"
         time.sleep(0.5)
     return found
 
 
-def deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
+def read_deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
     return client.read_deployment_by_name(f"{name}/{name}")
 
 
-def runs_of(client: SyncPrefectClient, of: DeploymentResponse, *states: StateType) -> list[FlowRun]:
+def read_deployment_runs(
+    client: SyncPrefectClient, deployment: DeploymentResponse, *states: StateType
+) -> list[FlowRun]:
     return client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[of.id]),
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
         )
     )
 
 
-def finished(client: SyncPrefectClient, run: UUID) -> FlowRun:
+def wait_for_run(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
     def its_end() -> FlowRun | None:
-        found = client.read_flow_run(run)
+        found = client.read_flow_run(run_id)
         return found if found.state and found.state.is_final() else None
 
-    end: FlowRun = eventually("the run ends", its_end)
+    end: FlowRun = wait_until("the run ends", its_end)
     return end
 
 
 @pytest.mark.parametrize(("name", "clock"), [("nightly", "03:30"), ("train", "05:00")])
-def test_deploying_creates_scheduled_runs(name: str, clock: str, served: Served) -> None:
+def test_deployment_schedules_runs_at_the_configured_time(
+    name: str, clock: str, served: RunningServices
+) -> None:
     """With SQLAlchemy 2.1 everything else works, but nothing is ever scheduled."""
-    with served.client() as client:
-        of = deployment(client, name)
-        scheduled = eventually(
-            "a run is scheduled", lambda: runs_of(client, of, StateType.SCHEDULED)
+    with served.open_client() as client:
+        of = read_deployment(client, name)
+        scheduled = wait_until(
+            "a run is scheduled", lambda: read_deployment_runs(client, of, StateType.SCHEDULED)
         )
         starts = [run.expected_start_time for run in scheduled]
     london = ZoneInfo("Europe/London")
     assert {f"{start.astimezone(london):%H:%M}" for start in starts if start} == {clock}
 
 
-def test_every_deployment_has_its_pool_and_the_nightly_one_runs_once_at_a_time(
-    served: Served,
+def test_deployments_have_work_pools_and_nightly_allows_one_run(
+    served: RunningServices,
 ) -> None:
-    with served.client() as client:
-        found = {name: deployment(client, name) for name in ("ingest", "train", "nightly")}
-        found["backfill"] = deployment(client, "backfill")
+    with served.open_client() as client:
+        found = {name: read_deployment(client, name) for name in ("ingest", "train", "nightly")}
+        found["backfill"] = read_deployment(client, "backfill")
     pools = {name: each.work_pool_name for name, each in found.items()}
     assert pools == {"ingest": "cpu", "train": "gpu", "nightly": "cpu", "backfill": "cpu"}
     assert all(each.enforce_parameter_schema and each.description for each in found.values())
@@ -186,9 +190,9 @@ def test_every_deployment_has_its_pool_and_the_nightly_one_runs_once_at_a_time(
 
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
-def test_each_pool_has_a_worker(pool: str, served: Served) -> None:
-    with served.client() as client:
-        eventually(
+def test_each_work_pool_has_an_online_worker(pool: str, served: RunningServices) -> None:
+    with served.open_client() as client:
+        wait_until(
             "its worker is online",
             lambda: [
                 worker
@@ -198,29 +202,31 @@ def test_each_pool_has_a_worker(pool: str, served: Served) -> None:
         )
 
 
-def test_the_nightly_deployment_runs_on_its_worker(served: Served) -> None:
-    with served.client() as client:
-        of = deployment(client, "nightly")
-        run = finished(client, client.create_flow_run_from_deployment(of.id).id)
+def test_nightly_deployment_scores_the_last_night_on_a_worker(served: RunningServices) -> None:
+    with served.open_client() as client:
+        of = read_deployment(client, "nightly")
+        run = wait_for_run(client, client.create_flow_run_from_deployment(of.id).id)
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
-    assert run.name == f"nightly {LAST}"
-    table = served.home / f"tables/scores/night={LAST}/scores.parquet"
-    assert pl.read_parquet(table).height == FLEET.households
+    assert run.name == f"nightly {LAST_NIGHT}"
+    table = served.home / f"tables/scores/night={LAST_NIGHT}/scores.parquet"
+    assert pl.read_parquet(table).height == FLEET_CONFIG.households
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": "many"}, {"model": "nix"}, {"nix": 1}])
-def test_a_wrong_parameter_is_refused(wrong: dict[str, object], served: Served) -> None:
-    with served.client() as client:
-        of = deployment(client, "train")
+def test_invalid_flow_parameter_is_refused(
+    wrong: dict[str, object], served: RunningServices
+) -> None:
+    with served.open_client() as client:
+        of = read_deployment(client, "train")
         with pytest.raises(PrefectHTTPStatusError, match="409"):
             client.create_flow_run_from_deployment(of.id, parameters={"parameters": wrong})
 
 
-def test_a_second_server_on_the_same_port_is_refused(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_serve_on_a_used_port_is_refused(
+    served: RunningServices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = served.prefect.rpartition(":")[2]
+    port = served.prefect_url.rpartition(":")[2]
     monkeypatch.setenv("METERWATCH_PREFECT_PORT", port)
     assert main(["serve"]) == 1
     said = capsys.readouterr().err
@@ -229,8 +235,8 @@ def test_a_second_server_on_the_same_port_is_refused(
     assert said.count("\n") == 1
 
 
-def test_a_second_server_on_the_same_home_is_refused(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_second_server_on_the_same_home_is_refused(
+    served: RunningServices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("METERWATCH_HOME", str(served.home))
     monkeypatch.setenv("METERWATCH_PREFECT_PORT", str(find_free_port()))
@@ -247,24 +253,24 @@ def page() -> Iterator[Page]:
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield browser.new_page(viewport={"width": 1300, "height": 1400})
         browser.close()
 
 
-def field(page: Page, name: str) -> Any:
+def find_form_field(page: Page, name: str) -> Any:
     return page.locator(".schema-form-property").filter(has_text=f"{name} (Optional)").last
 
 
-def submitted(page: Page) -> UUID:
+def submit_form(page: Page) -> UUID:
     """Submit the form: the run that the server created.
 
     Prefect answers 503 while something else writes to its SQLite; its clients try again, and of
     its form a person does, by the keyboard, as what the page says of it covers the button.
     """
     submit = page.get_by_role("button", name="Submit")
-    for tried in range(MOST_TRIES):
-        with page.expect_response(ends_a_try, timeout=60_000) as answer:
+    for tried in range(MAX_SUBMIT_ATTEMPTS):
+        with page.expect_response(is_submit_response, timeout=60_000) as answer:
             submit.press("Enter") if tried else submit.click()
         if answer.value.status != HTTPStatus.SERVICE_UNAVAILABLE:
             break
@@ -272,30 +278,30 @@ def submitted(page: Page) -> UUID:
     return UUID(answer.value.json()["id"])
 
 
-def ends_a_try(answer: Response) -> bool:
+def is_submit_response(response: Response) -> bool:
     """Whether a run was created or refused, or the values that are checked before it."""
-    return answer.url.endswith("/create_flow_run") or (
-        answer.url.endswith("/schemas/validate") and not answer.ok
+    return response.url.endswith("/create_flow_run") or (
+        response.url.endswith("/schemas/validate") and not response.ok
     )
 
 
 @pytest.mark.browser
-def test_clicks_in_the_form_train_and_register_a_version(served: Served, page: Page) -> None:
-    until = FLEET.nights[-3]
-    registry = MlflowClient(tracking_uri=served.mlflow)
+def test_train_form_in_the_browser_registers_a_version(served: RunningServices, page: Page) -> None:
+    until = FLEET_CONFIG.nights[-3]
+    registry = MlflowClient(tracking_uri=served.mlflow_url)
     before = registry.search_model_versions("name = 'meterwatch'")
-    page.goto(served.train_form)
+    page.goto(served.train_form_url)
     page.get_by_role("button", name="date", exact=True).click(timeout=60_000)
     page.get_by_text("Select date").click()
     page.locator("input[type=date]").fill(str(until))
     page.get_by_role("button", name="Apply").click()
-    field(page, "Seed").locator("input").fill("7")
-    field(page, "Promote").locator(".p-toggle__control").click()
-    field(page, "Max Epochs").get_by_role("button", name="int", exact=True).click()
-    field(page, "Max Epochs").locator("input").fill("1")
-    created = submitted(page)
-    with served.client() as client:
-        run = finished(client, created)
+    find_form_field(page, "Seed").locator("input").fill("7")
+    find_form_field(page, "Promote").locator(".p-toggle__control").click()
+    find_form_field(page, "Max Epochs").get_by_role("button", name="int", exact=True).click()
+    find_form_field(page, "Max Epochs").locator("input").fill("1")
+    created = submit_form(page)
+    with served.open_client() as client:
+        run = wait_for_run(client, created)
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
     chosen = run.parameters["parameters"]
