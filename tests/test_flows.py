@@ -38,8 +38,8 @@ from tasks import lake, task
 from tasks.simulate import simulate
 from tests import fleets
 
-FLEET = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
-LAST = FLEET.nights[-1]
+FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
+LAST_NIGHT = FLEET_CONFIG.nights[-1]
 pytestmark = pytest.mark.server
 
 
@@ -49,7 +49,7 @@ def fleet_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fleet")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(root / "home"))
-        simulate(root / "delivered", FLEET)
+        simulate(root / "delivered", FLEET_CONFIG)
         ingest.fn(sources=[str(root / "delivered")])
         train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1))
     return root / "home"
@@ -79,74 +79,74 @@ def server(api_url: str) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def last_run(server: SyncPrefectClient) -> FlowRun:
+def read_last_run(server: SyncPrefectClient) -> FlowRun:
     newest, *_ = server.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
     return newest
 
 
-def artifacts(server: SyncPrefectClient, flow_run: UUID) -> dict[str | None, str]:
+def read_markdown_artifacts(server: SyncPrefectClient, flow_run: UUID) -> dict[str | None, str]:
     of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
     found = server.read_artifacts(artifact_filter=of_run)
     return {artifact.key: str(artifact.data) for artifact in found if artifact.type == "markdown"}
 
 
-def tables(home: Path) -> dict[Path, bytes]:
+def read_table_files(home: Path) -> dict[Path, bytes]:
     return {path.relative_to(home): path.read_bytes() for path in home.glob("tables/*/*/*.parquet")}
 
 
-def test_recorded_and_direct_leave_the_same_tables(
+def test_recorded_and_direct_runs_write_the_same_tables(
     trained: Path, server: SyncPrefectClient
 ) -> None:
-    score.fn(LAST)
-    direct = tables(trained)
+    score.fn(LAST_NIGHT)
+    direct = read_table_files(trained)
     shutil.rmtree(trained / "tables")
-    run_flow(score, night=LAST)
+    run_flow(score, night=LAST_NIGHT)
     assert {path.parts[1] for path in direct} == {"scores", "anomalies", "episodes", "nights"}
-    assert tables(trained) == direct
-    assert last_run(server).name == f"score {LAST}"
+    assert read_table_files(trained) == direct
+    assert read_last_run(server).name == f"score {LAST_NIGHT}"
 
 
-def test_without_a_server_nothing_is_recorded(trained: Path, server: SyncPrefectClient) -> None:
+def test_run_without_a_server_is_not_recorded(trained: Path, server: SyncPrefectClient) -> None:
     before = len(server.read_flow_runs())
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        run_flow(score, night=LAST)
+        run_flow(score, night=LAST_NIGHT)
     assert len(server.read_flow_runs()) == before
 
 
-def test_a_recorded_night_says_its_night_its_steps_and_what_happened(
+def test_recorded_nightly_run_has_its_night_as_name_and_a_report(
     trained: Path, server: SyncPrefectClient
 ) -> None:
     run_flow(nightly)
-    run = last_run(server)
-    assert run.name == f"nightly {LAST}"
+    run = read_last_run(server)
+    assert run.name == f"nightly {LAST_NIGHT}"
     assert run.state is not None
     assert run.state.is_completed()
-    said = artifacts(server, run.id)[f"nightly-{LAST}"]
-    for part in ("rows delivered", "Household-nights by status", f"{LAST}", "checks passed"):
+    said = read_markdown_artifacts(server, run.id)[f"nightly-{LAST_NIGHT}"]
+    for part in ("rows delivered", "Household-nights by status", f"{LAST_NIGHT}", "checks passed"):
         assert part in said
 
 
-def test_nightly_takes_in_what_landed_and_scores_although_a_file_is_broken(
+def test_nightly_ingests_and_scores_although_a_landed_file_is_unreadable(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     landing = trained / "landing"
     landing.mkdir()
     (landing / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
     (landing / "new.csv").write_text(
-        f"household_id,ts_utc,kwh\nLATE,{LAST}T00:00:00,0.5\n", encoding="utf-8"
+        f"household_id,ts_utc,kwh\nLATE,{LAST_NIGHT}T00:00:00,0.5\n", encoding="utf-8"
     )
     assert main(["nightly"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("meterwatch: broken.parquet: ")
     assert said.count("\n") == 1
     scored = lake.read_table("scores")
-    assert scored["night"].unique().to_list() == [LAST]
-    assert scored.height == FLEET.households + 1
+    assert scored["night"].unique().to_list() == [LAST_NIGHT]
+    assert scored.height == FLEET_CONFIG.households + 1
     last = lake.read_table("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
     assert last["state"] == "failed"
 
 
-def test_a_mistake_is_one_line_here_and_no_traceback_in_the_log(
+def test_user_error_is_one_line_without_a_traceback_in_the_run_log(
     trained: Path, api_url: str, server: SyncPrefectClient
 ) -> None:
     done = subprocess.run(
@@ -158,7 +158,7 @@ def test_a_mistake_is_one_line_here_and_no_traceback_in_the_log(
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     line = done.stderr.removeprefix("meterwatch: ").strip()
-    run = last_run(server)
+    run = read_last_run(server)
     of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     log = [entry.message for entry in server.read_logs(log_filter=of_run)]
     assert run.state is not None
@@ -169,17 +169,19 @@ def test_a_mistake_is_one_line_here_and_no_traceback_in_the_log(
 
 
 @pytest.mark.parametrize("verb", ["train", "score", "nightly"])
-def test_a_run_on_an_empty_lake_fails_and_is_not_left_pending(
+def test_run_on_an_empty_lake_fails_and_does_not_stay_pending(
     verb: str, home: Path, server: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb]) == 1
     assert "meterwatch: the lake is empty" in capsys.readouterr().err
     states = {run.state_name for run in server.read_flow_runs()}
     assert "Pending" not in states
-    assert last_run(server).state_name == "Failed"
+    assert read_last_run(server).state_name == "Failed"
 
 
-def test_a_server_that_is_down_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_server_is_named_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dead = f"http://127.0.0.1:{find_free_port()}/api"
     with temporary_settings({PREFECT_API_URL: dead}):
         assert main(["score"]) == 1
@@ -189,7 +191,7 @@ def test_a_server_that_is_down_is_one_line(home: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("error", "tries"), [(UserError("mend me"), 1), (OSError("again"), 3)])
-def test_only_what_may_pass_is_tried_again(
+def test_tasks_retry_transient_errors_but_not_user_errors(
     error: Exception, tries: int, home: Path, server: SyncPrefectClient
 ) -> None:
     tried = []
@@ -208,7 +210,7 @@ def test_only_what_may_pass_is_tried_again(
     assert len(tried) == tries
 
 
-def test_a_task_is_a_plain_call_outside_a_flow(home: Path, server: SyncPrefectClient) -> None:
+def test_task_outside_a_flow_is_not_recorded(home: Path, server: SyncPrefectClient) -> None:
     @task(name="double")
     def double(number: int, by: int = 2) -> int:
         return by * number
@@ -218,9 +220,9 @@ def test_a_task_is_a_plain_call_outside_a_flow(home: Path, server: SyncPrefectCl
     assert len(server.read_task_runs()) == before
 
 
-def test_each_step_is_a_named_task_run(trained: Path, server: SyncPrefectClient) -> None:
-    run_flow(score, night=LAST)
-    run = last_run(server)
+def test_each_step_of_a_flow_is_a_named_task_run(trained: Path, server: SyncPrefectClient) -> None:
+    run_flow(score, night=LAST_NIGHT)
+    run = read_last_run(server)
     only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     expected = {"score nights", "join episodes"}
     # The server writes task runs from a stream of events, a moment later.
