@@ -11,17 +11,17 @@ from tasks import report
 NIGHT = date(2014, 2, 2)
 
 
-def scores(flagged: int, normal: int) -> pl.DataFrame:
+def build_scores(n_flagged: int, n_normal: int) -> pl.DataFrame:
     order = pl.int_range(1, pl.len() + 1, dtype=pl.Int32)
-    return Scores.sample(flagged + normal).with_columns(
+    return Scores.sample(n_flagged + n_normal).with_columns(
         night=pl.lit(NIGHT),
         rank=order,
-        is_anomaly=order <= flagged,
+        is_anomaly=order <= n_flagged,
         household_id=pl.format("H{}", order),
     )
 
 
-def test_rows_set_aside_stand_by_rule_the_most_frequent_first() -> None:
+def test_quarantined_rows_are_listed_by_rule_most_frequent_first() -> None:
     said = report.render_row_counts(
         rows_in=1_010, rows_kept=1_000, quarantined_by_rule={"null": 3, "duplicate": 7}
     )
@@ -29,36 +29,38 @@ def test_rows_set_aside_stand_by_rule_the_most_frequent_first() -> None:
     assert said.index("| duplicate | 7 |") < said.index("| null | 3 |")
 
 
-def test_nothing_set_aside_needs_no_table() -> None:
+def test_no_quarantined_rows_render_no_table() -> None:
     assert "|" not in report.render_row_counts(rows_in=5, rows_kept=5, quarantined_by_rule={})
 
 
-def test_households_stand_by_status() -> None:
+def test_household_nights_are_counted_by_status() -> None:
     said = report.render_status_counts({"scored": 5_500, "missing": 67})
     assert "| scored | 5,500 |" in said
     assert "| missing | 67 |" in said
 
 
 @pytest.mark.parametrize(("flagged", "shown"), [(3, 3), (12, 10)])
-def test_the_most_urgent_are_at_most_ten_in_order(flagged: int, shown: int) -> None:
-    rows = report.render_most_urgent(scores(flagged, normal=5), NIGHT).splitlines()
+def test_at_most_ten_urgent_households_are_listed_by_rank(flagged: int, shown: int) -> None:
+    rows = report.render_most_urgent(build_scores(flagged, n_normal=5), NIGHT).splitlines()
     assert [row.split(" | ")[1] for row in rows if row.startswith("| ")][2:] == [
         f"H{rank}" for rank in range(1, shown + 1)
     ]
 
 
-def test_a_night_without_anomalies_says_so() -> None:
-    assert f"No household was flagged on {NIGHT}." in report.render_most_urgent(scores(0, 4), NIGHT)
+def test_night_without_flags_is_stated() -> None:
+    assert f"No household was flagged on {NIGHT}." in report.render_most_urgent(
+        build_scores(0, 4), NIGHT
+    )
 
 
-def test_checks_name_only_what_fails() -> None:
+def test_only_failing_checks_are_listed() -> None:
     said = report.render_checks({"gapless": 0, "rows_add_up": 1_200})
     assert "1 of 2 checks passed." in said
     assert "| rows_add_up | 1,200 |" in said
     assert "gapless" not in said
 
 
-def test_a_night_says_what_its_budget_came_to() -> None:
+def test_alerts_are_reported_against_the_alert_budget() -> None:
     night = (NIGHT, 5_000, 40, 20, 4.0, 3.0, 0.25, 1.5, 1.0, 6_000, "1")
     said = report.render_alerts(pl.DataFrame([night], schema=Nights.column_names(), orient="row"))
     assert f"40 of 5,000 scored households are flagged on {NIGHT}" in said
