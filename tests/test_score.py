@@ -13,14 +13,14 @@ from ml.features import Fleet
 from ml.score import WARMUP_NIGHTS, score_nights
 from tests import fleets
 
-NIGHTS = WARMUP_NIGHTS + 30
-HOUSEHOLDS = 40
-BUDGET = {"min_readings": 36, "alert_budget": 20.0, "model_version": "1"}
+N_NIGHTS = WARMUP_NIGHTS + 30
+N_HOUSEHOLDS = 40
+SCORING_OPTIONS = {"min_readings": 36, "alert_budget": 20.0, "model_version": "1"}
 
 
 @pytest.fixture(scope="module")
 def readings() -> np.ndarray:
-    return fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
+    return fleets.simulate_readings_kwh(N_HOUSEHOLDS, N_NIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +28,29 @@ def detector(readings: np.ndarray) -> Detector:
     return fleets.build_detector(fleets.build_fleet(readings))
 
 
-def window(readings: np.ndarray, first: int, last: int) -> Fleet:
-    start = first - WARMUP_NIGHTS
+def build_window(readings_kwh: np.ndarray, first_night: int, last_night: int) -> Fleet:
+    start = first_night - WARMUP_NIGHTS
     return fleets.build_fleet(
-        readings[:, start : last + 1], fleets.FIRST_NIGHT + timedelta(days=start)
+        readings_kwh[:, start : last_night + 1], fleets.FIRST_NIGHT + timedelta(days=start)
     )
 
 
-def scores_of(detector: Detector, readings: np.ndarray, first: int, last: int) -> pl.DataFrame:
-    known = window(readings, first, last)
-    return score_nights(detector, known, known.nights[WARMUP_NIGHTS], **BUDGET).scores
+def score_range(
+    detector: Detector, readings_kwh: np.ndarray, first_night: int, last_night: int
+) -> pl.DataFrame:
+    known = build_window(readings_kwh, first_night, last_night)
+    return score_nights(detector, known, known.nights[WARMUP_NIGHTS], **SCORING_OPTIONS).scores
 
 
 @pytest.mark.seed_fault
-def test_every_household_has_its_row_with_a_status(
-    detector: Detector, readings: np.ndarray
-) -> None:
+def test_every_household_has_a_row_with_a_status(detector: Detector, readings: np.ndarray) -> None:
     dirty = readings.copy()
     dirty[0, -1] = np.nan
     dirty[1, -1, :20] = np.nan
     dirty[2, :-3] = np.nan
-    table = scores_of(detector, dirty, NIGHTS - 1, NIGHTS - 1)
+    table = score_range(detector, dirty, N_NIGHTS - 1, N_NIGHTS - 1)
     assert table["household_id"].to_list() == sorted(
-        fleets.build_households(HOUSEHOLDS)["household_id"]
+        fleets.build_households(N_HOUSEHOLDS)["household_id"]
     )
     assert table["status"].head(4).to_list() == ["missing", "incomplete", "cold_start", "scored"]
     assert table["n_readings"].head(4).to_list() == [0, 28, 48, 48]
@@ -58,18 +58,18 @@ def test_every_household_has_its_row_with_a_status(
     assert table["is_anomaly"].null_count() == 0
 
 
-def test_bulk_scores_equal_one_night_scores(detector: Detector, readings: np.ndarray) -> None:
-    bulk = scores_of(detector, readings, WARMUP_NIGHTS, NIGHTS - 1)
-    for night in range(WARMUP_NIGHTS, NIGHTS, 7):
-        one = scores_of(detector, readings, night, night)
+def test_scores_of_a_range_equal_scores_of_each_night(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    bulk = score_range(detector, readings, WARMUP_NIGHTS, N_NIGHTS - 1)
+    for night in range(WARMUP_NIGHTS, N_NIGHTS, 7):
+        one = score_range(detector, readings, night, night)
         assert one.equals(bulk.filter(night=fleets.FIRST_NIGHT + timedelta(days=night)))
 
 
-def test_a_batch_in_another_order_gives_the_same_scores(
-    detector: Detector, readings: np.ndarray
-) -> None:
-    known = window(readings, WARMUP_NIGHTS, NIGHTS - 1)
-    order = np.random.default_rng(1).permutation(HOUSEHOLDS)
+def test_scores_do_not_depend_on_household_order(detector: Detector, readings: np.ndarray) -> None:
+    known = build_window(readings, WARMUP_NIGHTS, N_NIGHTS - 1)
+    order = np.random.default_rng(1).permutation(N_HOUSEHOLDS)
     shuffled = Fleet(
         [known.household_ids[i] for i in order],
         known.nights,
@@ -78,34 +78,36 @@ def test_a_batch_in_another_order_gives_the_same_scores(
         known.conditions,
     )
     first = known.nights[WARMUP_NIGHTS]
-    table = score_nights(detector, known, first, **BUDGET)
-    other = score_nights(detector, shuffled, first, **BUDGET)
+    table = score_nights(detector, known, first, **SCORING_OPTIONS)
+    other = score_nights(detector, shuffled, first, **SCORING_OPTIONS)
     assert table.scores.equals(other.scores)
     assert table.anomalies.equals(other.anomalies)
     assert table.nights.equals(other.nights)
 
 
 @pytest.mark.seed_fault
-def test_a_household_is_scored_alike_alone_and_among_others(
+def test_score_does_not_depend_on_other_households(
     detector: Detector, readings: np.ndarray
 ) -> None:
     # The seed standardised by the batch being scored, so a batch of one became zeros.
     few = readings[: scoring.MIN_HOUSEHOLDS_FOR_SHIFT - 1]
-    among = scores_of(detector, few, NIGHTS - 1, NIGHTS - 1).head(1)
-    alone = scores_of(detector, readings[:1], NIGHTS - 1, NIGHTS - 1)
+    among = score_range(detector, few, N_NIGHTS - 1, N_NIGHTS - 1).head(1)
+    alone = score_range(detector, readings[:1], N_NIGHTS - 1, N_NIGHTS - 1)
     height = ["p_value", "rank"]  # the height of the fleet's tail is the fleet's
     assert alone.drop(height).equals(among.drop(height))
     assert alone["p_value"].item() == pytest.approx(among["p_value"].item(), rel=0.2)
 
 
 @pytest.mark.seed_fault
-def test_no_threshold_is_in_kwh(detector: Detector, readings: np.ndarray) -> None:
-    small = scores_of(detector, readings, NIGHTS - 1, NIGHTS - 1)
-    large = scores_of(detector, readings * 20, NIGHTS - 1, NIGHTS - 1)
+def test_scores_do_not_depend_on_the_consumption_level(
+    detector: Detector, readings: np.ndarray
+) -> None:
+    small = score_range(detector, readings, N_NIGHTS - 1, N_NIGHTS - 1)
+    large = score_range(detector, readings * 20, N_NIGHTS - 1, N_NIGHTS - 1)
     np.testing.assert_allclose(large["score"], small["score"], rtol=0.02, atol=0.02)
 
 
-def test_an_error_far_below_the_usual_is_as_suspicious_as_one_far_above(
+def test_error_deviation_is_symmetric_below_and_above_usual(
     detector: Detector,
 ) -> None:
     # A reconstruction error grows with energy, so one side alone ranks every reduction as normal.
@@ -117,42 +119,44 @@ def test_an_error_far_below_the_usual_is_as_suspicious_as_one_far_above(
     assert low == pytest.approx(high, rel=0.2)
 
 
-def test_missing_half_hours_are_not_read_as_zeros(detector: Detector, readings: np.ndarray) -> None:
+def test_missing_half_hours_are_not_scored_as_zeros(
+    detector: Detector, readings: np.ndarray
+) -> None:
     gappy, zeros = readings.copy(), readings.copy()
     gappy[:9, -1, 30:42] = np.nan
     zeros[:9, -1, 30:42] = 0
-    masked = scores_of(detector, gappy, NIGHTS - 1, NIGHTS - 1).head(9)
-    zeroed = scores_of(detector, zeros, NIGHTS - 1, NIGHTS - 1).head(9)
+    masked = score_range(detector, gappy, N_NIGHTS - 1, N_NIGHTS - 1).head(9)
+    zeroed = score_range(detector, zeros, N_NIGHTS - 1, N_NIGHTS - 1).head(9)
     assert masked["score"].median() < zeroed["score"].median() / 2
 
 
-def test_p_values_are_honest_on_ordinary_nights(detector: Detector, readings: np.ndarray) -> None:
-    fresh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=0) * 1.0
+def test_p_values_are_uniform_on_normal_nights(detector: Detector, readings: np.ndarray) -> None:
+    fresh = fleets.simulate_readings_kwh(N_HOUSEHOLDS, N_NIGHTS, seed=0) * 1.0
     fresh[:, WARMUP_NIGHTS:] = (
-        fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=7)[:, WARMUP_NIGHTS:]
+        fleets.simulate_readings_kwh(N_HOUSEHOLDS, N_NIGHTS, seed=7)[:, WARMUP_NIGHTS:]
         * (
             readings.mean(axis=(1, 2))
-            / fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=7).mean(axis=(1, 2))
+            / fleets.simulate_readings_kwh(N_HOUSEHOLDS, N_NIGHTS, seed=7).mean(axis=(1, 2))
         )[:, None, None]
     )
-    p = scores_of(detector, fresh, WARMUP_NIGHTS, NIGHTS - 1)["p_value"]
+    p = score_range(detector, fresh, WARMUP_NIGHTS, N_NIGHTS - 1)["p_value"]
     # 1,200 household-nights: 0.05 has a standard error of 0.006, 0.5 one of 0.014.
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.02)
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_evidence_adds_up_over_the_nights_of_a_lasting_anomaly(
+def test_evidence_accumulates_over_a_lasting_anomaly(
     detector: Detector, readings: np.ndarray
 ) -> None:
     lasting = readings.copy()
     lasting[0, -5:] *= 3
-    table = scores_of(detector, lasting, NIGHTS - 5, NIGHTS - 1)
+    table = score_range(detector, lasting, N_NIGHTS - 5, N_NIGHTS - 1)
     own = table.filter(household_id="MAC000000")["evidence"].to_list()
     assert own == sorted(own)
     assert own[-1] > own[0] > 0
 
 
-def test_evidence_forgets_what_lies_further_back_than_its_window() -> None:
+def test_evidence_is_zero_beyond_its_window() -> None:
     rarity = np.full((1, 40), 0.3)
     rarity[0, 5] = 6
     _, evidence = scoring.accumulate_evidence(rarity)
@@ -160,12 +164,10 @@ def test_evidence_forgets_what_lies_further_back_than_its_window() -> None:
     assert evidence[0, 5 + scoring.EVIDENCE_NIGHTS + 1] == 0
 
 
-def test_ranks_of_a_night_count_from_the_most_urgent(
-    detector: Detector, readings: np.ndarray
-) -> None:
+def test_ranks_start_at_the_most_urgent_household(detector: Detector, readings: np.ndarray) -> None:
     dirty = readings.copy()
     dirty[5, -1] = np.nan
-    table = scores_of(detector, dirty, NIGHTS - 2, NIGHTS - 1)
+    table = score_range(detector, dirty, N_NIGHTS - 2, N_NIGHTS - 1)
     for _, night in table.group_by("night"):
         ranked = night.drop_nulls("rank").sort("rank")
         assert ranked["rank"].to_list() == list(range(1, len(ranked) + 1))
@@ -175,13 +177,13 @@ def test_ranks_of_a_night_count_from_the_most_urgent(
     assert table.filter(pl.col("rank").is_null())["status"].to_list() == ["missing"]
 
 
-def test_flags_stay_within_the_budget_and_each_has_its_profile(
+def test_flags_respect_the_alert_budget_and_have_profiles(
     detector: Detector, readings: np.ndarray
 ) -> None:
     odd = readings.copy()
     odd[3, -1] *= 8
-    known = window(odd, NIGHTS - 1, NIGHTS - 1)
-    tables = score_nights(detector, known, known.nights[-1], **BUDGET)
+    known = build_window(odd, N_NIGHTS - 1, N_NIGHTS - 1)
+    tables = score_nights(detector, known, known.nights[-1], **SCORING_OPTIONS)
     flagged, anomalies = tables.scores.filter("is_anomaly"), tables.anomalies
     assert len(flagged) <= 3
     assert flagged["household_id"].to_list() == anomalies["household_id"].to_list()
@@ -192,21 +194,21 @@ def test_flags_stay_within_the_budget_and_each_has_its_profile(
     assert known.nights[-1] <= row["start_utc"].date() < row["end_utc"].date() + timedelta(days=1)
 
 
-def test_the_network_is_the_seeds(detector: Detector) -> None:
+def test_seed_network_has_the_expected_parameters(detector: Detector) -> None:
     # 63 x 8 + 8 + 8 x 2 + 2 + 17 x 8 + 8 + 8 x 48 + 48 = 1,106
     assert sum(weight.numel() for weight in detector.network.parameters()) == 1106
     x, known = torch.zeros(3, 48), torch.zeros(3, 15)
     assert detector.network.encode(x, known).shape == (3, 2)
 
 
-def test_calibration_is_kept_within_its_size() -> None:
+def test_reference_scores_are_limited_to_the_calibration_size() -> None:
     built = Detector(DetectorConfig(model=fleets.TEST_MODEL))
     built.fit_reference_scores(torch.linspace(0, 1, 600_000))
     assert len(built.reference_scores) == built.config.calibration_size == 1 << 16
     assert built.reference_scores[[0, -1]].tolist() == [0.0, 1.0]
 
 
-def test_half_hours_show_an_anomaly_from_even_odds_on() -> None:
+def test_half_hour_score_exceeds_one_above_even_odds() -> None:
     judged = Detector(DetectorConfig(model="history_network"))
     shown = scoring.score_half_hours(judged, np.array([-9.0, 0.0, 0.1, 9.0, np.nan]))
     np.testing.assert_array_equal(shown > 1, [False, False, True, True, False])
