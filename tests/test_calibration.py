@@ -20,7 +20,7 @@ from ml.calibration import (
 from ml.episodes import SILENCE_NIGHTS as JOINED_NIGHTS
 from ml.errors import UserError
 
-finite = st.floats(-50, 50)
+finite_values = st.floats(-50, 50)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def normal() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(80, 250))
 
 
-def test_ordinary_figures_have_p_values_as_they_should() -> None:
+def test_p_values_of_normal_values_are_uniform() -> None:
     one, other = (np.random.default_rng(seed).exponential(size=200_000) for seed in (1, 2))
     p = compute_p_values(np.sort(one), other)
     for level in (0.1, 0.01, 0.001):
@@ -37,7 +37,7 @@ def test_ordinary_figures_have_p_values_as_they_should() -> None:
         assert (few <= level).mean() == pytest.approx(level, rel=0.5)
 
 
-def test_a_p_value_is_never_zero_and_counts_ties_as_extreme() -> None:
+def test_p_value_is_positive_and_counts_ties_as_extreme() -> None:
     reference = np.array([1.0, 2.0, 2.0, 3.0])
     figures = np.array([9.0, 3.0, 2.0, 0.0, np.nan])
     p = compute_p_values(reference, figures)
@@ -53,18 +53,18 @@ def tail() -> TailDistribution:
 
 
 @settings(deadline=None)
-@given(arrays.arrays(float, 12, elements=finite))
-def test_rarity_keeps_the_order_of_figures(tail: TailDistribution, figures: np.ndarray) -> None:
+@given(arrays.arrays(float, 12, elements=finite_values))
+def test_surprisal_is_monotonic(tail: TailDistribution, figures: np.ndarray) -> None:
     rarity = tail.surprisal(np.sort(figures))
     assert np.isfinite(rarity).all()
     assert (np.diff(rarity) >= 0).all()
 
 
-def test_beyond_the_reference_two_figures_are_never_equally_rare(tail: TailDistribution) -> None:
+def test_surprisal_increases_strictly_beyond_the_reference(tail: TailDistribution) -> None:
     assert (np.diff(tail.surprisal(np.linspace(4, 60, 100))) > 0).all()
 
 
-def test_rarity_is_the_logarithm_of_the_share_as_extreme(normal: np.ndarray) -> None:
+def test_surprisal_is_minus_log10_of_the_tail_share(normal: np.ndarray) -> None:
     tail = TailDistribution()
     tail.fit(normal)
     at = np.quantile(normal, [0.5, 0.9, 0.99])
@@ -72,7 +72,7 @@ def test_rarity_is_the_logarithm_of_the_share_as_extreme(normal: np.ndarray) -> 
     assert np.isnan(tail.surprisal(np.array([np.nan]))).all()
 
 
-def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
+def test_episode_starts_agree_with_the_episodes_table() -> None:
     alerts = np.zeros((2, 40), dtype=bool)
     alerts[0, [3, 5, 17, 33]] = True
     starts = find_episode_starts(alerts)
@@ -82,7 +82,7 @@ def test_a_case_silences_its_home_as_the_table_of_episodes_does() -> None:
     assert not starts[1].any()
 
 
-def test_the_limit_opens_as_many_false_cases_as_the_budget_allows(normal: np.ndarray) -> None:
+def test_alert_threshold_opens_as_many_false_episodes_as_the_budget(normal: np.ndarray) -> None:
     p = compute_p_values(np.sort(normal.ravel()), normal)
     _, evidence = scoring.accumulate_evidence(-np.log10(p))
     curve = compute_alert_curve(p, evidence)
@@ -96,7 +96,7 @@ def test_the_limit_opens_as_many_false_cases_as_the_budget_allows(normal: np.nda
         assert opened == pytest.approx(budget, rel=0.35)
 
 
-def test_a_budget_that_the_calibration_cannot_resolve_is_refused_with_what_would_do() -> None:
+def test_unresolvable_alert_budget_is_refused_with_the_smallest_possible() -> None:
     curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 0, 9), np.arange(9)))
     said = "1,000 calibration household-nights .* METERWATCH_ALERT_BUDGET to 5 or more"
     with pytest.raises(UserError, match=said):
@@ -104,7 +104,7 @@ def test_a_budget_that_the_calibration_cannot_resolve_is_refused_with_what_would
     assert alert_threshold(curve, 10_000, 3.0) == curve[3, 0]
 
 
-def test_evidence_makes_urgent_what_no_single_night_does() -> None:
+def test_evidence_lowers_the_alert_p_value() -> None:
     curve = np.column_stack((np.geomspace(1e-4, 0.1, 9), np.linspace(9, 1, 9), np.arange(9)))
     rare = compute_alert_p_values(
         curve, np.array([0.4, 0.4, 1e-5, np.nan]), np.array([9.0, 0.5, 0.5, np.nan])
@@ -116,14 +116,14 @@ def test_evidence_makes_urgent_what_no_single_night_does() -> None:
     arrays.arrays(float, 20, elements=st.floats(1e-6, 1)),
     arrays.arrays(float, 1, elements=st.floats(0.1, 9)),
 )
-def test_raising_the_tail_keeps_the_order_and_the_ends(p: np.ndarray, height: np.ndarray) -> None:
+def test_tail_inflation_keeps_order_and_bounds(p: np.ndarray, height: np.ndarray) -> None:
     raised = scoring.inflate_p_values(np.sort(p), height)
     assert (np.diff(raised) >= 0).all()
     assert (raised <= 1).all()
     assert scoring.inflate_p_values(np.array([1.0]), height).item() == 1
 
 
-def test_a_fleet_that_is_livelier_than_the_reference_gets_larger_p_values() -> None:
+def test_tail_inflation_enlarges_p_values_of_a_more_unusual_fleet() -> None:
     p = np.random.default_rng(0).uniform(size=(300, 60)) ** 1.5
     height = scoring.measure_tail_inflation(p, np.zeros(300, dtype=bool))
     expected = 0.1 ** (1 / 1.5) / 0.1
@@ -134,7 +134,7 @@ def test_a_fleet_that_is_livelier_than_the_reference_gets_larger_p_values() -> N
     )
 
 
-def test_planted_nights_do_not_raise_the_tail() -> None:
+def test_injected_nights_do_not_change_the_tail_inflation() -> None:
     p = np.random.default_rng(0).uniform(size=(300, 60))
     p[:24] = 1e-5
     assert scoring.measure_tail_inflation(p, np.zeros(300, dtype=bool))[0, -1] == pytest.approx(
@@ -142,7 +142,7 @@ def test_planted_nights_do_not_raise_the_tail() -> None:
     )
 
 
-def test_identities_are_the_same_on_every_machine() -> None:
+def test_household_id_hashes_are_stable() -> None:
     one, again, other = hash_household_ids(["MAC000002", "MAC000002", "MAC000003"])
     assert one == again != other
     assert one == -2797787050760149971
