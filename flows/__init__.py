@@ -71,7 +71,7 @@ def _refuse_unreachable_server(url: str) -> None:
 
 
 def _limit_malloc_arenas() -> None:
-    """Keep threads of one core in one arena: eight cost a training 1.3 GB of addresses."""
+    """Keep threads of one core in one arena: eight cost a training 1.3 GB of address space."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, os.cpu_count() or 1)

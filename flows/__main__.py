@@ -23,7 +23,7 @@ USER_FIXABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOT
 
 app = App(
     name="meterwatch",
-    help="Reads a fleet of smart meters every night and says which homes behave abnormally.",
+    help="Reads a fleet of smart meters every night and says which households behave abnormally.",
     result_action="return_value",
 )
 OutputFormat = Literal["table", "csv", "json", "parquet"]
@@ -82,7 +82,7 @@ def simulate(
     start: date = date(2013, 9, 23),
     seed: SeedOption = 0,
 ) -> None:
-    """Write a simulated fleet as it would be delivered, and what was planted in it.
+    """Write a simulated fleet as it would be delivered, and the anomalies injected into it.
 
     Args:
         out: Directory to write; a fleet that is there is replaced.
@@ -192,8 +192,8 @@ def score(
 
     Args:
         night: The night (default: the last one in the lake).
-        first: The first night of a range.
-        last: The last night of a range, included.
+        first_night: The first night of a range.
+        last_night: The last night of a range, included.
     """
     if night and (first_night or last_night):
         raise WrongUsageError("give a night or --from and --to, not both")
@@ -204,7 +204,7 @@ def score(
     from flows.score import score as flow
 
     if first_night and last_night:
-        print(run_flow(backfill, first=first_night, last=last_night).line())
+        print(run_flow(backfill, first_night=first_night, last_night=last_night).line())
     else:
         print(run_flow(flow, night=night).line())
 
@@ -237,13 +237,13 @@ def evaluate(
     detectors: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     copies: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
 ) -> None:
-    """Run the detection benchmark: every detector side by side on planted nights.
+    """Run the detection benchmark: every detector side by side on injected anomalies.
 
     Args:
         until: The last night to learn from (default: two thirds of the lake).
-        seed: The same seed on the same data plants the same.
+        seed: The same seed on the same data injects the same anomalies.
         detectors: Detectors, or the groups rules, baselines and networks (default: all).
-        copies: How often each held-out household is planted (default: by their number).
+        copies: How many times each held-out household is injected (default: by their number).
     """
     from flows import run_flow
     from flows.evaluate import EvaluateParameters
@@ -285,7 +285,7 @@ def query(
     Args:
         name_or_sql: A query of sql/queries, or SQL.
         param: A parameter of the query as name=value; may be given several times.
-        form: How to write the answer.
+        output_format: How to write the answer.
         out: The file to write it to (default: standard output).
     """
     from flows.show import write_frame

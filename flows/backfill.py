@@ -25,9 +25,9 @@ LastNight = Annotated[date, Field(description="last night to score, included")]
 NightRange = tuple[date, date]
 
 
-@flow(name="backfill", flow_run_name="backfill {first} to {last}")
+@flow(name="backfill", flow_run_name="backfill {first_night} to {last_night}")
 def backfill(first_night: FirstNight, last_night: LastNight) -> ScoreReceipt:
-    """Score the nights `first` to `last`, a month at a time, as if each were scored alone."""
+    """Score the nights `first_night` to `last_night`, a month at a time, as if each were scored alone."""
     with record_run("backfill", first_night, last_night) as record:
         receipt = combine_receipts(
             score_span.map(

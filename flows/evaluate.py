@@ -19,7 +19,7 @@ def evaluate(
         EvaluateParameters, Field(description="what to measure")
     ] = DEFAULT_PARAMETERS,
 ) -> EvaluateReceipt:
-    """Set every detector beside the others on planted nights."""
+    """Set every detector beside the others on injected anomalies."""
     with record_run("evaluate") as record:
         receipt = run_benchmark(parameters)
         record.first_night, record.last_night = receipt.first_night, receipt.last_night

@@ -136,7 +136,7 @@ def _train_detector(last_training_night: date) -> None:
 
 def _score_nights(first_night: date, last_night: date) -> None:
     with _report_step("score") as outcome:
-        receipt = run_flow(backfill, first=first_night, last=last_night)
+        receipt = run_flow(backfill, first_night=first_night, last_night=last_night)
         outcome += [
             f"{first_night} to {last_night}",
             f"{receipt.n_household_nights:,} rows",
@@ -151,8 +151,8 @@ def _print_most_urgent_households(first_night: date, last_night: date) -> None:
         "limit": str(N_URGENT_HOUSEHOLDS),
     }
     print_table(
-        warehouse.run_query("top_homes", span),
-        f"\nMost urgent homes of {first_night} to {last_night}",
+        warehouse.run_query("top_households", span),
+        f"\nMost urgent households of {first_night} to {last_night}",
     )
 
 
@@ -176,7 +176,7 @@ def _print_detection_summary(first_night: date, last_night: date) -> None:
 def _print_next_steps(first_night: date, last_night: date) -> None:
     print(
         f"\nscores, anomalies, episodes   {lake.home_dir() / 'tables'}\n"
-        f"the same homes, drawn         {report.draw_most_urgent(first_night, last_night) or 'none was flagged'}\n"
+        f"the same households, drawn    {report.draw_most_urgent(first_night, last_night) or 'none was flagged'}\n"
         f"ask in SQL                    meterwatch query top_anomalies --param night={last_night}\n"
         "runs, reports and models      make serve"
     )

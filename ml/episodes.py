@@ -1,4 +1,4 @@
-"""Anomalies of a household joined across nights: one open case a household."""
+"""Anomalies of a household joined across nights into episodes."""
 
 from datetime import date, timedelta
 from typing import Final
@@ -19,9 +19,9 @@ def build_episodes(anomalies: pl.DataFrame, last_scored: date) -> pl.DataFrame:
     gap = pl.col("night").diff().over("household_id", order_by="night").dt.total_days()
     joined = (
         anomalies.sort("household_id", "night")
-        .with_columns(begins=(gap > SILENCE_NIGHTS).fill_null(value=True))
-        .with_columns(case=pl.col("begins").cum_sum())
-        .group_by("household_id", "case", maintain_order=True)
+        .with_columns(is_first=(gap > SILENCE_NIGHTS).fill_null(value=True))
+        .with_columns(episode_number=pl.col("is_first").cum_sum())
+        .group_by("household_id", "episode_number", maintain_order=True)
         .agg(
             first_night=pl.col("night").min(),
             last_night=pl.col("night").max(),

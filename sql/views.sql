@@ -3,7 +3,7 @@
 CREATE VIEW days AS
 SELECT * FROM read_parquet(getvariable('days'), hive_partitioning = false);
 
--- One row a household-day.
+-- One row a household-night.
 CREATE VIEW profiles AS
 SELECT
     household_id,
@@ -14,7 +14,7 @@ SELECT
     list_max(kwh) AS peak_kwh
 FROM days;
 
--- One row a half-hour of a delivered household-day, null where missing. Joining the lake's nights
+-- One row a half-hour of a delivered household-night, null where missing. Joining the lake's nights
 -- lets DuckDB turn a filter on ts_utc into one on night, which UNNEST would not: a night of the
 -- full trial is read in 0.04 s, not 8 s.
 CREATE VIEW readings AS
@@ -60,7 +60,7 @@ FROM read_parquet(
 CREATE VIEW episodes AS
 SELECT * FROM read_parquet(getvariable('episodes'), hive_partitioning = false);
 
--- The file's name is the key of the delivery that set the row aside.
+-- The file's name is the key of the delivery that quarantined the row.
 CREATE VIEW quarantine AS
 SELECT household_id, ts_utc, "value", rule, file, parse_filename(filename, true) AS delivery
 FROM read_parquet(getvariable('quarantine'), filename = true);

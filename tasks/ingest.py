@@ -212,7 +212,7 @@ def _stage_batch(job: _StagingJob, batch_number: int, rows: pl.DataFrame) -> _St
         return _StagedBatch(rows.height)
     days, taken = build_household_nights(sifted)
     _store_months(job, batch_number, "household_nights", days)
-    _store_months(job, batch_number, "taken", taken)
+    _store_months(job, batch_number, "collisions", taken)
     names = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
     return _StagedBatch(
         rows.height,
@@ -340,4 +340,4 @@ def _list_staged_files(patterns: Iterable[str]) -> Iterator[Path]:
 
 
 def _delivery_claim_path(delivery: str) -> Path:
-    return lake.staging_dir() / "keys" / delivery
+    return lake.staging_dir() / "claims" / delivery

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final, Literal
 
-PARAMETER_LINE: Final = re.compile(r"-- :(?P<name>\w+) (?P<kind>\w+)(?: = (?P<default>.+))?")
+PARAMETER_LINE: Final = re.compile(
+    r"-- :(?P<name>\w+) (?P<sql_type>\w+)(?: = (?P<default_sql>.+))?"
+)
 
 
 @dataclass(frozen=True)

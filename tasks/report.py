@@ -41,7 +41,7 @@ def render_scores(receipt: "ScoreReceipt") -> str:
 
 
 def draw_most_urgent(first_night: date, last_night: date) -> Path | None:
-    """Draw the most urgent homes of a span of nights, each by its rarest night; where it is."""
+    """Draw the most urgent households of a span of nights, each by its most unusual night; where it is."""
     from ml import plots
 
     order = ("p_value", "night", "household_id")
@@ -52,7 +52,7 @@ def draw_most_urgent(first_night: date, last_night: date) -> Path | None:
     if urgent.is_empty():
         return None
     title = (
-        f"Most urgent homes, {first_night} to {last_night}"
+        f"Most urgent households, {first_night} to {last_night}"
         if first_night < last_night
         else f"Most urgent of {last_night}"
     )
@@ -86,7 +86,7 @@ def render_alerts(nights: pl.DataFrame) -> str:
     """What the budget of alerts came to, and what the fleet did."""
     lines = [
         f"{night['flagged']:,} of {night['scored']:,} scored households are flagged on "
-        f"{night['night']}; {night['opened']:,} cases opened, {night['opened_per_1000']:.2f} in "
+        f"{night['night']}; {night['opened']:,} episodes opened, {night['opened_per_1000']:.2f} in "
         f"1,000 (budget of false ones: {night['alert_budget']:g}). The fleet's scores moved by "
         f"{night['fleet_shift']:+.2f} together, and its unusual nights are "
         f"{night['tail_inflation']:.2f} times as many as in the calibration."

@@ -58,7 +58,7 @@ class IngestReceipt(BaseModel):
         rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.quarantined_by_rule.items())
         said = [
             f"{_format_count(len(self.files), 'file')}: {self.rows_in:,} rows delivered, "
-            f"{self.rows_kept:,} kept, {self.rows_quarantined:,} set aside"
+            f"{self.rows_kept:,} kept, {self.rows_quarantined:,} quarantined"
             + (f" ({rules})" if rules else "")
         ]
         if self.n_earlier_superseded:
@@ -198,7 +198,7 @@ def _build_ledger_entry(
         "ingested_at_utc": ingested_at_utc,
         "rows_in": staged.rows_in,
         "rows_kept": staged.rows_in - n_quarantined,
-        "rows_set_aside": n_quarantined,
+        "rows_quarantined": n_quarantined,
         "rows_repeated": n_repeated,
         "households": spans.height,
         "first_ts_utc": spans.get_column("first_ts_utc").min(),
@@ -268,7 +268,7 @@ def _prepare_references(
 
 
 def _read_reference_table(table: DeliveredTable) -> pl.DataFrame:
-    rows = read_table(table, lake.staging_dir() / "companion")
+    rows = read_table(table, lake.staging_dir() / "reference_table")
     with name_file_in_errors(table.file):
         return parse_reference_table(rows, recognise_format(rows.columns))
 

@@ -26,7 +26,7 @@ UNSUPPORTED_SQL_TYPES: Final = re.compile(r"INTERVAL|UNION|UUID|JSON")
 STATUS_QUERIES: Final = {
     "Lake": ("lake_coverage", {}),
     "Last nights": ("coverage_by_night", {"limit": "7"}),
-    "Last runs": ("runs_recent", {"limit": "5"}),
+    "Last runs": ("recent_runs", {"limit": "5"}),
 }
 
 

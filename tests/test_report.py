@@ -54,16 +54,16 @@ def test_night_without_flags_is_stated() -> None:
 
 
 def test_only_failing_checks_are_listed() -> None:
-    said = report.render_checks({"gapless": 0, "rows_add_up": 1_200})
+    said = report.render_checks({"scored_nights_contiguous": 0, "rows_add_up": 1_200})
     assert "1 of 2 checks passed." in said
     assert "| rows_add_up | 1,200 |" in said
-    assert "gapless" not in said
+    assert "scored_nights_contiguous" not in said
 
 
 def test_alerts_are_reported_against_the_alert_budget() -> None:
     night = (NIGHT, 5_000, 40, 20, 4.0, 3.0, 0.25, 1.5, 1.0, 6_000, "1")
     said = report.render_alerts(pl.DataFrame([night], schema=Nights.column_names(), orient="row"))
     assert f"40 of 5,000 scored households are flagged on {NIGHT}" in said
-    assert "20 cases opened, 4.00 in 1,000 (budget of false ones: 3)" in said
+    assert "20 episodes opened, 4.00 in 1,000 (budget of false ones: 3)" in said
     assert "moved by +0.25 together" in said
     assert "1.50 times as many" in said

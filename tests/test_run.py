@@ -38,7 +38,7 @@ def read_recorded_runs(home: Path) -> set[tuple[str, str]]:
 def test_main_job_scores_last_nights_and_prints_the_anomaly_table(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main_job, "FLEET", FLEET_CONFIG)
+    monkeypatch.setattr(main_job, "SIMULATED_FLEET", FLEET_CONFIG)
     assert main(["run"]) == 0
     told, progress = capfd.readouterr()
     nights = FLEET_CONFIG.nights[-main_job.N_SCORED_SIMULATED_NIGHTS :]
@@ -47,7 +47,7 @@ def test_main_job_scores_last_nights_and_prints_the_anomaly_table(
     assert scores.group_by("night").len()["len"].to_list() == [FLEET_CONFIG.households] * len(
         nights
     )
-    for part in ("Most urgent homes", "Injected anomalies", "budget", "make serve"):
+    for part in ("Most urgent households", "Injected anomalies", "budget", "make serve"):
         assert part in told
     for step in ("simulate", "ingest", "train", "score"):
         assert f"{step} ..." in progress

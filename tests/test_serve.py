@@ -102,7 +102,7 @@ def read_service_urls(process: subprocess.Popen[str]) -> dict[str, str]:
         if line.startswith("Ctrl-C"):
             break
     prefect, form, mlflow, _ = re.findall(r"http://\S+", said)
-    return {"prefect": prefect, "train_form": form, "mlflow": mlflow}
+    return {"prefect_url": prefect, "train_form_url": form, "mlflow_url": mlflow}
 
 
 def list_processes() -> list[tuple[int, int, int]]:

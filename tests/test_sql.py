@@ -69,7 +69,7 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
     ),
     "lake_coverage": (
         {},
-        "registered households first_night last_night household_days readings missing_share",
+        "registered households first_night last_night household_nights readings missing_share",
         # 191 of A, 49 of B, 96 of C; 1 - 336 / (8 * 48).
         [(4, 3, JAN_30, FEB_2, 8, 336, 0.125)],
     ),
@@ -91,7 +91,7 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
             ("null", 1, 1, 1, datetime(2014, 1, 31, 1), datetime(2014, 1, 31, 1)),
         ],
     ),
-    "runs_recent": (
+    "recent_runs": (
         {"limit": "1"},
         "verb state seconds first_night rows_in model_version",
         [("score", "completed", 1.5, FEB_1, None, "1")],
@@ -111,7 +111,7 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
         "rank household_id reason start_utc excess_kwh actual_kwh expected_kwh evidence",
         [(1, "C", "spike", datetime(2014, 2, 2, 8), 4.0, 24.0, 20.0, 3.0)],
     ),
-    "top_homes": (
+    "top_households": (
         {"first_night": "2014-02-01"},
         "household_id acorn_group reason first_night last_night nights excess_kwh evidence",
         [
@@ -268,25 +268,25 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
         [("A", "drop", "not in scores"), ("A", "rise", "not in anomalies")],
     ),
     (
-        "anomalies_whole",
+        "anomalies_complete",
         _set("anomalies", FEB_2, "A", expected_kwh=[0.5] * 47),
-        "night household_id expected",
+        "night household_id n_expected",
         [(FEB_2, "A", 47)],
     ),
     (
-        "anomalies_whole",
+        "anomalies_complete",
         _set("anomalies", FEB_2, "A", end_utc=datetime(2014, 2, 3, 0, 30)),
         "night household_id",
         [(FEB_2, "A")],
     ),
     (
-        "days_unique",
+        "household_nights_unique",
         lambda: _day("A", FEB_1, small_home.FLAT_PROFILE_KWH, month=FEB_1),
         "night household_id rows months",
         [(FEB_1, "A", 2, ["2014-02"])],
     ),
     (
-        "days_unique",
+        "household_nights_unique",
         lambda: _day("B", FEB_1, small_home.FLAT_PROFILE_KWH, month=JAN_30),
         "night household_id rows months",
         [(FEB_1, "B", 1, ["2014-01"])],
@@ -331,34 +331,34 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
         [("rows of another night",)],
     ),
     (
-        "flags_first",
+        "flagged_ranked_first",
         _set("scores", FEB_2, "C", is_anomaly=False),
-        "night household_id rank first_quiet",
+        "night household_id rank first_unflagged_rank",
         [(FEB_2, "A", 2, 1)],
     ),
     (
-        "nights_gapless",
+        "scored_nights_contiguous",
         _skip_a_night,
         "first_night last_night nights",
         [(date(2014, 2, 3), date(2014, 2, 4), 2)],
     ),
     (
-        "ranks_without_holes",
+        "ranks_contiguous",
         _set("scores", FEB_2, "A", rank=3),
-        "night household_id rank expected",
+        "night household_id rank expected_rank",
         [(FEB_2, "A", 3, 2)],
     ),
     (
-        "ranks_without_holes",
+        "ranks_contiguous",
         _set("scores", FEB_2, "A", rank=1),
-        "night household_id rank expected",
+        "night household_id rank expected_rank",
         # A comes before C, so C is the one expected second.
         [(FEB_2, "C", 1, 2)],
     ),
     (
-        "ranks_without_holes",
+        "ranks_contiguous",
         _set("scores", FEB_2, "C", rank=None),
-        "household_id rank expected",
+        "household_id rank expected_rank",
         [("A", 2, 1), ("C", None, 2)],
     ),
     (
@@ -370,7 +370,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     (
         "readings_within_limits",
         lambda: _day("D", FEB_1, [-0.5, *[0.5] * 47], month=FEB_1),
-        "night household_id least_kwh",
+        "night household_id min_kwh",
         [(FEB_1, "D", -0.5)],
     ),
     (

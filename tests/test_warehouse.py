@@ -125,7 +125,7 @@ def test_empty_home_answers_every_query_and_check() -> None:
     for name in warehouse.list_queries():
         assert warehouse.run_query(name, given.get(name, {})).height == (name == "lake_coverage")
     assert not any(rows.height for rows in warehouse.run_checks().values())
-    assert warehouse.collect_status()["Lake"]["household_days"].item() == 0
+    assert warehouse.collect_status()["Lake"]["household_nights"].item() == 0
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_query_imports_no_heavy_library() -> None:
     code = f"""
 import sys
 from tasks import warehouse
-assert warehouse.query("top_anomalies").height == 2
+assert warehouse.run_query("top_anomalies").height == 2
 print(sorted({heavy} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -91,7 +91,7 @@ def resolve_conflicts(deliveries: list[DeliveredHouseholdNights]) -> ResolvedHou
     repeated = Counter[int]()
     aside = [_tabulate_losing_readings(cells, list(_find_losing_readings(parts, cells, repeated)))]
     if taken := [
-        each.collisions.with_columns(rank=each.delivery_rank)
+        each.collisions.with_columns(delivery_rank=each.delivery_rank)
         for each in deliveries
         if each.collisions is not None
     ]:
@@ -187,7 +187,7 @@ def _tabulate_losing_readings(
             "value": pl.Series(given).cast(pl.String),
             "rule": np.repeat([each[3] for each in losing_readings], counts),
             "delivery_rank": np.repeat([each[4] for each in losing_readings], counts),
-            "by": winning.delivery_rank[cell, slot],
+            "winning_rank": winning.delivery_rank[cell, slot],
         }
     )
     return listed.cast(LOSING_READINGS_SCHEMA)

@@ -1,18 +1,18 @@
 -- every anomaly lies in one episode of its household, and no episode holds anything else
 WITH
-held AS (
+matched_nights AS (
     SELECT a.household_id, a.night, e.first_night, e.last_night, e.nights
     FROM (SELECT household_id, night FROM anomalies) AS a
     FULL JOIN episodes AS e
         ON a.household_id = e.household_id AND a.night BETWEEN e.first_night AND e.last_night
 ),
-of_anomaly AS (
+episodes_per_anomaly AS (
     SELECT household_id, night, count(first_night) AS episodes
-    FROM held
+    FROM matched_nights
     WHERE night IS NOT NULL
     GROUP BY household_id, night
 ),
-of_episode AS (
+anomalies_per_episode AS (
     SELECT
         e.household_id,
         e.first_night,
@@ -27,14 +27,14 @@ of_episode AS (
     GROUP BY ALL
 )
 SELECT household_id, night, episodes || ' episodes hold this night' AS problem
-FROM of_anomaly
+FROM episodes_per_anomaly
 WHERE episodes <> 1
 UNION ALL
 SELECT household_id, first_night, anomalies || ' anomalies in an episode of ' || nights
-FROM of_episode
+FROM anomalies_per_episode
 WHERE anomalies <> nights
 UNION ALL
 SELECT household_id, first_night, 'an episode begins or ends on a night without anomaly'
-FROM of_episode
+FROM anomalies_per_episode
 WHERE anomalies > 0 AND (first_anomaly <> first_night OR last_anomaly <> last_night)
 ORDER BY ALL

@@ -1,10 +1,10 @@
 -- each night is one file of its own rows, and nothing foreign lies among the results
 -- (a .partial is what a killed writer leaves; no reader sees it)
-WITH found AS (
+WITH result_files AS (
     SELECT file, regexp_extract(file, '/tables/([^/]+)/night=[^/]+/([^/]+)$', ['t', 'f']) AS part
     FROM glob(getvariable('results'))
 ),
-rows_of AS (
+file_rows AS (
     SELECT filename AS file, night
     FROM read_parquet(getvariable('scores'), hive_partitioning = false, filename = true)
     UNION ALL
@@ -15,10 +15,10 @@ rows_of AS (
     FROM read_parquet(getvariable('episodes'), hive_partitioning = false, filename = true)
 )
 SELECT file, 'foreign file' AS problem
-FROM found
+FROM result_files
 WHERE (part.f <> part.t || '.parquet' OR part.f = '') AND file NOT LIKE '%/.%.partial'
 UNION
 SELECT file, 'rows of another night'
-FROM rows_of
+FROM file_rows
 WHERE night <> TRY_CAST(regexp_extract(file, 'night=([^/]+)/', 1) AS DATE)
 ORDER BY ALL

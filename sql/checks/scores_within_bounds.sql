@@ -1,6 +1,6 @@
 -- scores lie within their bounds and agree with their status
 -- :since DATE = DATE '0001-01-01'
-WITH judged AS (
+WITH checked_scores AS (
     SELECT *, status IN ('scored', 'cold_start') AS is_scored
     FROM scores
     WHERE night >= $since
@@ -32,6 +32,6 @@ SELECT
     evidence,
     is_anomaly,
     reason
-FROM judged
+FROM checked_scores
 WHERE problem <> ''
 ORDER BY night, household_id

@@ -1,7 +1,7 @@
 -- flagged nights by Acorn group and tariff
 -- :first_night DATE = NULL
 -- :last_night DATE = NULL
-WITH of_household AS (
+WITH household_counts AS (
     SELECT
         household_id,
         count(score) AS scored,
@@ -20,7 +20,7 @@ SELECT
     sum(scored)::BIGINT AS scored_nights,
     sum(flagged)::BIGINT AS flagged_nights,
     round(1000 * sum(flagged) / nullif(sum(scored), 0), 2) AS flagged_per_1000
-FROM of_household
+FROM household_counts
 LEFT JOIN households USING (household_id)
 GROUP BY acorn_group, tariff
 ORDER BY flagged_per_1000 DESC NULLS LAST, acorn_group, tariff

@@ -3,10 +3,10 @@
 -- :last_night DATE = NULL
 -- :limit INTEGER = NULL
 WITH
-delivered AS (
+delivery_counts AS (
     SELECT night, count(*) AS delivered FROM days GROUP BY night
 ),
-judged AS (
+score_counts AS (
     SELECT
         night,
         sum(n_readings)::BIGINT AS readings,
@@ -22,9 +22,9 @@ SELECT
     night,
     (SELECT count(*) FROM households) AS registered,
     coalesce(delivered, 0) AS delivered,
-    judged.* EXCLUDE (night)
-FROM delivered
-FULL JOIN judged USING (night)
+    score_counts.* EXCLUDE (night)
+FROM delivery_counts
+FULL JOIN score_counts USING (night)
 WHERE
     night >= coalesce($first_night, DATE '-infinity')
     AND night <= coalesce($last_night, DATE 'infinity')

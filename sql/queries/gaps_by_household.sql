@@ -3,7 +3,7 @@
 -- :first_night DATE = NULL
 -- :last_night DATE = NULL
 WITH
-of_household AS MATERIALIZED (
+household_nights AS MATERIALIZED (
     SELECT
         household_id,
         min(night) AS first_night,
@@ -17,7 +17,7 @@ of_household AS MATERIALIZED (
     GROUP BY household_id
 ),
 -- Only the half-hours of a household's first and last day say when it begins and ends.
-spans AS (
+reading_spans AS (
     SELECT
         h.household_id,
         h.readings,
@@ -26,7 +26,7 @@ spans AS (
         h.last_night + to_minutes(
             30 * (48 - list_position([k IS NOT NULL FOR k IN list_reverse(l.kwh)], true))
         ) AS last_utc
-    FROM of_household AS h
+    FROM household_nights AS h
     JOIN days AS f ON h.household_id = f.household_id AND h.first_night = f.night
     JOIN days AS l ON h.household_id = l.household_id AND h.last_night = l.night
 )
@@ -36,6 +36,6 @@ SELECT
     last_utc,
     readings,
     date_diff('minute', first_utc, last_utc) // 30 + 1 - readings AS missing
-FROM spans
+FROM reading_spans
 WHERE missing > 0
 ORDER BY missing DESC, household_id

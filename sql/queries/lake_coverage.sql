@@ -1,15 +1,15 @@
--- what the lake covers
-WITH counted AS (
+-- households, nights and readings in the lake
+WITH coverage AS (
     SELECT
         (SELECT count(*) FROM households) AS registered,
         count(DISTINCT household_id) AS delivered,
         min(night) AS first_night,
         max(night) AS last_night,
-        count(*) AS household_days
+        count(*) AS household_nights
     FROM days
 ),
 -- Parquet's own statistics: no reading is decoded.
-stored AS (
+stored_readings AS (
     SELECT (sum(num_values) - sum(stats_null_count))::BIGINT AS readings
     FROM parquet_metadata(getvariable('days'))
     WHERE path_in_schema LIKE 'kwh%'
@@ -19,7 +19,7 @@ SELECT
     delivered AS households,
     first_night,
     last_night,
-    household_days,
+    household_nights,
     coalesce(readings, 0) AS readings,
-    round(1 - readings / nullif(48 * household_days, 0), 5) AS missing_share
-FROM counted, stored
+    round(1 - readings / nullif(48 * household_nights, 0), 5) AS missing_share
+FROM coverage, stored_readings

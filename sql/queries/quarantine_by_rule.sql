@@ -1,4 +1,4 @@
--- delivered rows that were set aside, by rule
+-- quarantined rows by the rule they broke
 SELECT
     rule,
     count(*) AS "rows",

@@ -1,4 +1,4 @@
--- the lake holds a household-day once, in its month
+-- the lake holds each household-night once, in the file of its month
 -- :since DATE = DATE '0001-01-01'
 SELECT night, household_id, count(*) AS "rows", list_distinct(list(month)) AS months
 FROM (

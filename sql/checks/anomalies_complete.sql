@@ -3,9 +3,9 @@
 SELECT
     night,
     household_id,
-    len(actual_kwh) AS actual,
-    len(expected_kwh) AS expected,
-    len(half_hour_score) AS scores,
+    len(actual_kwh) AS n_actual,
+    len(expected_kwh) AS n_expected,
+    len(half_hour_score) AS n_half_hour_scores,
     start_utc,
     end_utc
 FROM anomalies

@@ -1,4 +1,4 @@
--- homes with the most urgent anomalies of a span of nights, by default the last one scored
+-- households with the most urgent anomalies of a span of nights, by default the last one scored
 -- :first_night DATE = (SELECT max(night) FROM scores)
 -- :last_night DATE = (SELECT max(night) FROM scores)
 -- :limit INTEGER = 20

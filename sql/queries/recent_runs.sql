@@ -1,4 +1,4 @@
--- what ran last
+-- the most recent runs
 -- :limit INTEGER = 20
 SELECT
     started_utc,
