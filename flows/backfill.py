@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import track
 
 from flows import flow
-from tasks.report import publish_score_report
-from tasks.runs import record_run
-from tasks.score import (
+from tasks.reports import publish_score_report
+from tasks.run_ledger import record_run
+from tasks.scoring import (
     ScoreReceipt,
     combine_receipts,
     join_episodes,

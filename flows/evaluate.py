@@ -5,8 +5,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from flows import flow
-from tasks.evaluate import EvaluateParameters, EvaluateReceipt, run_benchmark
-from tasks.runs import record_run
+from tasks.evaluation import EvaluateParameters, EvaluateReceipt, run_benchmark
+from tasks.run_ledger import record_run
 
 __all__ = ["EvaluateParameters", "EvaluateReceipt", "evaluate"]
 

@@ -10,10 +10,11 @@ from rich.progress import Task as Row
 from rich.text import Text
 
 from flows import flow
-from tasks import lake
-from tasks.delivered import DeliveredTable, estimate_row_count
-from tasks.discover import discover_tables
-from tasks.ingest import (
+from tasks import storage
+from tasks.ingest.commit import IngestError, IngestReceipt, commit_ingest
+from tasks.ingest.delivered_files import DeliveredTable, estimate_row_count
+from tasks.ingest.discovery import discover_tables
+from tasks.ingest.staging import (
     ProgressCallback,
     StagedTable,
     group_tables,
@@ -21,9 +22,8 @@ from tasks.ingest import (
     plan_months,
     stage_tables,
 )
-from tasks.report import publish_artifact
-from tasks.runs import RunRecord, record_run
-from tasks.settle import IngestError, IngestReceipt, commit_ingest
+from tasks.reports import publish_artifact
+from tasks.run_ledger import RunRecord, record_run
 
 Sources = Annotated[
     list[str],
@@ -53,7 +53,7 @@ def ingest(
     Raises:
         IngestError: something could not be read; everything else is in the lake.
     """
-    with record_run("ingest") as record, lake.hold_write_lock():
+    with record_run("ingest") as record, storage.hold_write_lock():
         found = discover_tables(
             sources,
             {

@@ -7,11 +7,11 @@ from flows import flow, rename_flow_run, run_flow
 from flows.ingest import ingest
 from flows.score import OptionalNight
 from ml.errors import UserError
-from tasks import report, task, warehouse
-from tasks.runs import record_run
-from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
+from tasks import queries, reports, task
+from tasks.ingest.commit import IngestError, IngestReceipt
+from tasks.run_ledger import record_run
+from tasks.scoring import ScoreReceipt, join_episodes, resolve_nights, score_span
 from tasks.settings import get_settings
-from tasks.settle import IngestError, IngestReceipt
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def ingest_landed_files() -> IngestReceipt:
 @task(name="check tables")
 def check_tables(since: date) -> dict[str, int]:
     """Count the offending rows of every check, of the nights from `since` on."""
-    return {name: len(rows) for name, rows in warehouse.run_checks(since).items()}
+    return {name: len(rows) for name, rows in queries.run_checks(since).items()}
 
 
 def _first_changed_night(ingest_receipt: IngestReceipt, scored_night: date) -> date:
@@ -81,10 +81,10 @@ def _first_changed_night(ingest_receipt: IngestReceipt, scored_night: date) -> d
 
 def _publish_report(receipt: NightlyReceipt) -> None:
     scored = receipt.score_receipt
-    report.draw_most_urgent(scored.first_night, scored.last_night)
-    report.publish_artifact(
+    reports.draw_most_urgent(scored.first_night, scored.last_night)
+    reports.publish_artifact(
         f"nightly-{scored.last_night}",
         receipt.ingest_receipt.markdown()
-        + report.render_scores(scored)
-        + report.render_checks(receipt.offending_rows_by_check),
+        + reports.render_scores(scored)
+        + reports.render_checks(receipt.offending_rows_by_check),
     )

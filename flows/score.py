@@ -8,9 +8,9 @@ from pydantic import Field
 
 from flows import flow
 from ml.errors import UserError
-from tasks.report import publish_score_report
-from tasks.runs import record_run
-from tasks.score import ScoreReceipt, join_episodes, resolve_nights, score_span
+from tasks.reports import publish_score_report
+from tasks.run_ledger import record_run
+from tasks.scoring import ScoreReceipt, join_episodes, resolve_nights, score_span
 
 OptionalNight = Annotated[
     date | None,

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from flows import flow
-from ml.simulate.surroundings import FleetConfig
+from ml.simulation.environment import FleetConfig
 from tasks import task
-from tasks.runs import record_run
-from tasks.simulate import SimulateReceipt
-from tasks.simulate import simulate as write_fleet
+from tasks.run_ledger import record_run
+from tasks.simulation import SimulateReceipt
+from tasks.simulation import simulate as write_fleet
 
 write_deliveries = task(name="write deliveries")(write_fleet)
 

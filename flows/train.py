@@ -8,8 +8,8 @@ from pydantic import Field
 from flows import flow
 from ml.errors import UserError
 from tasks.progress import show_spinner
-from tasks.runs import record_run
-from tasks.train import (
+from tasks.run_ledger import record_run
+from tasks.training import (
     TrainParameters,
     TrainReceipt,
     fit_detector,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
 from ml.features import CONDITIONS
 from ml.models import DEFAULT_MODEL, ModelName, import_network_class
-from ml.models.network import NetworkConfig, NetworkOutput, Windows
+from ml.models.base import NetworkConfig, NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 16

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ml.detector import Detector, NetworkFunction
-from ml.models.network import NetworkOutput, Windows
+from ml.models.base import NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 ONNX_OPSET: Final = 20

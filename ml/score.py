@@ -30,6 +30,8 @@ from ml.calibration import (
 )
 from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
+from ml.evaluation.baseline_rules import compute_repeated_run_excess, compute_zero_run_excess
+from ml.explain.reasons import explain_anomalies, select_context_nights
 from ml.features import (
     LEVEL_NIGHTS,
     Fleet,
@@ -39,10 +41,8 @@ from ml.features import (
     pad_left,
     rolling_windows,
 )
-from ml.models.network import NetworkOutput
+from ml.models.base import NetworkOutput
 from ml.peers import MIN_OWN_NIGHTS
-from ml.reasons import explain_anomalies, select_context_nights
-from ml.rules import compute_repeated_run_excess, compute_zero_run_excess
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores
 from ml.windows import FleetWindows
 

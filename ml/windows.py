@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ml.features import Fleet, usual_levels_kwh
-from ml.models.network import Windows
+from ml.models.base import Windows
 from ml.peers import PeerImputer
 from ml.schemas import HALF_HOURS
 

@@ -10,7 +10,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from tasks import lake
+from tasks import storage
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Replace one checkpoint whole."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        lake.replace_bytes(Path(path), content.getvalue())
+        storage.replace_bytes(Path(path), content.getvalue())
 
 
 def find_latest_checkpoint(directory: Path) -> str | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from flows.ingest import ingest
-from tasks import lake
-from tasks.settle import IngestReceipt
+from tasks import storage
+from tasks.ingest.commit import IngestReceipt
 
 START = datetime(2013, 6, 3)
 KAGGLE_HEADER = "LCLid,tstp,energy(kWh/hh)"
@@ -50,7 +50,7 @@ def ingest_sources(*sources: Path | str, **options: str) -> IngestReceipt:
 def load_readings() -> dict[tuple[str, str], float]:
     """What the lake holds: value by household and stamp."""
     slots = (
-        lake.scan_table("days")
+        storage.scan_table("days")
         .explode("kwh")
         .with_columns(slot=pl.int_range(pl.len()).over("night", "household_id"))
     )
@@ -63,7 +63,7 @@ def load_readings() -> dict[tuple[str, str], float]:
 
 def load_quarantine() -> list[tuple[str | None, str | None, str, str]]:
     """What the quarantine holds: stamp, value, rule, file."""
-    found = lake.read_table("quarantine").with_columns(
+    found = storage.read_table("quarantine").with_columns(
         pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S")
     )
     return sorted(found.select("ts_utc", "value", "rule", "file").rows(), key=str)

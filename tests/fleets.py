@@ -8,7 +8,7 @@ import torch
 
 from ml.detector import Detector, DetectorConfig
 from ml.features import CONDITIONS, Fleet
-from ml.models.network import Windows
+from ml.models.base import Windows
 from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
 from ml.score import calibrate_detector
 from ml.windows import FleetWindows

@@ -17,7 +17,7 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from ml import schemas
-from tasks import lake
+from tasks import storage
 
 NIGHTS = [date(2014, 1, 30), date(2014, 1, 31), date(2014, 2, 1), date(2014, 2, 2)]
 FLAT_PROFILE_KWH = [0.5] * 48
@@ -45,20 +45,20 @@ SCORE_ROWS = [
 
 def write_small_home() -> None:
     """Write the home."""
-    lake.replace_reference_table("households", build_households())
+    storage.replace_reference_table("households", build_households())
     for month in (NIGHTS[0], NIGHTS[2]):
-        lake.replace_month(
+        storage.replace_month(
             month, build_household_nights().filter(pl.col("night").dt.month() == month.month)
         )
     for night in NIGHTS[2:]:
-        lake.replace_night("scores", night, build_scores().filter(night=night))
-        lake.replace_night("anomalies", night, build_anomalies().filter(night=night))
-        lake.replace_night("nights", night, build_nights().filter(night=night))
-        lake.replace_night("episodes", night, build_episodes().filter(first_night=night))
-    lake.replace_ledger_entry("deliveries", "first", build_delivery())
-    lake.replace_ledger_entry("quarantine", "first", build_quarantine())
+        storage.replace_night("scores", night, build_scores().filter(night=night))
+        storage.replace_night("anomalies", night, build_anomalies().filter(night=night))
+        storage.replace_night("nights", night, build_nights().filter(night=night))
+        storage.replace_night("episodes", night, build_episodes().filter(first_night=night))
+    storage.replace_ledger_entry("deliveries", "first", build_delivery())
+    storage.replace_ledger_entry("quarantine", "first", build_quarantine())
     for run in build_runs().iter_slices(1):
-        lake.replace_ledger_entry("runs", run["run_id"][0], run)
+        storage.replace_ledger_entry("runs", run["run_id"][0], run)
 
 
 def build_table(schema: type, rows: list[tuple]) -> pl.DataFrame:

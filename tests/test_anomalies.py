@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ml.kinds import INJECTION_KINDS
-from ml.simulate.anomalies import inject_episodes
+from ml.evaluation.injections import INJECTION_KINDS
+from ml.simulation.anomalies import inject_episodes
 
 
 @pytest.mark.parametrize("kind", INJECTION_KINDS)

@@ -12,33 +12,32 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ml import rules
-from ml.benchmark import peers
-from ml.benchmark.calibration import measure_alarm_rates, measure_monthly_alarm_ratio
-from ml.benchmark.controls import build_control_fleets, measure_control_alarms
-from ml.benchmark.figures import (
-    DetectorScores,
-    compute_metrics,
-    count_false_episodes,
-    estimate_superiority,
-)
-from ml.benchmark.plant import (
+from ml.errors import UserError
+from ml.evaluation import baseline_rules, baselines
+from ml.evaluation.alarm_rates import measure_alarm_rates, measure_monthly_alarm_ratio
+from ml.evaluation.controls import build_control_fleets, measure_control_alarms
+from ml.evaluation.inject import (
     KIND_NAMES,
     GroundTruth,
     InjectedEpisode,
     inject_anomalies,
     repeat_households,
 )
-from ml.benchmark.reasons import (
+from ml.evaluation.injections import EPISODE_NIGHTS, GRADUAL_KINDS, ONE_NIGHT_KINDS
+from ml.evaluation.metrics import (
+    DetectorScores,
+    compute_metrics,
+    count_false_episodes,
+    estimate_superiority,
+)
+from ml.evaluation.reason_confusion import (
     CORRECT_REASONS,
     NO_INJECTION,
     count_reasons_by_kind,
     describe_reason_accuracy,
     tabulate_reasons,
 )
-from ml.errors import UserError
 from ml.features import CONDITIONS, Fleet
-from ml.kinds import EPISODE_NIGHTS, GRADUAL_KINDS, ONE_NIGHT_KINDS
 from ml.schemas import ANOMALY_REASONS
 from tests import fleets
 
@@ -293,7 +292,7 @@ def test_control_fleets_mark_the_nights_of_each_control() -> None:
 @pytest.mark.parametrize("name", ["isolation_forest", "pca", "ecod"])
 def test_baselines_score_unique_profile_highest(name: str) -> None:
     fleet = build_gappy_fleet()
-    peer = peers.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
+    peer = baselines.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
     other = fleets.build_fleet(fleet.kwh.copy())
     other.kwh[4, 60, ::2] *= 20
     score = peer(other)
@@ -304,7 +303,7 @@ def test_baselines_score_unique_profile_highest(name: str) -> None:
 def test_missing_baseline_library_raises_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyod.models.iforest", None)
     with pytest.raises(UserError, match="iforest is not installed"):
-        peers.fit_baseline(
+        baselines.fit_baseline(
             "isolation_forest", build_gappy_fleet(), seed=0, min_readings=MIN_READINGS
         )
 
@@ -313,7 +312,7 @@ def test_benchmark_imports_without_baseline_libraries() -> None:
     code = (
         "import sys\n"
         "sys.modules['pyod'] = sys.modules['stumpy'] = None\n"
-        "import ml.benchmark.peers, ml.benchmark.plots, ml.benchmark.table\n"
+        "import ml.evaluation.baselines, ml.plots.benchmark, ml.evaluation.report\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -322,7 +321,7 @@ def test_rules_use_no_later_nights_or_other_households() -> None:
     """A night in a longer history, and beside others, has the same figures."""
     fleet = build_gappy_fleet()
     early = fleets.build_fleet(fleet.kwh[2:4, :80])
-    for name, rule in rules.BASELINE_RULES.items():
+    for name, rule in baseline_rules.BASELINE_RULES.items():
         whole, part = rule(fleet, MIN_READINGS), rule(early, MIN_READINGS)
         np.testing.assert_allclose(part, whole[2:4, :80], rtol=1e-5, err_msg=name)
 
@@ -330,7 +329,9 @@ def test_rules_use_no_later_nights_or_other_households() -> None:
 def score_profile_with_rules(profile_kwh: np.ndarray) -> np.ndarray:
     fleet = fleets.build_fleet(fleets.simulate_readings_kwh(1, 60))
     fleet.kwh[0, 59] = profile_kwh
-    return np.array([rule(fleet, MIN_READINGS)[0] for rule in rules.BASELINE_RULES.values()])
+    return np.array(
+        [rule(fleet, MIN_READINGS)[0] for rule in baseline_rules.BASELINE_RULES.values()]
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,14 +348,14 @@ def score_profile_with_rules(profile_kwh: np.ndarray) -> np.ndarray:
     ],
 )
 def test_each_rule_scores_its_anomaly_highest(rule: str, day: np.ndarray) -> None:
-    score = score_profile_with_rules(day)[list(rules.BASELINE_RULES).index(rule)]
+    score = score_profile_with_rules(day)[list(baseline_rules.BASELINE_RULES).index(rule)]
     assert score.shape == (60,)
     assert np.nanargmax(score) == 59
 
 
 def test_rules_give_no_score_without_enough_history_or_readings() -> None:
     fleet = build_gappy_fleet()
-    for rule in rules.BASELINE_RULES.values():
+    for rule in baseline_rules.BASELINE_RULES.values():
         score = rule(fleet, MIN_READINGS)
         assert np.isnan(score[:, :7]).all()
         assert np.isnan(score[1, 50])
@@ -364,13 +365,13 @@ def test_rules_give_no_score_without_enough_history_or_readings() -> None:
 def test_fusion_is_maximum_surprisal_of_rules() -> None:
     # Of 9 ordinary nights 4 reach 5: (1 + 4) / (1 + 9).
     ordinary = np.array([1.0, 2, 3, 4, 4.5, 5, 6, 7, 8])
-    rank = rules.compute_empirical_surprisal(np.array([[5.0, 9.0, np.nan]]), ordinary)
+    rank = baseline_rules.compute_empirical_surprisal(np.array([[5.0, 9.0, np.nan]]), ordinary)
     np.testing.assert_allclose(rank, [[-np.log10(0.5), 1.0, np.nan]])
     fleet = build_gappy_fleet()
-    together = rules.fuse_rules(fleet, MIN_READINGS, slice(40, 60))
-    for rule in rules.BASELINE_RULES.values():
+    together = baseline_rules.fuse_rules(fleet, MIN_READINGS, slice(40, 60))
+    for rule in baseline_rules.BASELINE_RULES.values():
         score = rule(fleet, MIN_READINGS)
-        alone = rules.compute_empirical_surprisal(score, score[:, 40:60])
+        alone = baseline_rules.compute_empirical_surprisal(score, score[:, 40:60])
         assert (together >= alone)[np.isfinite(alone)].all()
 
 

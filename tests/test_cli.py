@@ -16,10 +16,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flows.__main__ import main
-from ml.simulate.surroundings import FleetConfig
-from tasks import lake
-from tasks.simulate import simulate
+from flows.cli import main
+from ml.simulation.environment import FleetConfig
+from tasks import storage
+from tasks.simulation import simulate
 from tests import small_home
 
 METERWATCH_COMMAND = Path(sys.executable).with_name("meterwatch")
@@ -48,7 +48,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_lake_files() -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in lake.list_table_files("days")}
+    return {str(path): path.read_bytes() for path in storage.list_table_files("days")}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_readable_files_are_ingested_beside_an_unreadable_one(
     assert status == 1
     assert said.startswith("meterwatch: broken.parquet: ")
     assert "3 households" in told
-    assert lake.read_table("days")["household_id"].n_unique() == 3
+    assert storage.read_table("days")["household_id"].n_unique() == 3
 
 
 def test_score_without_readings_or_champion_names_the_missing_step(
@@ -179,7 +179,7 @@ def test_ingest_prints_delivered_and_kept_row_counts(
     meterwatch: RunCommand, delivered: Path
 ) -> None:
     status, told, said = meterwatch("ingest", str(delivered))
-    receipt = lake.read_table("deliveries").sum().row(0, named=True)
+    receipt = storage.read_table("deliveries").sum().row(0, named=True)
     assert (status, said) == (0, "")
     assert f"{receipt['rows_in']:,} rows delivered, {receipt['rows_kept']:,} kept" in told
 
@@ -188,7 +188,7 @@ def test_simulated_fleet_can_be_ingested(meterwatch: RunCommand, tmp_path: Path)
     options = ["--households", "2", "--days", "2", "--start", "2013-12-30", "--seed", "7"]
     assert meterwatch("simulate", str(tmp_path / "fleet"), *options)[0] == 0
     assert meterwatch("ingest", str(tmp_path / "fleet"))[0] == 0
-    assert lake.read_night_range() == (date(2013, 12, 30), date(2013, 12, 31))
+    assert storage.read_night_range() == (date(2013, 12, 30), date(2013, 12, 31))
 
 
 def test_check_prints_the_offending_rows_and_fails(meterwatch: RunCommand) -> None:
@@ -197,7 +197,7 @@ def test_check_prints_the_offending_rows_and_fails(meterwatch: RunCommand) -> No
     assert (status, said) == (0, "")
     assert "checks passed" in told
     scores = small_home.build_scores().filter(night=small_home.NIGHTS[3], household_id="A")
-    lake.replace_night("scores", small_home.NIGHTS[3], scores)
+    storage.replace_night("scores", small_home.NIGHTS[3], scores)
     status, told, said = meterwatch("check")
     assert (status, said.count("\n")) == (1, 1)
     assert "offending rows" in told
@@ -262,7 +262,7 @@ def test_installed_command_prints_one_error_line(home: Path) -> None:
 def test_query_imports_no_heavy_library(home: Path) -> None:
     """Asking a question must not wait for the trainer, the registry or the orchestrator."""
     code = (
-        "import sys; from flows.__main__ import main\n"
+        "import sys; from flows.cli import main\n"
         "assert main(['query', 'SELECT 1']) == 0\n"
         "print(sorted({'torch', 'prefect', 'mlflow', 'lightning'} & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import lake
+from tasks import storage
 from tests.deliveries import build_rows, ingest_sources, write_csv
 
 WEATHER = "summary,time,temperature,humidity"
@@ -30,13 +30,13 @@ def _companions(directory: Path) -> None:
 
 
 def _check_companions() -> None:
-    assert lake.read_table("weather").rows() == [
+    assert storage.read_table("weather").rows() == [
         (datetime(2013, 6, 3, 0), 9.25, None),
         (datetime(2013, 6, 3, 1), 10.5, pytest.approx(0.9)),
     ]
-    assert lake.read_table("households").rows() == [("MAC000001", "ToU", "ACORN-", "ACORN-")]
-    assert lake.read_table("holidays").rows() == [(date(2013, 6, 3), "A holiday")]
-    assert lake.read_table("tariffs").get_column("price").to_list() == ["Low", "High"]
+    assert storage.read_table("households").rows() == [("MAC000001", "ToU", "ACORN-", "ACORN-")]
+    assert storage.read_table("holidays").rows() == [(date(2013, 6, 3), "A holiday")]
+    assert storage.read_table("tariffs").get_column("price").to_list() == ["Low", "High"]
 
 
 @pytest.mark.parametrize("place", ["in", "in/deep/er", "."])
@@ -68,7 +68,7 @@ def test_reference_tables_with_meterwatch_columns_are_read(home: Path, tmp_path:
     ingest_sources(source)
     write_csv(tmp_path / "again/b.csv", build_rows({1: 0.1}))
     for name in UNNAMED:
-        lake.read_table(name).write_parquet(tmp_path / f"again/{name}.parquet")
+        storage.read_table(name).write_parquet(tmp_path / f"again/{name}.parquet")
     receipt = ingest_sources(tmp_path / "again")
     assert receipt.changed_references == ()
     _check_companions()
@@ -91,7 +91,7 @@ def test_later_reference_rows_replace_by_key_and_equal_ones_write_nothing(
     )
     ingest_sources(tmp_path / "1")
     assert ingest_sources(tmp_path / "2").changed_references == ("weather",)
-    assert lake.read_table("weather").get_column("temperature_c").to_list() == [1, 3, 4]
+    assert storage.read_table("weather").get_column("temperature_c").to_list() == [1, 3, 4]
     write_csv(tmp_path / "2/c.csv", build_rows({2: 0.1}))
     assert ingest_sources(tmp_path / "2").changed_references == ()
 
@@ -107,7 +107,7 @@ def test_register_adds_households_and_attributes_from_readings(home: Path, tmp_p
         tmp_path / "2/b.csv", build_rows({5: 0.1}, "MAC000002") + build_rows({5: 0.1}, "MAC000007")
     )
     ingest_sources(tmp_path / "2")
-    assert lake.read_table("households").rows() == [
+    assert storage.read_table("households").rows() == [
         ("MAC000002", "ToU", "ACORN-E", "Affluent"),
         ("MAC000007", None, None, None),
     ]
@@ -163,6 +163,6 @@ def test_every_csv_member_of_a_zip_is_a_table(home: Path, tmp_path: Path) -> Non
         archive.writestr("notes.txt", "hello")
     receipt = ingest_sources(tmp_path / "in")
     assert receipt.files == ("x.zip/halfhourly/a.csv", "x.zip/halfhourly/b.csv")
-    assert lake.read_table("weather").height == 1
-    superseded = lake.read_table("quarantine").select("value", "rule", "file").row(0)
+    assert storage.read_table("weather").height == 1
+    superseded = storage.read_table("quarantine").select("value", "rule", "file").row(0)
     assert superseded == ("0.2", "superseded", "x.zip/halfhourly/a.csv")

@@ -6,12 +6,12 @@ import mlflow
 import polars as pl
 import pytest
 
-from flows.__main__ import main
+from flows.cli import main
 from ml.errors import UserError
-from tasks import evaluate, lake, registry
-from tasks.evaluate import EvaluateParameters, resolve_detectors, run_benchmark
+from tasks import evaluation, registry, storage
+from tasks.evaluation import EvaluateParameters, resolve_detectors, run_benchmark
 from tests import fleets
-from tests.homes import copy_mlflow_database, write_lake
+from tests.lake_fixtures import copy_mlflow_database, write_lake
 
 HOUSEHOLDS, NIGHTS = 24, 130
 
@@ -22,7 +22,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
     home = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
-        environment.setattr(evaluate, "TARGET_ROWS", 40)
+        environment.setattr(evaluation, "TARGET_ROWS", 40)
         copy_mlflow_database(empty_store)
         write_lake(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
         names = ("rules", "conditional_autoencoder")
@@ -104,7 +104,7 @@ def test_detector_names_and_groups_resolve_in_fixed_order() -> None:
         "pca",
     ]
     assert set(resolve_detectors([])) == {
-        name for names in evaluate.DETECTOR_GROUPS.values() for name in names
+        name for names in evaluation.DETECTOR_GROUPS.values() for name in names
     }
     with pytest.raises(UserError, match="no detector 'oracle'; there are rules, baselines"):
         resolve_detectors(["oracle"])
@@ -120,4 +120,4 @@ def test_too_few_nights_fails_with_one_line(
     _, said = capfd.readouterr()
     assert said.count("\n") == 1
     assert "needs 28 nights to learn from and 28 after them" in said
-    assert not (lake.home_dir() / "benchmark").exists()
+    assert not (storage.home_dir() / "benchmark").exists()

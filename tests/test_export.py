@@ -12,9 +12,9 @@ from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import export_onnx, load_onnx_function, measure_output_difference, quantize_onnx_int8
 from ml.models import MODEL_NAMES
-from ml.models.network import Windows
+from ml.models.base import Windows
 from ml.score import ResultTables, score_nights
-from tasks.artefact import load_detector, save_detector
+from tasks.model_files import load_detector, save_detector
 from tests import fleets
 
 TOLERANCE = 1e-4

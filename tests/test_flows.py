@@ -26,16 +26,16 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import flow, run_flow
-from flows.__main__ import main
+from flows.cli import main
 from flows.ingest import ingest
 from flows.nightly import nightly
-from flows.processes import find_free_port, run_prefect_server
 from flows.score import score
+from flows.serving.processes import find_free_port, run_prefect_server
 from flows.train import TrainParameters, train
 from ml.errors import UserError
-from ml.simulate.surroundings import FleetConfig
-from tasks import lake, task
-from tasks.simulate import simulate
+from ml.simulation.environment import FleetConfig
+from tasks import storage, task
+from tasks.simulation import simulate
 from tests import fleets
 
 FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
@@ -139,10 +139,10 @@ def test_nightly_ingests_and_scores_although_a_landed_file_is_unreadable(
     said = capsys.readouterr().err
     assert said.startswith("meterwatch: broken.parquet: ")
     assert said.count("\n") == 1
-    scored = lake.read_table("scores")
+    scored = storage.read_table("scores")
     assert scored["night"].unique().to_list() == [LAST_NIGHT]
     assert scored.height == FLEET_CONFIG.households + 1
-    last = lake.read_table("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
+    last = storage.read_table("runs").sort("started_utc").filter(verb="nightly").row(-1, named=True)
     assert last["state"] == "failed"
 
 

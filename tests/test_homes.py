@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.simulate import fleet
-from ml.simulate.surroundings import FleetConfig, build_environment, list_bank_holidays
+from ml.simulation import fleet
+from ml.simulation.environment import FleetConfig, build_environment, list_bank_holidays
 from tests.benchmarks.fleet_comparison import COMPARISON_CONFIG, compute_statistics, load_real_kwh
 
 # Allowed relative distance. Half of the households' scatter is that between one sample of 225

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.ingest.stamps import parse_timestamps
+from ml.ingest.timestamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
-from tasks import lake, warehouse
-from tasks.delivered import DeliveredTable, estimate_row_count, list_tables
-from tasks.ingest import group_tables, stage_tables
+from tasks import queries, storage
+from tasks.ingest.delivered_files import DeliveredTable, estimate_row_count, list_tables
+from tasks.ingest.staging import group_tables, stage_tables
 from tests.deliveries import (
     KAGGLE_HEADER,
     START,
@@ -34,7 +34,7 @@ def test_datastore_household_has_exact_row_and_rule_counts(home: Path, london: P
     assert (receipt.rows_in, receipt.rows_kept) == (24_158, 24_140)
     assert receipt.quarantined_by_rule == {"duplicate": 17, "null": 1}
     assert receipt.n_missing_half_hours == 52
-    bad = lake.read_table("quarantine").filter(pl.col("rule") == "null").row(0)
+    bad = storage.read_table("quarantine").filter(pl.col("rule") == "null").row(0)
     expected = datetime(2012, 12, 19, 12, 37, 27)
     assert bad == ("MAC000002", expected, "Null", "null", "LCL_MAC000002.csv")
 
@@ -47,17 +47,19 @@ def test_equal_readings_of_two_formats_are_duplicates_not_superseded(
     # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
     # Float32; 17 rows are double within the Datastore file.
     assert receipt.quarantined_by_rule == {"duplicate": 52_558 + 17_520 + 17, "null": 1}
-    held = lake.scan_table("days").select(
+    held = storage.scan_table("days").select(
         pl.col("kwh").arr.eval(pl.element().is_not_null()).arr.sum()
     )
     assert held.sum().collect().item() == receipt.rows_kept
-    register, weather = lake.read_table("households"), lake.read_table("weather")
-    assert (register.height, weather.height, lake.read_table("holidays").height) == (
+    register, weather = storage.read_table("households"), storage.read_table("weather")
+    assert (register.height, weather.height, storage.read_table("holidays").height) == (
         5_566,
         21_165,
         25,
     )
-    assert lake.read_table("tariffs").get_column("price").value_counts().sort("count").rows() == [
+    assert storage.read_table("tariffs").get_column("price").value_counts().sort(
+        "count"
+    ).rows() == [
         ("High", 788),
         ("Low", 1_660),
         ("Normal", 15_072),
@@ -204,7 +206,7 @@ def test_later_file_name_supersedes_within_one_delivery(
 
 def test_negative_zero_is_stored_as_zero(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "a.csv", build_rows({0: "-0", 1: "0"})))
-    assert str(lake.read_table("days").item(0, "kwh").head(2).to_list()) == "[0.0, 0.0]"
+    assert str(storage.read_table("days").item(0, "kwh").head(2).to_list()) == "[0.0, 0.0]"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
@@ -231,13 +233,13 @@ def test_readings_equal_as_float32_do_not_collide(home: Path, tmp_path: Path) ->
 
 def test_only_changed_months_are_written(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
-    may = {path: path.stat().st_mtime_ns for path in lake.list_table_files("days")}
+    may = {path: path.stat().st_mtime_ns for path in storage.list_table_files("days")}
     receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: 0.1, 2_900: 0.4})))
     assert receipt.changed_months == ("2013-08",)
     # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
     assert receipt.n_missing_half_hours == 2_901 - 3
     changed = [
-        path for path in lake.list_table_files("days") if path.stat().st_mtime_ns != may[path]
+        path for path in storage.list_table_files("days") if path.stat().st_mtime_ns != may[path]
     ]
     assert [path.parent.name for path in changed] == ["month=2013-08"]
 
@@ -247,7 +249,7 @@ def test_delivery_ledger_counts_kept_and_quarantined_rows(home: Path, tmp_path: 
     write_csv(tmp_path / "in/b.zip", build_rows({0: 0.1, 1: 0.4}) + build_rows({7: 3}, "MAC000002"))
     write_csv(tmp_path / "in/copy.csv", build_rows({0: 0.1, 1: "Null", 50: 0.2}))
     receipt = ingest_sources(tmp_path / "in")
-    entries = lake.read_table("deliveries").sort("file").drop("delivery", "ingested_at_utc")
+    entries = storage.read_table("deliveries").sort("file").drop("delivery", "ingested_at_utc")
     assert entries.rows() == [
         ("a.csv", 3, 2, 1, 0, 1, START, datetime(2013, 6, 4, 1)),
         ("b.zip/readings.csv", 3, 2, 1, 0, 2, START, datetime(2013, 6, 3, 3, 30)),
@@ -265,11 +267,11 @@ def test_overlapping_deliveries_count_repeated_rows(home: Path, tmp_path: Path) 
         write_csv(tmp_path / "3/b.csv", build_rows({0: 0.1, 1: 0.2})),
         write_csv(tmp_path / "3/c.csv", build_rows({1: 0.9})),
     )
-    entries = lake.read_table("deliveries").sort("ingested_at_utc")
+    entries = storage.read_table("deliveries").sort("ingested_at_utc")
     # The second a.csv repeats slot 0 of the first. Of the third call, b.csv repeats slot 0; its
     # 0.2 is superseded by c.csv, which repeats the lake's 0.9.
     assert entries.get_column("rows_repeated").to_list() == [0, 1, 1, 1]
-    assert warehouse.run_checks()["rows_add_up"].is_empty()
+    assert queries.run_checks()["rows_add_up"].is_empty()
 
 
 @st.composite
@@ -361,7 +363,7 @@ def test_lake_does_not_depend_on_file_split_row_order_or_container(
 def test_estimated_row_count_is_close_to_rows_read(home: Path, tmp_path: Path, name: str) -> None:
     source = write_csv(tmp_path / name, build_rows({slot: slot % 9 / 10 for slot in range(20_000)}))
     (table,), heard = list_tables(source, name), list[int]()
-    with lake.hold_write_lock():
+    with storage.hold_write_lock():
         (group,) = group_tables([table])
         (staged,) = stage_tables(group, heard.append)
     assert sum(heard) == staged.rows_in == 20_000

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from ml.errors import UserError
-from tasks import lake
-from tasks.settle import IngestError
+from tasks import storage
+from tasks.ingest.commit import IngestError
 from tests.deliveries import (
     KAGGLE_HEADER,
     build_rows,
@@ -123,7 +123,7 @@ def test_unreadable_file_is_reported_and_the_rest_is_ingested(
     assert reason.strip() in line
     assert caught.value.receipt.failures == (line,)
     assert load_readings() == GOOD
-    assert lake.read_table("deliveries").get_column("file").to_list() == [good.name]
+    assert storage.read_table("deliveries").get_column("file").to_list() == [good.name]
     assert not (home / "staging").exists()
     assert capfd.readouterr().err == ""
 
@@ -139,7 +139,7 @@ def test_failed_ingest_is_recorded_in_the_run_ledger(home: Path, tmp_path: Path)
         ingest_sources(
             _empty(tmp_path), write_csv(tmp_path / "z.csv", build_rows({0: 0.5}, "MAC000009"))
         )
-    run = lake.read_table("runs").row(0, named=True)
+    run = storage.read_table("runs").row(0, named=True)
     assert (run["verb"], run["state"], run["rows_kept"]) == ("ingest", "failed", 1)
 
 

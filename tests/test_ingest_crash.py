@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import lake
+from tasks import storage
 from tests.deliveries import build_rows, hash_files, ingest_sources, write_csv
 
 ROOT = Path(__file__).parents[1]
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from tasks import lake
-from tasks.discover import discover_tables
-from tasks.ingest import group_tables, merge_months, plan_months, stage_tables
+from tasks import storage
+from tasks.ingest.discovery import discover_tables
+from tasks.ingest.staging import group_tables, merge_months, plan_months, stage_tables
 from tasks.commit_ingest import commit_ingest
 
 source, fatal = sys.argv[1], int(sys.argv[2])
@@ -74,8 +74,8 @@ def _child(home: Path, source: Path, fatal: int = 0) -> Iterator[subprocess.Pope
 
 
 def _end_state(home: Path) -> tuple[dict[str, str], list[tuple[object, ...]], list[object]]:
-    entries = lake.read_table("deliveries").drop("ingested_at_utc").sort("delivery")
-    aside = lake.read_table("quarantine").sort(pl.all())
+    entries = storage.read_table("deliveries").drop("ingested_at_utc").sort("delivery")
+    aside = storage.read_table("quarantine").sort(pl.all())
     kept = {
         name: digest
         for name, digest in hash_files(home, "lake").items()

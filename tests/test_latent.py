@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ml import plots
 from ml.features import CONDITIONS
-from ml.latent import compute_latent_plane
 from ml.models import MODEL_NAMES
+from ml.plots import household_nights
+from ml.training.latent_plane import compute_latent_plane
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 3, 60, 36
@@ -45,7 +45,9 @@ def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     assert shown.nights == [*first, *first[:7], *first[8:], *first]
     affluence = np.repeat([-1, 1, np.nan], [NIGHTS, NIGHTS - 1, NIGHTS])
     np.testing.assert_array_equal(shown.affluence, affluence)
-    names = [text.get_text() for text in plots.draw_latent_plane(shown).axes[1].legend_.texts]
+    names = [
+        text.get_text() for text in household_nights.draw_latent_plane(shown).axes[1].legend_.texts
+    ]
     assert names == ["affluent", "adversity", "unknown"]
 
 

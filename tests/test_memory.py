@@ -8,8 +8,8 @@ import pytest
 
 from ml.features import Fleet
 from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
-from tasks import lake
-from tasks.memory import ScoreCache
+from tasks import storage
+from tasks.score_cache import ScoreCache
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 3, MAX_CONTEXT_NIGHTS + 12
@@ -63,7 +63,7 @@ def test_cache_misses_for_other_version_or_min_readings(
 
 
 def test_cached_nights_are_not_rewritten(fleet: Fleet, raw: np.ndarray) -> None:
-    files = sorted(lake.home_dir().rglob("score_cache.parquet"))
+    files = sorted(storage.home_dir().rglob("score_cache.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
     ScoreCache(fleet, "7").store_scores(CachedScores(raw, raw.astype(np.float64) + 1))
     assert len(files) == 8

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.features import scale_fleet
-from ml.history import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
-from ml.loop import FitParameters, NetworkModule
-from ml.models import MODEL_NAMES, import_network_class
-from ml.models.network import ForecastingNetwork, Network, Windows, nan_mean_square
+from ml.models import MODEL_NAMES, NETWORK_MODULES, import_network_class
+from ml.models.base import ForecastingNetwork, Network, Windows, nan_mean_square
+from ml.models.history.features import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.models.transformer import build_positional_encoding
 from ml.score import compute_log_odds, score_fleet
-from ml.train import train_and_calibrate
+from ml.training.fit import train_and_calibrate
+from ml.training.lightning_module import FitParameters, NetworkModule
 from ml.windows import FleetWindows
-from tasks.artefact import load_detector, save_detector
-from tasks.train import TrainParameters
+from tasks.model_files import load_detector, save_detector
+from tasks.training import TrainParameters
 from tests import fleets
 from tests.test_train import have_equal_weights
 
@@ -53,7 +53,7 @@ def test_seed_models_are_available() -> None:
 @every_model
 def test_model_module_defines_network_config_and_recipe(model: str) -> None:
     kind = import_network_class(model)
-    assert kind.__module__ == f"ml.models.{model}"
+    assert (kind.__module__, kind.__name__) == NETWORK_MODULES[model]
     network = kind(kind.config_class())
     assert sum(weight.numel() for weight in network.parameters()) > 0
     parameters = FitParameters(model=model)

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 import torch
 
-from ml import pace
 from ml.models import MODEL_NAMES
+from ml.training import speed
 from ml.windows import FleetWindows
 from tests import fleets
 from tests.test_train import have_equal_weights
@@ -15,16 +15,16 @@ from tests.test_train import have_equal_weights
 
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "BATCH_SIZES", (2, 8))
-    monkeypatch.setattr(pace, "MIN_TIMING_S", 0.001)
-    monkeypatch.setattr(pace, "MAX_STEP_S", 60.0)
+    monkeypatch.setattr(speed, "BATCH_SIZES", (2, 8))
+    monkeypatch.setattr(speed, "MIN_TIMING_S", 0.001)
+    monkeypatch.setattr(speed, "MAX_STEP_S", 60.0)
 
 
 def measure_model(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
     known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
     network = fleets.build_untrained_detector(known, model).network
     windows = FleetWindows(known, network.context_nights, min_readings=36)
-    return network, pace.measure_training_speed(network, windows, torch.arange(100, 105))
+    return network, speed.measure_training_speed(network, windows, torch.arange(100, 105))
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
@@ -33,7 +33,7 @@ def test_training_speed_is_measured_for_every_network(model: str, briefly: None)
     whole = table.filter(precision="32-true")
     assert whole["batch_size"].to_list() == [2, 8]
     # A CPU may lack an LSTM in bfloat16; what it can do it does for every batch size.
-    expected = {"32-true"} if model == "lstm" else set(pace.list_supported_precisions())
+    expected = {"32-true"} if model == "lstm" else set(speed.list_supported_precisions())
     assert set(table["precision"]) >= expected
     assert (table["nights_per_second"] > 0).all()
     # Four times the nights keep about four times the tensors: what is not of a night is small.
@@ -56,7 +56,9 @@ def test_measuring_changes_neither_weights_nor_random_state(briefly: None) -> No
     network = fleets.build_untrained_detector(known).network.eval()
     before = copy.deepcopy(network.state_dict())
     torch.set_rng_state(state)
-    pace.measure_training_speed(network, FleetWindows(known, 0, min_readings=36), torch.arange(100))
+    speed.measure_training_speed(
+        network, FleetWindows(known, 0, min_readings=36), torch.arange(100)
+    )
     assert have_equal_weights(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert not network.training
@@ -66,7 +68,7 @@ def test_measuring_changes_neither_weights_nor_random_state(briefly: None) -> No
 def test_long_step_ends_measurement_of_its_precision(
     briefly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "MAX_STEP_S", 0.0)
+    monkeypatch.setattr(speed, "MAX_STEP_S", 0.0)
     _, table = measure_model(fleets.TEST_MODEL)
     assert set(table["batch_size"]) == {2}
-    assert set(table["precision"]) == set(pace.list_supported_precisions())
+    assert set(table["precision"]) == set(speed.list_supported_precisions())

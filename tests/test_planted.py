@@ -5,7 +5,7 @@ from datetime import date
 import polars as pl
 import pytest
 
-from ml.simulate.planted import summarize_detection
+from ml.evaluation.detection_summary import summarize_detection
 
 FIRST, SECOND = date(2014, 2, 1), date(2014, 2, 2)
 # Household, night, flagged, scored.

@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 
-from ml import plots
 from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
 from ml.features import Fleet
+from ml.plots import household_nights
 from ml.score import score_fleet
 from tests import fleets
 
@@ -32,7 +32,7 @@ def detector(known: Fleet) -> Detector:
 
 def test_examples_end_with_flagged_households(known: Fleet, detector: Detector) -> None:
     last = slice(NIGHTS - 28, NIGHTS)
-    days = plots.select_examples(detector, known, last, MIN_READINGS, BUDGET)
+    days = household_nights.select_examples(detector, known, last, MIN_READINGS, BUDGET)
     judged = score_fleet(detector, known, MIN_READINGS)
     curve = detector.alert_curve.numpy()
     urgent = compute_alert_p_values(curve, judged.p_value, judged.evidence)[:, last]
@@ -47,7 +47,9 @@ def test_examples_end_with_flagged_households(known: Fleet, detector: Detector) 
 
 
 def test_deviating_hours_cover_the_added_load(known: Fleet, detector: Detector) -> None:
-    days = plots.select_examples(detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET)
+    days = household_nights.select_examples(
+        detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET
+    )
     (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.deviating_hours)
     start, end = spiky.deviating_hours
     assert start <= 10.0  # half-hour 20
@@ -55,7 +57,7 @@ def test_deviating_hours_cover_the_added_load(known: Fleet, detector: Detector) 
 
 
 def test_distribution_marks_the_flagging_threshold(detector: Detector) -> None:
-    figure = plots.draw_score_distribution(detector, BUDGET)
+    figure = household_nights.draw_score_distribution(detector, BUDGET)
     (line,) = figure.axes[0].lines
     limit = alert_threshold(detector.alert_curve.numpy(), detector.config.calibration_size, BUDGET)
     threshold = float(line.get_xdata()[0])
@@ -66,7 +68,7 @@ def test_distribution_marks_the_flagging_threshold(detector: Detector) -> None:
 
 
 def test_no_threshold_is_drawn_without_calibrated_budget(detector: Detector) -> None:
-    figure = plots.draw_score_distribution(detector, alert_budget=0.1)
+    figure = household_nights.draw_score_distribution(detector, alert_budget=0.1)
     assert not figure.axes[0].lines
 
 
@@ -74,6 +76,8 @@ def test_fleet_without_recent_readings_is_drawn(detector: Detector) -> None:
     kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[:, -28:] = np.nan
     last = slice(NIGHTS - 28, NIGHTS)
-    days = plots.select_examples(detector, fleets.build_fleet(kwh), last, MIN_READINGS, BUDGET)
+    days = household_nights.select_examples(
+        detector, fleets.build_fleet(kwh), last, MIN_READINGS, BUDGET
+    )
     assert days == []
-    plots.draw_profiles(days, "nobody").savefig(io.BytesIO())
+    household_nights.draw_profiles(days, "nobody").savefig(io.BytesIO())

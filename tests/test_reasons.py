@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ml.reasons import (
+from ml.explain.reasons import (
     CONTEXT_NIGHTS,
     classify_reasons,
     compute_run_lengths,

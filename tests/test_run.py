@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import run as main_job
-from flows.__main__ import main
+from flows.cli import main
+from flows.serving import main_job as main_job
 from ml.errors import UserError
-from ml.simulate.surroundings import FleetConfig
-from tasks import lake
-from tasks.fleet import find_last_well_reported_night
-from tasks.simulate import simulate
+from ml.simulation.environment import FleetConfig
+from tasks import storage
+from tasks.fleet_loading import find_last_well_reported_night
+from tasks.simulation import simulate
 from tests import small_home
 
 FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))
@@ -42,8 +42,8 @@ def test_main_job_scores_last_nights_and_prints_the_anomaly_table(
     assert main(["run"]) == 0
     told, progress = capfd.readouterr()
     nights = FLEET_CONFIG.nights[-main_job.N_SCORED_SIMULATED_NIGHTS :]
-    scores = lake.read_table("scores")
-    assert lake.list_table_nights("scores") == nights
+    scores = storage.read_table("scores")
+    assert storage.list_table_nights("scores") == nights
     assert scores.group_by("night").len()["len"].to_list() == [FLEET_CONFIG.households] * len(
         nights
     )
@@ -55,7 +55,7 @@ def test_main_job_scores_last_nights_and_prints_the_anomaly_table(
     verbs = ("simulate", "ingest", "train", "backfill")
     assert read_recorded_runs(home) == {(verb, "Completed") for verb in verbs}
     # The nights that are scored were not learned from.
-    training = lake.read_table("runs").filter(verb="train").row(0, named=True)
+    training = storage.read_table("runs").filter(verb="train").row(0, named=True)
     assert training["last_night"] < nights[0]
 
 
@@ -84,7 +84,7 @@ def test_last_common_night_ignores_a_night_of_few_households() -> None:
     small_home.write_small_home()
     # 30 Jan: A and B; 31 Jan: A; 1 and 2 Feb: A and C or A, B and C.
     assert find_last_well_reported_night() == date(2014, 2, 2)
-    lake.replace_month(
+    storage.replace_month(
         date(2014, 3, 1),
         small_home.build_household_nights()
         .filter(night=date(2014, 2, 2), household_id="A")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ml.errors import UserError
-from tasks import lake
-from tasks.runs import record_run
+from tasks import storage
+from tasks.run_ledger import record_run
 
 pytestmark = pytest.mark.usefixtures("home")
 NIGHT = date(2014, 2, 2)
@@ -16,7 +16,7 @@ NIGHT = date(2014, 2, 2)
 def test_completed_run_is_recorded_with_its_fields() -> None:
     with record_run("score", NIGHT, NIGHT) as record:
         record.model_version = "3"
-    row = lake.read_table("runs").row(0, named=True)
+    row = storage.read_table("runs").row(0, named=True)
     assert (row["verb"], row["state"], row["model_version"]) == ("score", "completed", "3")
     assert (row["first_night"], row["last_night"]) == (NIGHT, NIGHT)
     assert row["started_utc"] <= row["finished_utc"]
@@ -36,7 +36,7 @@ def test_failed_or_interrupted_run_is_recorded_and_reraised(
 
     with pytest.raises(type(error)):
         run()
-    row = lake.read_table("runs").row(0, named=True)
+    row = storage.read_table("runs").row(0, named=True)
     assert (row["state"], row["message"], row["rows_in"]) == ("failed", message, 5)
 
 
@@ -44,4 +44,4 @@ def test_concurrent_runs_have_distinct_ledger_entries(home: Path) -> None:
     for _ in range(5):
         with record_run("check"):
             pass
-    assert lake.read_table("runs").height == 5
+    assert storage.read_table("runs").height == 5

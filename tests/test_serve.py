@@ -30,13 +30,13 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 
-from flows.__main__ import main
+from flows.cli import main
 from flows.ingest import ingest
-from flows.processes import find_free_port
+from flows.serving.processes import find_free_port
 from flows.train import TrainParameters, train
 from ml.models import DEFAULT_MODEL
-from ml.simulate.surroundings import FleetConfig
-from tasks.simulate import simulate
+from ml.simulation.environment import FleetConfig
+from tasks.simulation import simulate
 from tests import fleets
 
 FLEET_CONFIG = FleetConfig(households=40, days=72, start=date(2013, 10, 1))

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ml.errors import UserError
-from ml.kinds import MIN_VISIBLE_SHARE
+from ml.evaluation.injections import MIN_VISIBLE_SHARE
 from ml.schemas import InjectedAnomalies
-from ml.simulate import fleet
-from ml.simulate.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
-from ml.simulate.dirt import SENTINEL_KWH
-from ml.simulate.surroundings import FleetConfig, Floats, build_environment
-from tasks.simulate import SimulateReceipt, simulate
+from ml.simulation import fleet
+from ml.simulation.anomalies import RECENT_NIGHTS, SIMULATED_KINDS
+from ml.simulation.delivery_defects import SENTINEL_KWH
+from ml.simulation.environment import FleetConfig, Floats, build_environment
+from tasks.simulation import SimulateReceipt, simulate
 
 SMALL = FleetConfig(households=300, days=45, start=date(2013, 10, 1), seed=7)
 
@@ -282,8 +282,8 @@ def test_killed_run_keeps_previous_fleet(tmp_path: Path) -> None:
     simulate(out, config)
     before = read_directory_bytes(out)
     program = (
-        "import os, sys; from pathlib import Path; from ml.simulate import fleet\n"
-        "from ml.simulate.surroundings import FleetConfig; from tasks.simulate import simulate\n"
+        "import os, sys; from pathlib import Path; from ml.simulation import fleet\n"
+        "from ml.simulation.environment import FleetConfig; from tasks.simulation import simulate\n"
         "fleet.simulate_block = lambda *_: os._exit(9)\n"
         "simulate(Path(sys.argv[1]), FleetConfig(households=400, days=2))"
     )

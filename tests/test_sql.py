@@ -10,7 +10,7 @@ import polars.selectors as cs
 import pytest
 
 from ml.schemas import QUARANTINE_RULES
-from tasks import lake, warehouse
+from tasks import queries, storage
 from tests import small_home
 from tests.small_home import NIGHTS
 
@@ -123,13 +123,13 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
 
 
 def test_every_named_query_has_an_expected_answer() -> None:
-    assert ANSWERS.keys() == warehouse.list_queries().keys()
+    assert ANSWERS.keys() == queries.list_queries().keys()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_named_query_returns_the_expected_rows(name: str) -> None:
     given, columns, rows = ANSWERS[name]
-    assert warehouse.run_query(name, given).select(columns.split()).rows() == rows
+    assert queries.run_query(name, given).select(columns.split()).rows() == rows
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_named_query_returns_the_expected_rows(name: str) -> None:
 def test_named_query_parameters_filter_the_rows(
     name: str, given: dict[str, str], column: str, found: list[Any]
 ) -> None:
-    assert warehouse.run_query(name, given)[column].to_list() == found
+    assert queries.run_query(name, given)[column].to_list() == found
 
 
 def test_consistent_home_passes_every_check() -> None:
-    assert {name: rows.height for name, rows in warehouse.run_checks().items() if rows.height} == {}
+    assert {name: rows.height for name, rows in queries.run_checks().items() if rows.height} == {}
 
 
 def _file(table: str, night: date) -> Path:
-    return lake.home_dir() / f"tables/{table}/night={night}/{table}.parquet"
+    return storage.home_dir() / f"tables/{table}/night={night}/{table}.parquet"
 
 
 def _with(frame: pl.DataFrame, household: str, **values: object) -> pl.DataFrame:
@@ -176,7 +176,7 @@ def _set(table: str, night: date, household: str, **values: object) -> Callable[
 
     def change() -> None:
         path = _file(table, night)
-        lake.replace_parquet(path, _with(pl.read_parquet(path), household, **values))
+        storage.replace_parquet(path, _with(pl.read_parquet(path), household, **values))
 
     return change
 
@@ -184,7 +184,7 @@ def _set(table: str, night: date, household: str, **values: object) -> Callable[
 def _drop(table: str, night: date, household: str) -> Callable[[], None]:
     def change() -> None:
         path = _file(table, night)
-        lake.replace_parquet(
+        storage.replace_parquet(
             path, pl.read_parquet(path).filter(pl.col("household_id") != household)
         )
 
@@ -195,48 +195,50 @@ def _twice(table: str, night: date, household: str) -> Callable[[], None]:
     def change() -> None:
         rows = pl.read_parquet(_file(table, night))
         again = rows.filter(pl.col("household_id") == household)
-        lake.replace_parquet(_file(table, night), pl.concat([rows, again]))
+        storage.replace_parquet(_file(table, night), pl.concat([rows, again]))
 
     return change
 
 
 def _empty(table: str, night: date) -> Callable[[], None]:
-    return lambda: lake.replace_parquet(
+    return lambda: storage.replace_parquet(
         _file(table, night), pl.read_parquet(_file(table, night)).clear()
     )
 
 
 def _forget(household: str) -> None:
     rows = small_home.build_households().filter(pl.col("household_id") != household)
-    lake.replace_reference_table("households", rows)
+    storage.replace_reference_table("households", rows)
 
 
 def _skip_a_night() -> None:
     later = date(2014, 2, 5)
-    lake.replace_night("scores", later, small_home.build_scores().head(4).with_columns(night=later))
+    storage.replace_night(
+        "scores", later, small_home.build_scores().head(4).with_columns(night=later)
+    )
 
 
 def _day(household: str, night: date, kwh: list[float | None], month: date) -> None:
     """Add a household-day to the file of a month."""
-    path = lake.home_dir() / f"lake/days/month={month:%Y-%m}/days.parquet"
+    path = storage.home_dir() / f"lake/days/month={month:%Y-%m}/days.parquet"
     rows = pl.read_parquet(path)
     day = (night, household, 48 - kwh.count(None), kwh)
     extra = pl.DataFrame([day], schema=rows.schema, orient="row")
-    lake.replace_parquet(path, pl.concat([rows, extra]))
+    storage.replace_parquet(path, pl.concat([rows, extra]))
 
 
 def _ledger(**values: int) -> Callable[[], None]:
     rows = small_home.build_delivery().with_columns(
         pl.lit(value, pl.Int64).alias(name) for name, value in values.items()
     )
-    return lambda: lake.replace_ledger_entry("deliveries", "first", rows)
+    return lambda: storage.replace_ledger_entry("deliveries", "first", rows)
 
 
 def _leave(path: str, table: str, night: date) -> Callable[[], None]:
     """Leave a copy of a night somewhere else among the results."""
 
     def change() -> None:
-        lake.replace_parquet(lake.home_dir() / path, pl.read_parquet(_file(table, night)))
+        storage.replace_parquet(storage.home_dir() / path, pl.read_parquet(_file(table, night)))
 
     return change
 
@@ -393,7 +395,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
     ),
     (
         "rows_add_up",
-        lambda: lake.replace_ledger_entry(
+        lambda: storage.replace_ledger_entry(
             "quarantine", "lost", small_home.build_quarantine().head(1)
         ),
         "file delivery rows_in rows_kept quarantined",
@@ -465,7 +467,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
 
 
 def test_every_check_has_a_violation_case() -> None:
-    assert {check for check, *_ in BREAKS} == warehouse.list_checks().keys()
+    assert {check for check, *_ in BREAKS} == queries.list_checks().keys()
 
 
 @pytest.mark.parametrize(
@@ -477,17 +479,19 @@ def test_check_returns_exactly_the_offending_rows(
     name: str, change: Callable[[], None], columns: str, rows: list[tuple[Any, ...]]
 ) -> None:
     change()
-    broken = warehouse.run_checks()[name]
+    broken = queries.run_checks()[name]
     assert broken.select(columns.split()).rows() == rows
-    if warehouse.list_checks()[name].parameters:
+    if queries.list_checks()[name].parameters:
         later = broken.filter(pl.col("night") >= FEB_2)
-        assert warehouse.run_checks(FEB_2)[name].equals(later)
+        assert queries.run_checks(FEB_2)[name].equals(later)
 
 
 def test_household_registered_later_needs_no_earlier_score_row() -> None:
-    joined = small_home.build_table(lake.TABLE_SCHEMAS["households"], [("E", None, None, None)])
-    lake.replace_reference_table("households", pl.concat([small_home.build_households(), joined]))
-    rows = warehouse.run_checks()["scores_of_every_household"].rows()
+    joined = small_home.build_table(storage.TABLE_SCHEMAS["households"], [("E", None, None, None)])
+    storage.replace_reference_table(
+        "households", pl.concat([small_home.build_households(), joined])
+    )
+    rows = queries.run_checks()["scores_of_every_household"].rows()
     assert rows == [(FEB_2, "E", "no row")]
 
 
@@ -505,6 +509,6 @@ def test_rows_add_up_with_superseded_readings_of_earlier_files(name: str) -> Non
         file=pl.Series(["block.csv", "block.csv", name]),
         rule=pl.Series(["superseded", "superseded", "duplicate"], dtype=pl.Enum(QUARANTINE_RULES)),
     )
-    lake.replace_ledger_entry("deliveries", "second", entry)
-    lake.replace_ledger_entry("quarantine", "second", aside)
-    assert warehouse.run_checks()["rows_add_up"].rows() == []
+    storage.replace_ledger_entry("deliveries", "second", entry)
+    storage.replace_ledger_entry("quarantine", "second", aside)
+    assert queries.run_checks()["rows_add_up"].rows() == []

@@ -12,10 +12,10 @@ from flows.backfill import backfill
 from flows.score import score
 from ml.errors import UserError
 from ml.score import WARMUP_NIGHTS
-from tasks import lake, report, warehouse
-from tasks.artefact import save_detector
+from tasks import queries, reports, storage
+from tasks.model_files import save_detector
 from tasks.registry import ModelVersion
-from tasks.score import NIGHTS_PER_SPAN, split_into_spans
+from tasks.scoring import NIGHTS_PER_SPAN, split_into_spans
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS = 12, WARMUP_NIGHTS + 40
@@ -31,15 +31,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METERWATCH_HOME", str(path))
         write_lake(readings)
-        lake.replace_reference_table("households", fleets.build_households(HOUSEHOLDS + 1))
+        storage.replace_reference_table("households", fleets.build_households(HOUSEHOLDS + 1))
         save_detector(
             fleets.build_detector(
                 fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
             ),
-            lake.model_dir("7"),
+            storage.model_dir("7"),
         )
         champion = ModelVersion(version="7", run_id="none").model_dump_json()
-        lake.replace_bytes(lake.champion_file(), champion.encode())
+        storage.replace_bytes(storage.champion_file(), champion.encode())
     return path
 
 
@@ -55,7 +55,7 @@ def write_lake(readings: np.ndarray) -> None:
         pl.col("night").dt.truncate("1mo")
     ):
         assert isinstance(month, date)
-        lake.replace_month(month, days)
+        storage.replace_month(month, days)
 
 
 def read_result_files(home: Path) -> dict[str, bytes]:
@@ -94,7 +94,7 @@ def test_scoring_order_does_not_change_tables(scored_home: Path) -> None:
 
 def test_every_registered_household_has_a_score_row(scored_home: Path) -> None:
     receipt = score.fn()
-    scores = lake.read_table("scores")
+    scores = storage.read_table("scores")
     assert receipt.last_night == LAST
     assert receipt.n_household_nights == len(scores) == HOUSEHOLDS + 1
     assert receipt.counts_by_status == {"missing": 1, "scored": HOUSEHOLDS}
@@ -103,7 +103,7 @@ def test_every_registered_household_has_a_score_row(scored_home: Path) -> None:
 
 def test_lasting_anomaly_is_one_open_episode(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
-    own = lake.read_table("episodes").filter(household_id="MAC000003")
+    own = storage.read_table("episodes").filter(household_id="MAC000003")
     assert len(own) == 1
     assert own["is_open"].to_list() == [True]
     assert own["excess_kwh"].item() > 0
@@ -115,33 +115,33 @@ def test_episode_closes_after_silence(scored_home: Path) -> None:
     write_lake(readings)
     event = LAST - timedelta(days=29)
     score.fn(event)
-    assert lake.read_table("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [
+    assert storage.read_table("episodes").filter(household_id="MAC000003")["is_open"].to_list() == [
         True
     ]
     backfill.fn(event, LAST)
     began = pl.col("first_night") == event
-    own = lake.read_table("episodes").filter(began, pl.col("household_id") == "MAC000003")
+    own = storage.read_table("episodes").filter(began, pl.col("household_id") == "MAC000003")
     assert own["is_open"].to_list() == [False]
 
 
 def test_most_urgent_households_are_drawn(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=4), LAST)
-    path = report.draw_most_urgent(LAST - timedelta(days=4), LAST)
+    path = reports.draw_most_urgent(LAST - timedelta(days=4), LAST)
     assert path is not None
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert report.draw_most_urgent(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
+    assert reports.draw_most_urgent(fleets.FIRST_NIGHT, fleets.FIRST_NIGHT) is None
 
 
 def test_result_tables_pass_all_checks(scored_home: Path) -> None:
     backfill.fn(LAST - timedelta(days=5), LAST)
-    broken = {name for name, rows in warehouse.run_checks().items() if len(rows)}
+    broken = {name for name, rows in queries.run_checks().items() if len(rows)}
     assert broken <= {"rows_add_up"}  # no delivery made this lake
 
 
 def test_failed_scoring_leaves_night_unchanged(scored_home: Path) -> None:
     score.fn(LAST)
     before = read_result_files(scored_home)
-    (lake.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
+    (storage.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(Exception, match="header"):
         score.fn(LAST)
     assert read_result_files(scored_home) == before

@@ -14,22 +14,22 @@ from torch import Tensor
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.features import scale_fleet
-from ml.loop import FitParameters, WindowBatches
-from ml.train import (
+from ml.training.fit import (
     build_data_module,
     compute_validation_error_kwh,
     is_held_out,
     select_calibration_nights,
     train_and_calibrate,
 )
+from ml.training.lightning_module import FitParameters, WindowBatches
 from ml.windows import FleetWindows
-from tasks import lake
-from tasks.artefact import load_detector
-from tasks.fleet import load_fleet
+from tasks import storage
+from tasks.fleet_loading import load_fleet
+from tasks.model_files import load_detector
 from tasks.provenance import fingerprint_fleet
-from tasks.train import TrainParameters, fit_detector, resolve_last_night
+from tasks.training import TrainParameters, fit_detector, resolve_last_night
 from tests import fleets
-from tests.homes import copy_mlflow_database, write_lake
+from tests.lake_fixtures import copy_mlflow_database, write_lake
 
 MIN_READINGS = 36
 HOUSEHOLDS, NIGHTS = 12, 60
@@ -213,7 +213,7 @@ def test_load_fleet_omits_households_without_readings(home: Path) -> None:
     kwh = fleets.simulate_readings_kwh(3, 4)
     kwh[1] = np.nan
     write_lake(kwh)
-    kept = load_fleet(*lake.read_night_range(), only_reporting=True)
+    kept = load_fleet(*storage.read_night_range(), only_reporting=True)
     assert kept.household_ids == ["MAC000000", "MAC000002"]
     assert kept.kwh.shape == (2, 4, 48)
 
@@ -233,7 +233,7 @@ def test_killed_training_resumes_to_same_weights(
     copy_mlflow_database(empty_store)
     parameters = TrainParameters(model=fleets.TEST_MODEL, max_epochs=40)
     command = (
-        "from tasks.train import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
+        "from tasks.training import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parents[1])
@@ -243,7 +243,7 @@ def test_killed_training_resumes_to_same_weights(
     assert process.wait() == -9
     mark_checkpoint(next(home.glob("training/*/checkpoints/last.ckpt")))
     resumed = fit_detector(parameters)
-    found = load_detector(lake.training_dir(resumed.key))
+    found = load_detector(storage.training_dir(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
     write_lake(kwh)
     copy_mlflow_database(empty_store)
@@ -252,7 +252,7 @@ def test_killed_training_resumes_to_same_weights(
     assert resumed.epoch_metrics[0]["train_loss"] == MARKED_LOSS
     assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
     assert have_equal_weights(
-        get_weights(load_detector(lake.training_dir(undisturbed.key))), get_weights(found)
+        get_weights(load_detector(storage.training_dir(undisturbed.key))), get_weights(found)
     )
 
 

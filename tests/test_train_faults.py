@@ -16,26 +16,26 @@ import numpy as np
 import pytest
 import torch
 
-from flows.__main__ import main
+from flows.cli import main
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.features import Fleet
-from ml.loop import (
+from ml.training.fit import FitResult, build_data_module, is_held_out, train_and_calibrate
+from ml.training.lightning_module import (
     FitParameters,
     NetworkModule,
     build_trainer,
     is_out_of_memory,
     suppress_expected_warnings,
 )
-from ml.train import FitResult, build_data_module, is_held_out, train_and_calibrate
 from ml.windows import FleetWindows
-from tasks import lake, registry
-from tasks.artefact import load_detector, save_onnx
+from tasks import registry, storage
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
-from tasks.fleet import load_fleet
-from tasks.train import TrainParameters, fit_detector
+from tasks.fleet_loading import load_fleet
+from tasks.model_files import load_detector, save_onnx
+from tasks.training import TrainParameters, fit_detector
 from tests import fleets
-from tests.homes import copy_mlflow_database, write_lake
+from tests.lake_fixtures import copy_mlflow_database, write_lake
 
 ROOT = Path(__file__).parents[1]
 MIN_READINGS = 36
@@ -53,7 +53,7 @@ def train_on_fleet(fleet: Fleet, parameters: FitParameters, checkpoint_dir: Path
 
 
 def load_weights(key: str) -> dict[str, torch.Tensor]:
-    return load_detector(lake.training_dir(key)).state_dict()
+    return load_detector(storage.training_dir(key)).state_dict()
 
 
 def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -63,7 +63,7 @@ def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 
 def start_training_process(parameters: TrainParameters) -> subprocess.Popen[bytes]:
     command = (
-        "from tasks.train import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
+        "from tasks.training import *; registry.prepare_store = lambda: None; "  # saves MLflow's import
         f"fit_detector(TrainParameters.model_validate_json({parameters.model_dump_json()!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", command], cwd=ROOT)
@@ -164,7 +164,7 @@ def test_diverging_training_raises_and_registers_nothing(
     write_lake(fleets.simulate_readings_kwh(24, 60))
     copy_mlflow_database(empty_store)
     monkeypatch.setattr(
-        "tasks.train.FitParameters",
+        "tasks.training.FitParameters",
         lambda **_: build_quick_parameters(model, batch_size=64, learning_rate=1e30),
     )
     with pytest.raises(UserError, match=r"training stopped: \d of \d steps of epoch 1 had a loss"):
@@ -238,8 +238,8 @@ def test_training_fleet_is_freed_before_export(
         kept.append(loaded[0]())
         save_onnx(detector, directory)
 
-    monkeypatch.setattr("tasks.train.load_fleet", load_and_reference)
-    monkeypatch.setattr("tasks.train.save_onnx", record_fleet_and_save)
+    monkeypatch.setattr("tasks.training.load_fleet", load_and_reference)
+    monkeypatch.setattr("tasks.training.save_onnx", record_fleet_and_save)
     assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).n_households == 24
     assert kept == [None]
 

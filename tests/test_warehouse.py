@@ -15,7 +15,7 @@ import pytest
 
 from flows.ingest import ingest
 from ml.errors import UserError
-from tasks import lake, warehouse
+from tasks import queries, storage
 from tests import small_home
 from tests.small_home import NIGHTS
 
@@ -35,7 +35,7 @@ def test_readings_view_has_a_row_per_half_hour_of_a_delivered_night() -> None:
         for (household, night), profile in sorted(small_home.PROFILES_KWH.items())
         for i, kwh in enumerate(profile)
     ]
-    found = warehouse.run_query("SELECT * FROM readings ORDER BY household_id, ts_utc")
+    found = queries.run_query("SELECT * FROM readings ORDER BY household_id, ts_utc")
     assert found.columns == ["household_id", "ts_utc", "kwh"]
     assert found.rows() == expected
 
@@ -54,13 +54,13 @@ def test_readings_view_has_a_row_per_half_hour_of_a_delivered_night() -> None:
 @pytest.mark.usefixtures("small")
 def test_readings_view_can_be_filtered(condition: str, n_rows: int, n_readings: int) -> None:
     sql = f"SELECT count(*), count(kwh) FROM readings WHERE {condition}"
-    assert warehouse.run_query(sql).row(0) == (n_rows, n_readings)
+    assert queries.run_query(sql).row(0) == (n_rows, n_readings)
 
 
 @pytest.mark.usefixtures("small")
 def test_profiles_view_has_daily_count_sum_and_peak() -> None:
     sql = "SELECT n_readings, day_kwh, peak_kwh, kwh FROM profiles WHERE household_id = $household"
-    rows = warehouse.run_query(f"{sql} ORDER BY night", {"household": "B"}).rows()
+    rows = queries.run_query(f"{sql} ORDER BY night", {"household": "B"}).rows()
     # 39 and 10 readings of 1 kWh.
     assert [row[:3] for row in rows] == [(39, 39.0, 1.0), (10, 10.0, 1.0)]
     assert rows[0][3] == [None] * 9 + [1.0] * 39
@@ -84,34 +84,34 @@ def test_timestamp_filter_reads_only_the_needed_nights(home: Path) -> None:
             .filter(household_id="A", night=night)
             .drop("household_id")
         )
-        lake.replace_month(night, rows.join(names.to_frame(), how="cross"))
+        storage.replace_month(night, rows.join(names.to_frame(), how="cross"))
     _spoil_kwh(home / "lake/days/month=2014-02/days.parquet")
     sql = "SELECT sum(kwh) FROM readings WHERE ts_utc >= '2014-01-30' AND ts_utc < $end"
-    assert warehouse.run_query(sql, {"end": "2014-01-31"}).item() == 100 * 48 * 0.5
+    assert queries.run_query(sql, {"end": "2014-01-31"}).item() == 100 * 48 * 0.5
     with pytest.raises(UserError):
-        warehouse.run_query(sql, {"end": "2014-02-02"})
+        queries.run_query(sql, {"end": "2014-02-02"})
 
 
 @pytest.mark.parametrize("table", ["scores", "anomalies"])
 def test_night_filter_opens_only_that_partition(small: Path, table: str) -> None:
     (small / f"tables/{table}/night={FEB_2}/{table}.parquet").write_bytes(b"no Parquet at all")
     sql = f"SELECT DISTINCT night FROM {table}"
-    assert warehouse.run_query(f"{sql} WHERE night = '{FEB_1}'").rows() == [(FEB_1,)]
+    assert queries.run_query(f"{sql} WHERE night = '{FEB_1}'").rows() == [(FEB_1,)]
     with pytest.raises(UserError, match=rf"night={FEB_2}/{table}\.parquet"):
-        warehouse.run_query(sql)
+        queries.run_query(sql)
 
 
 def test_empty_home_has_every_view_with_its_column_types(home: Path) -> None:
-    for name in lake.TABLE_GLOBS:
-        schema = lake.TABLE_SCHEMAS[name]
-        found = warehouse.run_query(f"SELECT * FROM {name}")
+    for name in storage.TABLE_GLOBS:
+        schema = storage.TABLE_SCHEMAS[name]
+        found = queries.run_query(f"SELECT * FROM {name}")
         assert found.is_empty()
         written = pl.from_arrow(schema.create_empty().to_arrow())
         for column, dtype in written.schema.items():
             kind = pl.List(pl.Float32) if isinstance(dtype, pl.Array) else dtype
             kind = pl.String if isinstance(dtype, (pl.Enum, pl.Categorical)) else kind
             assert found.schema[column] == kind, f"{name}.{column}"
-    assert warehouse.run_query("SELECT * FROM readings").schema == {
+    assert queries.run_query("SELECT * FROM readings").schema == {
         "household_id": pl.String(),
         "ts_utc": pl.Datetime("us"),
         "kwh": pl.Float32(),
@@ -122,10 +122,10 @@ def test_empty_home_has_every_view_with_its_column_types(home: Path) -> None:
 @pytest.mark.usefixtures("home")
 def test_empty_home_answers_every_query_and_check() -> None:
     given = {"household_history": {"household_id": "A"}}
-    for name in warehouse.list_queries():
-        assert warehouse.run_query(name, given.get(name, {})).height == (name == "lake_coverage")
-    assert not any(rows.height for rows in warehouse.run_checks().values())
-    assert warehouse.collect_status()["Lake"]["household_nights"].item() == 0
+    for name in queries.list_queries():
+        assert queries.run_query(name, given.get(name, {})).height == (name == "lake_coverage")
+    assert not any(rows.height for rows in queries.run_checks().values())
+    assert queries.collect_status()["Lake"]["household_nights"].item() == 0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_invalid_query_raises_a_one_line_error(
     asked: str, given: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        warehouse.run_query(asked, given)
+        queries.run_query(asked, given)
     assert "\n" not in str(raised.value)
 
 
@@ -172,14 +172,14 @@ def test_every_duckdb_type_is_returned() -> None:
         (SELECT sum(nights) FROM episodes) AS nights, '{"a": 1}'::JSON AS json, NULL AS nothing
     FROM runs WHERE verb = 'score'"""
     rows = [("00:00:01.5", "[1 day]", "score", 3, '{"a": 1}', None)]
-    assert warehouse.run_query(sql).rows() == rows
-    assert warehouse.run_query(sql).columns[1] == 'a "b'
-    assert warehouse.run_query("SELECT 1 AS a, 2 AS a").rows() == [(1, 2)]
+    assert queries.run_query(sql).rows() == rows
+    assert queries.run_query(sql).columns[1] == 'a "b'
+    assert queries.run_query("SELECT 1 AS a, 2 AS a").rows() == [(1, 2)]
 
 
 @pytest.mark.usefixtures("small")
 def test_user_sql_cannot_write() -> None:
-    with warehouse.open_database() as connection:
+    with queries.open_database() as connection:
         for sql in ("SET enable_external_access = true", "COPY scores TO '/tmp/scores.csv'"):
             with pytest.raises(duckdb.Error):
                 connection.execute(sql)
@@ -187,22 +187,22 @@ def test_user_sql_cannot_write() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_named_queries_describe_their_parameters() -> None:
-    question = warehouse.list_queries()["top_anomalies"]
+    question = queries.list_queries()["top_anomalies"]
     assert question.description.startswith("the most urgent anomalies of a night")
     assert [(p.name, p.sql_type, p.default_sql) for p in question.parameters] == [
         ("night", "DATE", "(SELECT max(night) FROM scores)"),
         ("limit", "INTEGER", "20"),
     ]
-    described = [*warehouse.list_queries().values(), *warehouse.list_checks().values()]
+    described = [*queries.list_queries().values(), *queries.list_checks().values()]
     assert all(10 < len(each.description) < 100 for each in described)
 
 
 @pytest.mark.usefixtures("small")
 def test_status_shows_champion_lake_nights_and_runs() -> None:
-    assert warehouse.collect_status()["Champion"].is_empty()
-    lake.champion_file().parent.mkdir()
-    lake.champion_file().write_text('{"version": "3", "run_id": "abc"}')
-    sections = warehouse.collect_status()
+    assert queries.collect_status()["Champion"].is_empty()
+    storage.champion_file().parent.mkdir()
+    storage.champion_file().write_text('{"version": "3", "run_id": "abc"}')
+    sections = queries.collect_status()
     assert sections["Champion"].rows() == [("3", "abc")]
     assert sections["Lake"]["readings"].item() == 336
     assert sections["Last nights"]["night"].to_list() == NIGHTS[::-1]
@@ -214,15 +214,15 @@ def test_home_path_may_contain_special_characters(
 ) -> None:
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "o'neil [1] *"))
     small_home.write_small_home()
-    assert warehouse.run_query("SELECT count(*) FROM scores").item() == 8
-    assert not any(rows.height for rows in warehouse.run_checks().values())
+    assert queries.run_query("SELECT count(*) FROM scores").item() == 8
+    assert not any(rows.height for rows in queries.run_checks().values())
 
 
 def test_home_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERWATCH_HOME", "data")
     small_home.write_small_home()
-    assert warehouse.run_query("SELECT count(*) FROM scores").item() == 8
+    assert queries.run_query("SELECT count(*) FROM scores").item() == 8
 
 
 @pytest.mark.parametrize("table", ["scores", "anomalies", "episodes"])
@@ -244,12 +244,12 @@ def test_result_tables_are_readable_by_duckdb_polars_and_pyarrow(small: Path, ta
 @pytest.mark.usefixtures("small")
 def test_query_imports_no_heavy_library() -> None:
     for table in ("weather", "holidays", "tariffs"):
-        lake.replace_reference_table(table, lake.TABLE_SCHEMAS[table].create_empty())
-    lake.replace_ledger_entry("spans", "first", lake.TABLE_SCHEMAS["spans"].create_empty())
+        storage.replace_reference_table(table, storage.TABLE_SCHEMAS[table].create_empty())
+    storage.replace_ledger_entry("spans", "first", storage.TABLE_SCHEMAS["spans"].create_empty())
     heavy = "{'torch', 'mlflow', 'prefect', 'lightning', 'sqlalchemy', 'numpy', 'pandas', 'scipy'}"
     code = f"""
 import sys
-from tasks import warehouse
+from tasks import queries
 assert warehouse.run_query("top_anomalies").height == 2
 print(sorted({heavy} & sys.modules.keys()))
 """
@@ -261,7 +261,7 @@ print(sorted({heavy} & sys.modules.keys()))
 def test_rows_add_up_after_a_correction_of_a_real_household(london: Path, tmp_path: Path) -> None:
     delivered = london / "raw/LCL_MAC000002.csv"
     ingest.fn([str(delivered)])
-    gaps = warehouse.run_query("gaps_by_household")
+    gaps = queries.run_query("gaps_by_household")
     # 24,158 rows less 17 duplicates and a Null; the publisher's file lacks 52 half-hours.
     assert gaps.select("readings", "missing").rows() == [(24_140, 52)]
     header, *rows = delivered.read_text().splitlines()
@@ -270,10 +270,10 @@ def test_rows_add_up_after_a_correction_of_a_real_household(london: Path, tmp_pa
     correction = tmp_path / delivered.name
     correction.write_text("\n".join([header, *changed, changed[0]]))
     ingest.fn([str(correction)])
-    assert warehouse.run_query(
-        "SELECT DISTINCT rule, file FROM quarantine ORDER BY rule"
-    ).rows() == [(rule, delivered.name) for rule in ("duplicate", "null", "superseded")]
-    assert {name: n for name, rows in warehouse.run_checks().items() if (n := rows.height)} == {}
+    assert queries.run_query("SELECT DISTINCT rule, file FROM quarantine ORDER BY rule").rows() == [
+        (rule, delivered.name) for rule in ("duplicate", "null", "superseded")
+    ]
+    assert {name: n for name, rows in queries.run_checks().items() if (n := rows.height)} == {}
 
 
 WRITER = """
@@ -281,7 +281,7 @@ import sys
 from datetime import date
 import polars as pl
 from ml.schemas import Scores
-from tasks import lake
+from tasks import storage
 
 night, n = date(2014, 2, 2), 5567
 dtypes = {name: column.dtype for name, column in Scores.columns().items()}
@@ -303,11 +303,11 @@ def test_readers_see_whole_nights_while_a_writer_is_killed() -> None:
         assert writer.stdout.readline() == b"ready\n"
         until, seen = time.monotonic() + 3, []
         while time.monotonic() < until:
-            seen.append(warehouse.run_query(sql).row(0))
+            seen.append(queries.run_query(sql).row(0))
     finally:
         os.kill(writer.pid, signal.SIGKILL)
         writer.communicate()
-    seen.append(warehouse.run_query(sql).row(0))
+    seen.append(queries.run_query(sql).row(0))
     assert {row[:2] for row in seen} == {(5567, 1)}
     assert len({row[2] for row in seen}) > 2  # the writer did replace the night in between
-    assert warehouse.run_checks()["files_in_place"].is_empty()
+    assert queries.run_checks()["files_in_place"].is_empty()

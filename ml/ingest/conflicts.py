@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ml.ingest.rules import HALF_HOUR_US, RULE_DTYPE, Bools, Indices, Readings
+from ml.ingest.validation import HALF_HOUR_US, RULE_DTYPE, Bools, Indices, Readings
 from ml.schemas import HALF_HOURS, readings_as_array
 
 LAKE_RANK: Final = -1  # the rank of what earlier calls delivered

@@ -1,37 +1,38 @@
-"""A file a model: its configuration above its network. A new file is a new model.
+"""The networks, by name. A new model is a file of its own and one line in `NETWORK_MODULES`.
 
 Nothing of torch is imported before a network is asked for, so that the command line can name the
 models at once.
 """
 
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 if TYPE_CHECKING:
-    from ml.models.network import Network
+    from ml.models.base import Network
 
-MODEL_NAMES: Final = tuple(sorted({module.name for module in iter_modules(__path__)} - {"network"}))
-DEFAULT_MODEL: Final = "history_network"
-
-if TYPE_CHECKING:
-    ModelName = str
-else:
-    ModelName = Literal[MODEL_NAMES]
+ModelName = Literal[
+    "batchnorm_autoencoder", "conditional_autoencoder", "history_network", "lstm", "transformer"
+]
+NETWORK_MODULES: Final[dict[ModelName, tuple[str, str]]] = {
+    "batchnorm_autoencoder": ("ml.models.batchnorm_autoencoder", "BatchnormAutoencoder"),
+    "conditional_autoencoder": ("ml.models.conditional_autoencoder", "ConditionalAutoencoder"),
+    "history_network": ("ml.models.history.network", "HistoryNetwork"),
+    "lstm": ("ml.models.lstm", "Lstm"),
+    "transformer": ("ml.models.transformer", "Transformer"),
+}
+"""The module and class of each network."""
+MODEL_NAMES: Final[tuple[ModelName, ...]] = get_args(ModelName)
+DEFAULT_MODEL: Final[ModelName] = "history_network"
 
 
 def import_network_class(name: ModelName) -> type["Network"]:
-    """The network that the file of this name defines.
+    """Import and return the network class of a model.
 
     Raises:
         ValueError: there is no such model.
     """
-    if name not in MODEL_NAMES:
+    if name not in NETWORK_MODULES:
         raise ValueError(f"no model {name!r}; there are {', '.join(MODEL_NAMES)}")
-    from ml.models.network import Network
-
-    module = import_module(f"{__name__}.{name}")
-    kinds = (kind for kind in vars(module).values() if isinstance(kind, type))
-    own = (kind for kind in kinds if issubclass(kind, Network))
-    (found,) = (kind for kind in own if kind.__module__ == module.__name__)
-    return found
+    module, class_name = NETWORK_MODULES[name]
+    network_class: type[Network] = getattr(import_module(module), class_name)
+    return network_class

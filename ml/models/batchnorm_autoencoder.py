@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
+from ml.models.base import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
 from ml.schemas import HALF_HOURS
 
 

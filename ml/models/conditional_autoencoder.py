@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ml.features import CONDITIONS
-from ml.models.network import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
+from ml.models.base import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
 from ml.schemas import HALF_HOURS
 
 

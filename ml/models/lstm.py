@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ForecastingNetwork, NetworkConfig, TrainingRecipe
+from ml.models.base import ForecastingNetwork, NetworkConfig, TrainingRecipe
 
 
 class LstmConfig(NetworkConfig):

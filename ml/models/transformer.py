@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.models.network import ForecastingNetwork, NetworkConfig, TrainingRecipe
+from ml.models.base import ForecastingNetwork, NetworkConfig, TrainingRecipe
 
 
 class TransformerConfig(NetworkConfig):

@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 from cyclopts import App
 
-from ml.simulate.surroundings import FleetConfig
-from tasks.simulate import simulate
+from ml.simulation.environment import FleetConfig
+from tasks.simulation import simulate
 from tests.benchmarks import jobs
 from tests.benchmarks.measure import (
     BenchmarkJob,

@@ -17,18 +17,18 @@ import torch
 from cyclopts import App
 from sklearn.metrics import average_precision_score
 
-from ml.benchmark.plant import GroundTruth, inject_anomalies, repeat_households
 from ml.detector import Detector
+from ml.evaluation.inject import GroundTruth, inject_anomalies, repeat_households
 from ml.export import measure_output_difference
 from ml.features import Fleet
-from ml.loop import select_evenly
-from ml.models.network import NetworkOutput, Windows
+from ml.models.base import NetworkOutput, Windows
 from ml.score import WARMUP_NIGHTS, run_network
-from ml.train import select_held_out_households, select_nights_from, usable_household_nights
+from ml.training.fit import select_held_out_households, select_nights_from, usable_household_nights
+from ml.training.lightning_module import select_evenly
 from ml.windows import FleetWindows
-from tasks import lake, registry
-from tasks.artefact import load_detector
-from tasks.fleet import find_last_well_reported_night, load_fleet
+from tasks import registry, storage
+from tasks.fleet_loading import find_last_well_reported_night, load_fleet
+from tasks.model_files import load_detector
 from tasks.settings import get_settings
 from tests.benchmarks.measure import as_markdown
 
@@ -44,7 +44,9 @@ def main(nights: int = 28, rows: int = 136) -> None:
     torch.set_num_threads(1)
     least = get_settings().min_readings
     known = select_held_out_households(
-        load_fleet(lake.read_night_range()[0], find_last_well_reported_night(), only_reporting=True)
+        load_fleet(
+            storage.read_night_range()[0], find_last_well_reported_night(), only_reporting=True
+        )
     )
     recent = select_nights_from(known, len(known.nights) - nights - WARMUP_NIGHTS)
     last = slice(len(recent.nights) - nights, None)
@@ -88,7 +90,7 @@ def _measure_engines(
 
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
-    directory = lake.model_dir(registry.load_champion()[1])
+    directory = storage.model_dir(registry.load_champion()[1])
     yield "torch", load_detector(directory)
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ml.simulate.fleet import simulate_fleet_kwh
-from ml.simulate.plots import correlate_consecutive_days, draw_fleet_comparison
-from ml.simulate.surroundings import FleetConfig, Floats, build_environment
+from ml.plots.simulation import correlate_consecutive_days, draw_fleet_comparison
+from ml.simulation.environment import FleetConfig, Floats, build_environment
+from ml.simulation.fleet import simulate_fleet_kwh
 
 YEAR = 2013
 COMPARISON_CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1, 1).date(), seed=0)

@@ -19,20 +19,22 @@ from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.train import train
 from ml.features import CONDITIONS, Fleet
-from ml.loop import FitParameters, NetworkModule, build_trainer, suppress_expected_warnings
 from ml.models import DEFAULT_MODEL, import_network_class
-from ml.models.conditional_autoencoder import (
-    ConditionalAutoencoder,
-    ConditionalAutoencoderConfig,
-)
-from ml.models.network import Windows, compute_log_readings
+from ml.models.base import Windows, compute_log_readings
+from ml.models.conditional_autoencoder import ConditionalAutoencoder, ConditionalAutoencoderConfig
 from ml.schemas import HALF_HOURS
-from ml.train import build_data_module, usable_household_nights
+from ml.training.fit import build_data_module, usable_household_nights
+from ml.training.lightning_module import (
+    FitParameters,
+    NetworkModule,
+    build_trainer,
+    suppress_expected_warnings,
+)
 from ml.windows import FleetWindows
-from tasks import lake, warehouse
-from tasks.fleet import load_fleet
-from tasks.score import score_span
-from tasks.train import TrainParameters
+from tasks import queries, storage
+from tasks.fleet_loading import load_fleet
+from tasks.scoring import score_span
+from tasks.training import TrainParameters
 
 PIVOT_CELLS_SQL = ", ".join(f"max(CASE WHEN slot = {slot} THEN kwh END)" for slot in range(48))
 DUCKDB_INGEST_SQL = f"""
@@ -97,12 +99,12 @@ def score_next_night(source: Path, scratch: Path) -> float:
 
 def score_fortnight(source: Path, scratch: Path) -> float:
     """A fortnight in bulk."""
-    last = lake.read_night_range()[1]
+    last = storage.read_night_range()[1]
     return backfill.fn(last - timedelta(days=13), last).n_household_nights
 
 
 def _score_night(nights_ago: int) -> float:
-    night = lake.read_night_range()[1] - timedelta(days=nights_ago)
+    night = storage.read_night_range()[1] - timedelta(days=nights_ago)
     return score_span((night, night)).n_household_nights
 
 
@@ -142,7 +144,7 @@ def _score_pyod(detector: ECOD | KNN) -> float:
 
 
 def _load_recent_fleet(n_nights: int, *, reporting: bool = False) -> Fleet:
-    last = lake.read_night_range()[1]
+    last = storage.read_night_range()[1]
     return load_fleet(last - timedelta(days=n_nights - 1), last, only_reporting=reporting)
 
 
@@ -264,24 +266,26 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
 
 def fill_tables(source: Path, scratch: Path) -> None:
     """850 nights of result tables: the last scored night over and over."""
-    last = lake.read_night_range()[1]
+    last = storage.read_night_range()[1]
     for table in ("scores", "anomalies", "nights"):
-        of_night = lake.collect_with_retry(lake.scan_table(table).filter(pl.col("night") == last))
+        of_night = storage.collect_with_retry(
+            storage.scan_table(table).filter(pl.col("night") == last)
+        )
         for ago in range(1, 850):
             earlier = last - timedelta(days=ago)
             moved = of_night.with_columns(night=pl.lit(earlier, pl.Date))
-            lake.replace_night(table, earlier, moved)
+            storage.replace_night(table, earlier, moved)
 
 
 def run_every_query(source: Path, scratch: Path) -> float:
     """Every named query; the slowest of them in seconds."""
-    last = lake.read_night_range()[1]
-    return max(_time_query(name, last) for name in warehouse.list_queries())
+    last = storage.read_night_range()[1]
+    return max(_time_query(name, last) for name in queries.list_queries())
 
 
 def _time_query(name: str, last_night: date) -> float:
     given = {"household_id": "MAC000010", "night": str(last_night)}
-    takes = {parameter.name for parameter in warehouse.list_queries()[name].parameters}
+    takes = {parameter.name for parameter in queries.list_queries()[name].parameters}
     started = time.perf_counter()
-    warehouse.run_query(name, {key: value for key, value in given.items() if key in takes})
+    queries.run_query(name, {key: value for key, value in given.items() if key in takes})
     return time.perf_counter() - started

@@ -23,16 +23,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ml.detector import Detector, DetectorConfig
-from ml.loop import (
+from ml.models import DEFAULT_MODEL
+from ml.models.base import Network, Windows, compute_log_readings
+from ml.training.fit import build_data_module
+from ml.training.lightning_module import (
     FitParameters,
     NetworkModule,
     TrainingDataModule,
     build_trainer,
     suppress_expected_warnings,
 )
-from ml.models import DEFAULT_MODEL
-from ml.models.network import Network, Windows, compute_log_readings
-from ml.train import build_data_module
 from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
 from tests.benchmarks.measure import as_markdown

@@ -1,0 +1,182 @@
+"""The main job: from delivered readings to the anomaly table, recorded by a server of its own."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import find_server_url, run_flow
+from flows.backfill import backfill
+from flows.ingest import ingest
+from flows.rendering import print_table
+from flows.serving.processes import find_free_port, run_prefect_server, stop_on_signals
+from flows.simulate import simulate
+from flows.train import TrainParameters, train
+from ml.errors import UserError
+from ml.evaluation.detection_summary import summarize_detection
+from ml.simulation.environment import FleetConfig
+from tasks import queries, reports, storage
+from tasks.fleet_loading import find_last_well_reported_night
+from tasks.settings import get_settings
+
+SIMULATED_FLEET: Final = FleetConfig()
+N_SCORED_SIMULATED_NIGHTS: Final = 7
+N_SCORED_DELIVERED_NIGHTS: Final = 30
+N_URGENT_HOUSEHOLDS: Final = 15
+N_EPOCHS: Final = 2
+"""A short training, so that the main job is over in minutes."""
+
+
+def run_main_job(source: Path | None) -> None:
+    """Run the main job on delivered readings or, without any, on a simulated fleet.
+
+    Raises:
+        UserError: the home holds other readings already, or a step failed.
+    """
+    _separate_simulated_home(source)
+    with stop_on_signals(), _record_flows():
+        if source is None:
+            _simulate_fleet()
+        _ingest_readings(source or _simulated_fleet_directory())
+        last = find_last_well_reported_night()
+        first = last - timedelta(
+            days=(N_SCORED_DELIVERED_NIGHTS if source else N_SCORED_SIMULATED_NIGHTS) - 1
+        )
+        _train_detector(last_training_night=first - timedelta(days=1))
+        _score_nights(first, last)
+    _print_most_urgent_households(first, last)
+    if source is None:
+        _print_detection_summary(first, last)
+    _print_next_steps(first, last)
+
+
+@contextmanager
+def _record_flows() -> Iterator[None]:
+    """Record the flows on the configured server or, without one, on one of this job's own."""
+    if find_server_url():
+        yield
+        return
+    with (
+        run_prefect_server(find_free_port()) as ready,
+        temporary_settings({PREFECT_API_URL: ready()}),
+    ):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()
+
+
+def _simulated_fleet_directory() -> Path:
+    return storage.home_dir().resolve() / "simulated"
+
+
+def _separate_simulated_home(source: Path | None) -> None:
+    """Put a simulated home aside before real readings come; never mix into real ones."""
+    home = storage.home_dir().resolve()
+    if (
+        source is None
+        and storage.has_table_files("days")
+        and not _simulated_fleet_directory().exists()
+    ):
+        raise UserError(
+            f"{home} holds delivered readings: set METERWATCH_HOME to another directory"
+        )
+    if source is not None and _simulated_fleet_directory().exists():
+        aside = home.with_name(f"{home.name}.simulated")
+        if aside.exists():
+            raise UserError(f"{home} holds a simulated fleet, and {aside} another: remove one")
+        home.rename(aside)
+        print(f"the simulated fleet of {home} lies in {aside} now", file=sys.stderr)
+
+
+@contextmanager
+def _report_step(step_name: str) -> Iterator[list[str]]:
+    """Say on standard error what runs and, once it is done, what it came to."""
+    started, outcome = time.monotonic(), list[str]()
+    print(f"{step_name} ...", file=sys.stderr, flush=True)
+    yield outcome
+    seconds = time.monotonic() - started
+    print(f"{step_name}: {', '.join(outcome)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _simulate_fleet() -> None:
+    written = _simulated_fleet_directory() / "simulation.json"
+    with _report_step("simulate") as outcome:
+        if (
+            written.exists()
+            and FleetConfig.model_validate_json(written.read_text()) == SIMULATED_FLEET
+        ):
+            outcome.append(f"{_simulated_fleet_directory()} is there already")
+            return
+        receipt = run_flow(simulate, out=_simulated_fleet_directory(), config=SIMULATED_FLEET)
+        outcome += [f"{receipt.n_households:,} households", f"{receipt.n_rows:,} readings"]
+
+
+def _ingest_readings(source: Path) -> None:
+    with _report_step("ingest") as outcome:
+        receipt = run_flow(ingest, sources=[str(source)])
+        outcome.append(f"{receipt.rows_in:,} rows in")
+
+
+def _train_detector(last_training_night: date) -> None:
+    with _report_step("train") as outcome:
+        receipt = run_flow(
+            train, parameters=TrainParameters(until=last_training_night, max_epochs=N_EPOCHS)
+        )
+        promoted = "promoted" if receipt.is_promoted else "not promoted"
+        outcome += [f"nights up to {last_training_night}", f"version {receipt.version} {promoted}"]
+
+
+def _score_nights(first_night: date, last_night: date) -> None:
+    with _report_step("score") as outcome:
+        receipt = run_flow(backfill, first_night=first_night, last_night=last_night)
+        outcome += [
+            f"{first_night} to {last_night}",
+            f"{receipt.n_household_nights:,} rows",
+            f"{receipt.n_flagged:,} flagged",
+        ]
+
+
+def _print_most_urgent_households(first_night: date, last_night: date) -> None:
+    span = {
+        "first_night": str(first_night),
+        "last_night": str(last_night),
+        "limit": str(N_URGENT_HOUSEHOLDS),
+    }
+    print_table(
+        queries.run_query("top_households", span),
+        f"\nMost urgent households of {first_night} to {last_night}",
+    )
+
+
+def _print_detection_summary(first_night: date, last_night: date) -> None:
+    night = pl.col("night").is_between(first_night, last_night)
+    truth = pl.scan_parquet(_simulated_fleet_directory() / "truth.parquet").filter(night).collect()
+    result = summarize_detection(
+        storage.collect_with_retry(storage.scan_nights("scores", first_night, last_night)), truth
+    )
+    print_table(
+        result.counts_by_kind,
+        f"\nInjected anomalies of {first_night} to {last_night}, and how many were flagged",
+    )
+    print(
+        f"{result.n_flagged:,} household-nights flagged, {result.precision:.0%} of them injected; "
+        f"{result.false_alarms_per_1000:.2f} false alarms per 1,000 normal household-nights "
+        f"(budget {get_settings().alert_budget:g} false episodes)"
+    )
+
+
+def _print_next_steps(first_night: date, last_night: date) -> None:
+    print(
+        f"\nscores, anomalies, episodes   {storage.home_dir() / 'tables'}\n"
+        f"the same households, drawn    {reports.draw_most_urgent(first_night, last_night) or 'none was flagged'}\n"
+        f"ask in SQL                    meterwatch query top_anomalies --param night={last_night}\n"
+        "runs, reports and models      make serve"
+    )

@@ -1,0 +1,93 @@
+"""Whether what is found is named rightly: the kinds that were planted against the reasons given."""
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth
+from ml.explain.reasons import classify_reasons, select_context_nights
+from ml.features import Fleet, FloatArray
+from ml.schemas import ANOMALY_REASONS
+
+NO_INJECTION: Final = "nothing injected"
+CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
+    "scale_down": ("drop",),
+    "half_hour_scale": ("drop", "unusual_shape"),
+    "zero_window": ("outage",),
+    "random_share": ("drop", "unusual_shape"),
+    "constant_mean": ("stuck",),
+    "reversed_day": ("shifted", "unusual_shape"),
+    "stuck": ("stuck",),
+    "near_zero": ("drop", "outage"),
+    "outage_catch_up": ("outage",),
+    "spike": ("spike",),
+    "added_baseload": ("rise",),
+    "night_load": ("night_load", "rise"),
+    "clock_shift": ("shifted", "unusual_shape"),
+    "doubled": ("rise",),
+    "cap": ("drop",),
+    "ramp": ("rise",),
+    "tenancy": ("unusual_shape", "rise", "drop"),
+}
+"""The reasons that are right for a kind; the first says it best."""
+
+
+def count_reasons_by_kind(
+    is_found: Bools, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: FloatArray
+) -> pl.DataFrame:
+    """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
+
+    `expected_kwh` `[R, D, 48]` is what the detector expected.
+    """
+    row, night = np.nonzero(is_found & truth.is_tested)
+    kind = np.array([NO_INJECTION, *KIND_NAMES])[truth.kind_code[row, night]]
+    past = select_context_nights(injected_fleet.kwh, row, night)
+    given = classify_reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], past)
+    pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
+    return pairs.group_by("kind", "reason").agg(nights=pl.len().cast(pl.Int64))
+
+
+def tabulate_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
+    """A row a kind, nothing last: a count of each reason, and what share of them is right."""
+    kinds = pl.DataFrame({"kind": [*KIND_NAMES, NO_INJECTION]})
+    by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in ANOMALY_REASONS]
+    counts = (
+        _grade_reasons(reason_counts)
+        .group_by("kind")
+        .agg(*by_reason, _share_of_nights("is_right").alias("right"))
+    )
+    joined = kinds.join(counts, on="kind", how="left", maintain_order="left")
+    return joined.with_columns(pl.col(ANOMALY_REASONS).fill_null(0))
+
+
+def describe_reason_accuracy(reason_counts: pl.DataFrame) -> str:
+    """How many of the planted nights found have a right reason, and the best one, in words."""
+    planted = _grade_reasons(reason_counts).filter(pl.col("kind") != NO_INJECTION)
+    right, best = planted.select(_share_of_nights("is_right"), _share_of_nights("is_best")).row(0)
+    if right is None:
+        return "no injected night was found"
+    nights = planted["nights"].sum()
+    return f"{right:.1%} of {nights:,} nights found are named rightly, {best:.1%} best"
+
+
+def _grade_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
+    """Whether each reason is a right one and the best one; null where nothing was planted."""
+    right = [
+        (kind, reason, reason == those[0])
+        for kind, those in CORRECT_REASONS.items()
+        for reason in those
+    ]
+    known = pl.DataFrame(right, ["kind", "reason", "is_best"], orient="row")
+    planted = pl.when(pl.col("kind") != NO_INJECTION)
+    return reason_counts.join(known, on=["kind", "reason"], how="left").with_columns(
+        is_right=planted.then(pl.col("is_best").is_not_null()),
+        is_best=planted.then(pl.col("is_best").fill_null(value=False)),
+    )
+
+
+def _share_of_nights(flag_column: str) -> pl.Expr:
+    """The nights' share, null where there are none."""
+    true = pl.col("nights").filter(pl.col(flag_column)).sum()
+    total = pl.col("nights").filter(pl.col(flag_column).is_not_null()).sum()
+    return pl.when(total > 0).then(true / total).alias(flag_column)

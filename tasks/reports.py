@@ -1,0 +1,143 @@
+"""What a run leaves behind for people to read, in Markdown."""
+
+import io
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from tasks import paths, storage
+
+if TYPE_CHECKING:
+    from tasks.scoring import ScoreReceipt
+
+MAX_URGENT_ROWS: Final = 10
+
+
+def publish_artifact(key: str, markdown: str) -> None:
+    """Leave a Markdown artifact with the flow run, where there is one."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(markdown, key=key)
+
+
+def publish_score_report(receipt: "ScoreReceipt") -> None:
+    """Leave the report of a scored span of nights."""
+    publish_artifact(f"scores-{receipt.last_night}", render_scores(receipt))
+
+
+def render_scores(receipt: "ScoreReceipt") -> str:
+    """Household-nights by status, and the most urgent of the last night."""
+    of_night, totals = (
+        storage.collect_with_retry(
+            storage.scan_nights(table, receipt.last_night, receipt.last_night)
+        )
+        for table in ("scores", "nights")
+    )
+    urgent = render_most_urgent(of_night, receipt.last_night)
+    return render_status_counts(receipt.counts_by_status) + render_alerts(totals) + urgent
+
+
+def draw_most_urgent(first_night: date, last_night: date) -> Path | None:
+    """Draw the most urgent households of a span of nights, each by its most unusual night; where it is."""
+    from ml.plots import household_nights
+
+    order = ("p_value", "night", "household_id")
+    found = storage.collect_with_retry(
+        storage.scan_nights("anomalies", first_night, last_night)
+    ).sort(order)
+    urgent = found.unique("household_id", keep="first", maintain_order=True).head(
+        household_nights.N_EXAMPLES
+    )
+    if urgent.is_empty():
+        return None
+    title = (
+        f"Most urgent households, {first_night} to {last_night}"
+        if first_night < last_night
+        else f"Most urgent of {last_night}"
+    )
+    path, image = paths.picture_file(last_night), io.BytesIO()
+    household_nights.draw_profiles(household_nights.build_flagged_examples(urgent), title).savefig(
+        image, dpi=90
+    )
+    storage.replace_bytes(path, image.getvalue())
+    return path
+
+
+def render_row_counts(rows_in: int, rows_kept: int, quarantined_by_rule: Mapping[str, int]) -> str:
+    """Rows delivered, kept and set aside, by rule."""
+    total = sum(quarantined_by_rule.values())
+    lines = [f"{rows_in:,} rows delivered, {rows_kept:,} kept, {total:,} quarantined.", ""]
+    if total:
+        counts = sorted(quarantined_by_rule.items(), key=lambda item: -item[1])
+        lines += _render_table(
+            ("rule", "rows"), ((rule, f"{rows:,}") for rule, rows in counts if rows)
+        )
+    return _render_section("Rows", lines)
+
+
+def render_status_counts(counts: Mapping[str, int]) -> str:
+    """Household-nights by status."""
+    rows = ((status, f"{count:,}") for status, count in counts.items())
+    return _render_section(
+        "Household-nights by status", _render_table(("status", "household-nights"), rows)
+    )
+
+
+def render_alerts(nights: pl.DataFrame) -> str:
+    """What the budget of alerts came to, and what the fleet did."""
+    lines = [
+        f"{night['flagged']:,} of {night['scored']:,} scored households are flagged on "
+        f"{night['night']}; {night['opened']:,} episodes opened, {night['opened_per_1000']:.2f} in "
+        f"1,000 (budget of false ones: {night['alert_budget']:g}). The fleet's scores moved by "
+        f"{night['fleet_shift']:+.2f} together, and its unusual nights are "
+        f"{night['tail_inflation']:.2f} times as many as in the calibration."
+        for night in nights.iter_rows(named=True)
+    ]
+    return _render_section("Alerts", lines)
+
+
+def render_most_urgent(scores: pl.DataFrame, night: date) -> str:
+    """The most urgent households of a night."""
+    flagged = scores.filter(pl.col("is_anomaly"), pl.col("night") == night)
+    if flagged.is_empty():
+        return _render_section("Most urgent", [f"No household was flagged on {night}."])
+    columns = ("rank", "household_id", "reason", "score", "p_value", "actual_kwh", "expected_kwh")
+    urgent = flagged.sort("rank").head(MAX_URGENT_ROWS).select(columns)
+    rows = (
+        (str(rank), household, str(reason), *(_format_number(value) for value in values))
+        for rank, household, reason, *values in urgent.iter_rows()
+    )
+    return _render_section(f"Most urgent of {night}", _render_table(columns, rows))
+
+
+def render_checks(offending_rows_by_check: Mapping[str, int]) -> str:
+    """What the SQL checks found: offending rows by check."""
+    bad = {name: rows for name, rows in offending_rows_by_check.items() if rows}
+    lines = [
+        f"{len(offending_rows_by_check) - len(bad)} of {len(offending_rows_by_check)} checks passed.",
+        "",
+    ]
+    if bad:
+        lines += _render_table(
+            ("check", "offending rows"), ((n, f"{rows:,}") for n, rows in bad.items())
+        )
+    return _render_section("Checks", lines)
+
+
+def _format_number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _render_section(title: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines, "", ""])
+
+
+def _render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    columns = list(header)
+    ruled = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in ruled]

@@ -1,0 +1,23 @@
+"""Homes that tests train in."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from tasks import storage
+from tests import fleets
+
+
+def write_lake(kwh: np.ndarray) -> None:
+    """A lake of readings `[H, D, 48]`, NaN where missing."""
+    days = fleets.build_household_nights(kwh)
+    storage.replace_reference_table("households", fleets.build_households(len(kwh)))
+    for (month,), part in days.group_by(days["night"].dt.month_start()):
+        storage.replace_month(month, part)
+
+
+def copy_mlflow_database(database: Path) -> None:
+    """A copy of an MLflow database, which takes seconds to make."""
+    storage.mlflow_dir().mkdir(parents=True, exist_ok=True)
+    shutil.copy(database, storage.mlflow_dir())
