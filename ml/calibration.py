@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ml.arrays import FloatArray
 from ml.episodes import SILENCE_NIGHTS
 from ml.errors import UserError
-from ml.features import FloatArray
 
 BODY_SHARE: Final = 0.98
 BODY_SIZE: Final = 1025
@@ -48,9 +48,9 @@ class TailDistribution(nn.Module):
 
     def surprisal(self, values: FloatArray) -> FloatArray:
         """-log10 of the share at least as high, in the shape of `figures`; NaN stays NaN."""
-        values, place = np.unique(self.body.numpy(), return_index=True)
-        below = np.interp(values, values, BODY_SHARE * place / (BODY_SIZE - 1))
-        beyond = np.maximum(values - values[-1], 0) / float(self.scale)
+        quantiles, place = np.unique(self.body.numpy(), return_index=True)
+        below = np.interp(values, quantiles, BODY_SHARE * place / (BODY_SIZE - 1))
+        beyond = np.maximum(values - quantiles[-1], 0) / float(self.scale)
         share = 1 - np.where(beyond > 0, BODY_SHARE, below)
         return beyond / np.log(10) - np.log10(share)
 

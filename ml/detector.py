@@ -16,7 +16,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
-from ml.features import CONDITIONS
+from ml.conditions import CONDITIONS
 from ml.models import DEFAULT_MODEL, ModelName, import_network_class
 from ml.models.base import NetworkConfig, NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
@@ -73,12 +73,12 @@ class Detector(nn.Module):
             TailDistribution(),
             TailDistribution(),
         )
-        self.register_buffer("residual_scale", torch.ones(HALF_HOURS))
+        self.register_buffer("half_hour_error_scale", torch.ones(HALF_HOURS))
         self.register_buffer("peer_center", torch.zeros(()))
         self.register_buffer("peer_scale", torch.ones(()))
-        self.register_buffer("calibration", torch.zeros(config.calibration_size).double())
-        self.register_buffer("alerts", torch.zeros(ALERT_CURVE_STEPS, 3).double())
-        self.register_buffer("learnt", torch.zeros(config.n_training_households, dtype=torch.int64))
+        self.register_buffer("reference_scores", torch.zeros(config.calibration_size).double())
+        self.register_buffer("alert_curve", torch.zeros(ALERT_CURVE_STEPS, 3).double())
+        self.register_buffer("training_household_hashes", torch.zeros(config.n_training_households, dtype=torch.int64))
 
     def fit_reference_scores(self, scores: Tensor) -> None:
         """Keep the rarities `[N]` of ordinary household-nights, sorted, as a conformal reference.
@@ -95,7 +95,7 @@ class Detector(nn.Module):
     def set_training_households(self, household_hashes: Tensor) -> None:
         """Keep whom the network learnt from, `[N]`."""
         self.training_household_hashes = household_hashes.sort().values
-        self.config = self.config.model_copy(update={"learnt_size": len(household_hashes)})
+        self.config = self.config.model_copy(update={"n_training_households": len(household_hashes)})
 
     def scoring_function(self) -> NetworkFunction:
         """What judges nights when scoring: the program that stands in for the network, if any.

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ml.features import Fleet, FloatArray, count_usable_nights
+from ml.arrays import FloatArray
+from ml.fleet import Fleet, count_usable_nights
 
 MAX_PEERS: Final = 7
 MIN_OWN_NIGHTS: Final = 28

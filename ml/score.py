@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 from torch import Tensor
 
+from ml.arrays import FloatArray, median_and_mad, pad_left, rolling_windows
 from ml.calibration import (
     Bools,
     alert_threshold,
@@ -32,15 +33,7 @@ from ml.detector import Detector
 from ml.episodes import SILENCE_NIGHTS
 from ml.evaluation.baseline_rules import compute_repeated_run_excess, compute_zero_run_excess
 from ml.explain.reasons import explain_anomalies, select_context_nights
-from ml.features import (
-    LEVEL_NIGHTS,
-    Fleet,
-    FloatArray,
-    count_usable_nights,
-    median_and_mad,
-    pad_left,
-    rolling_windows,
-)
+from ml.fleet import LEVEL_NIGHTS, Fleet, count_usable_nights
 from ml.models.base import NetworkOutput
 from ml.peers import MIN_OWN_NIGHTS
 from ml.schemas import HALF_HOURS, Anomalies, Nights, Scores

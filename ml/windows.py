@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml.features import Fleet, usual_levels_kwh
+from ml.fleet import Fleet, usual_levels_kwh
 from ml.models.base import Windows
 from ml.peers import PeerImputer
 from ml.schemas import HALF_HOURS

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ml import models
+from ml.arrays import FloatArray, pad_left
 from ml.errors import UserError
 from ml.evaluation import baseline_rules
 from ml.evaluation.alarm_rates import measure_monthly_alarm_ratio
@@ -38,7 +39,7 @@ from ml.evaluation.reason_confusion import (
     tabulate_reasons,
 )
 from ml.evaluation.report import rank_detectors, render_benchmark, render_reasons, render_summary
-from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, pad_left
+from ml.fleet import LEVEL_NIGHTS, Fleet
 from ml.plots import benchmark
 from ml.score import WARMUP_NIGHTS, run_network, score_fleet
 from ml.training.fit import is_held_out, train_and_calibrate

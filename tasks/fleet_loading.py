@@ -5,7 +5,7 @@ from datetime import date
 
 import polars as pl
 
-from ml.features import Fleet, build_fleet
+from ml.fleet import Fleet, build_fleet
 from tasks import storage
 
 

@@ -7,7 +7,7 @@ from subprocess import SubprocessError, run
 
 import numpy as np
 
-from ml.features import Fleet
+from ml.fleet import Fleet
 
 
 def fingerprint_fleet(fleet: Fleet) -> str:

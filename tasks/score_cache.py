@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
 from tasks import storage
 from tasks.settings import get_settings

@@ -47,7 +47,7 @@ TABLE_SCHEMAS: Final[dict[str, type[dy.Schema]]] = {
     "anomalies": schemas.Anomalies,
     "episodes": schemas.Episodes,
     "nights": schemas.Nights,
-    "raw_scores": schemas.ScoreCacheRows,
+    "score_cache": schemas.ScoreCacheRows,
 }
 
 

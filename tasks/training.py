@@ -20,7 +20,7 @@ from ml.errors import UserError
 from ml.evaluation.inject import inject_anomalies, repeat_households
 from ml.evaluation.metrics import estimate_superiority
 from ml.export import ONNX_OPSET, measure_output_difference
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.models import DEFAULT_MODEL, ModelName
 from ml.plots import household_nights
 from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet

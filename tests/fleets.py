@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import torch
 
+from ml.conditions import CONDITIONS
 from ml.detector import Detector, DetectorConfig
-from ml.features import CONDITIONS, Fleet
+from ml.fleet import Fleet
 from ml.models.base import Windows
 from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
 from ml.score import calibrate_detector

@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ml.conditions import CONDITIONS
 from ml.errors import UserError
 from ml.evaluation import baseline_rules, baselines
 from ml.evaluation.alarm_rates import measure_alarm_rates, measure_monthly_alarm_ratio
@@ -37,7 +38,7 @@ from ml.evaluation.reason_confusion import (
     describe_reason_accuracy,
     tabulate_reasons,
 )
-from ml.features import CONDITIONS, Fleet
+from ml.fleet import Fleet
 from ml.schemas import ANOMALY_REASONS
 from tests import fleets
 

@@ -8,19 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml import features
+from ml import arrays, conditions
+from ml import fleet as fleet_module
 from ml.schemas import Holidays, Tariffs, Weather
 from tests import fleets
 
 
 def build_night_conditions(*nights: date) -> pl.DataFrame:
-    return features.build_night_conditions(
+    return conditions.build_night_conditions(
         list(nights), Weather.create_empty(), Holidays.create_empty()
     )
 
 
 def test_conditions_are_fifteen_distinct_names() -> None:
-    assert len(features.CONDITIONS) == len(set(features.CONDITIONS)) == 15
+    assert len(conditions.CONDITIONS) == len(set(conditions.CONDITIONS)) == 15
 
 
 @pytest.mark.seed_fault
@@ -36,7 +37,7 @@ def test_bank_holidays_are_days_off_without_delivered_holidays() -> None:
 
 def test_delivered_holidays_are_days_off() -> None:
     royal = Holidays.validate(pl.DataFrame({"day": [date(2013, 6, 19)], "name": ["Royal visit"]}))
-    frame = features.build_night_conditions([date(2013, 6, 19)], Weather.create_empty(), royal)
+    frame = conditions.build_night_conditions([date(2013, 6, 19)], Weather.create_empty(), royal)
     assert frame["is_day_off"].to_list() == [1.0]
 
 
@@ -44,7 +45,7 @@ def test_holiday_with_swapped_day_and_month_is_corrected() -> None:
     # The trial's file says 2013-06-05 for the early May bank holiday of 6 May 2013.
     swapped = pl.DataFrame({"day": [date(2013, 6, 5)], "name": ["Early May bank holiday"]})
     nights = [date(2013, 5, 6), date(2013, 6, 5)]
-    frame = features.build_night_conditions(
+    frame = conditions.build_night_conditions(
         nights, Weather.create_empty(), Holidays.validate(swapped)
     )
     assert frame["is_day_off"].to_list() == [1.0, 0.0]
@@ -66,7 +67,7 @@ def test_temperature_is_mean_of_hours() -> None:
         {"ts_utc": hours, "temperature_c": [0.0, 0.0, 0.0, 20.0], "humidity": [0.5] * 4}
     )
     weather = Weather.validate(weather, cast=True)
-    frame = features.build_night_conditions([night], weather, Holidays.create_empty())
+    frame = conditions.build_night_conditions([night], weather, Holidays.create_empty())
     assert frame["temperature_c"].to_list() == [5.0]
 
 
@@ -75,19 +76,19 @@ def test_price_signal_is_zero_for_standard_tariff_households() -> None:
     prices = ["High"] * 12 + ["Normal"] * 36
     tariffs = Tariffs.validate(pl.DataFrame({"ts_utc": stamps, "price": prices}), cast=True)
     weather, holidays, _ = fleets.empty_reference_tables()
-    known = features.build_conditions([fleets.FIRST_NIGHT], weather, holidays, tariffs)
-    group = features.assign_condition_groups(fleets.build_households(2))
-    signal = known[group, 0, features.CONDITIONS.index("price_signal")]
+    known = conditions.build_conditions([fleets.FIRST_NIGHT], weather, holidays, tariffs)
+    group = conditions.assign_condition_groups(fleets.build_households(2))
+    signal = known[group, 0, conditions.CONDITIONS.index("price_signal")]
     assert signal.tolist() == [0.0, 0.25]  # 12 of 48 half-hours at +1
 
 
 def test_affluence_follows_acorn_group() -> None:
     named = ["Affluent", None, "Adversity", "ACORN-U", "Comfortable"]
     homes = fleets.build_households(5).with_columns(acorn_group=pl.Series(named, dtype=pl.String))
-    known = features.build_conditions([fleets.FIRST_NIGHT], *fleets.empty_reference_tables())[
-        features.assign_condition_groups(homes)
+    known = conditions.build_conditions([fleets.FIRST_NIGHT], *fleets.empty_reference_tables())[
+        conditions.assign_condition_groups(homes)
     ]
-    affluence = known[:, 0, features.CONDITIONS.index("affluence")]
+    affluence = known[:, 0, conditions.CONDITIONS.index("affluence")]
     np.testing.assert_array_equal(affluence, [1, np.nan, -1, np.nan, 0])
 
 
@@ -95,7 +96,7 @@ def test_affluence_follows_acorn_group() -> None:
 def test_missing_half_hour_does_not_shift_others() -> None:
     readings = fleets.simulate_readings_kwh(1, 1)
     readings[0, 0, 7] = np.nan
-    laid = features.build_fleet(
+    laid = fleet_module.build_fleet(
         [fleets.build_household_nights(readings)],
         [fleets.FIRST_NIGHT],
         fleets.build_households(1),
@@ -108,7 +109,7 @@ def test_undelivered_profile_has_no_readings() -> None:
     readings = fleets.simulate_readings_kwh(2, 3)
     readings[1, 1] = np.nan
     nights = [fleets.FIRST_NIGHT + timedelta(days=i) for i in range(3)]
-    laid = features.build_fleet(
+    laid = fleet_module.build_fleet(
         [fleets.build_household_nights(readings)],
         nights,
         fleets.build_households(2),
@@ -122,12 +123,12 @@ def test_undelivered_profile_has_no_readings() -> None:
 def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None:
     readings = fleets.simulate_readings_kwh(4, 45, seed)
     readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
-    bulk = features.scale_fleet(fleets.build_fleet(readings), min_readings=36)
-    start = night - features.LEVEL_NIGHTS
+    bulk = fleet_module.scale_fleet(fleets.build_fleet(readings), min_readings=36)
+    start = night - fleet_module.LEVEL_NIGHTS
     past = fleets.build_fleet(
         readings[:, start : night + 1], fleets.FIRST_NIGHT + timedelta(days=start)
     )
-    one = features.scale_fleet(past, min_readings=36)
+    one = fleet_module.scale_fleet(past, min_readings=36)
     np.testing.assert_array_equal(one.log_readings[:, -1], bulk.log_readings[:, night])
     np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
 
@@ -135,9 +136,9 @@ def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None
 @pytest.mark.seed_fault
 def test_bulk_conditions_equal_single_night_conditions() -> None:
     nights = [date(2013, 3, 1) + timedelta(days=i) for i in range(60)]
-    bulk = features.build_conditions(nights, *fleets.empty_reference_tables())
+    bulk = conditions.build_conditions(nights, *fleets.empty_reference_tables())
     for i, night in enumerate(nights):
-        one = features.build_conditions([night], *fleets.empty_reference_tables())
+        one = conditions.build_conditions([night], *fleets.empty_reference_tables())
         np.testing.assert_array_equal(one[:, 0], bulk[:, i])
 
 
@@ -145,17 +146,19 @@ def test_usual_level_excludes_the_night_itself() -> None:
     readings = fleets.simulate_readings_kwh(2, 40)
     loud = readings.copy()
     loud[:, 39] *= 50
-    quiet_level = features.scale_fleet(fleets.build_fleet(readings), min_readings=36).level_kwh[
+    quiet_level = fleet_module.scale_fleet(fleets.build_fleet(readings), min_readings=36).level_kwh[
         :, 39
     ]
-    loud_level = features.scale_fleet(fleets.build_fleet(loud), min_readings=36).level_kwh[:, 39]
+    loud_level = fleet_module.scale_fleet(fleets.build_fleet(loud), min_readings=36).level_kwh[
+        :, 39
+    ]
     np.testing.assert_array_equal(quiet_level, loud_level)
 
 
 def test_scaled_readings_do_not_depend_on_household_level() -> None:
     readings = fleets.simulate_readings_kwh(2, 40)
-    units = features.scale_fleet(fleets.build_fleet(readings), min_readings=36)
-    tenfold = features.scale_fleet(fleets.build_fleet(readings * 10), min_readings=36)
+    units = fleet_module.scale_fleet(fleets.build_fleet(readings), min_readings=36)
+    tenfold = fleet_module.scale_fleet(fleets.build_fleet(readings * 10), min_readings=36)
     np.testing.assert_allclose(units.log_readings, tenfold.log_readings, rtol=1e-5)
 
 
@@ -167,7 +170,7 @@ def test_scaled_readings_do_not_depend_on_household_level() -> None:
 )
 def test_median_equals_numpy(rows: list[list[float]]) -> None:
     windows = np.array(rows)
-    median, _ = features.median_and_mad(windows)
+    median, _ = arrays.median_and_mad(windows)
     for row, found in zip(windows, median, strict=True):
         expected = np.nanmedian(row) if np.isfinite(row).any() else np.nan
         np.testing.assert_array_equal(found, expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml.features import CONDITIONS
+from ml.conditions import CONDITIONS
 from ml.models import MODEL_NAMES
 from ml.plots import household_nights
 from ml.training.latent_plane import compute_latent_plane

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
 from tasks import storage
 from tasks.score_cache import ScoreCache

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
-from ml.features import scale_fleet
+from ml.fleet import scale_fleet
 from ml.models import MODEL_NAMES, NETWORK_MODULES, import_network_class
 from ml.models.base import ForecastingNetwork, Network, Windows, nan_mean_square
 from ml.models.history.features import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
@@ -76,12 +76,12 @@ def test_network_output_has_shape_and_missing_half_hours_of_input(model: str) ->
     network = build_network(model)
     windows = build_windows(network)
     judged = network(windows)
-    assert judged.expected.shape == judged.half_hour.shape == (6, 48)
-    assert judged.score.shape == (6,)
-    assert torch.isfinite(judged.expected).all()
-    assert torch.isfinite(judged.score).all()
+    assert judged.expected_kwh.shape == judged.half_hour_log_odds.shape == (6, 48)
+    assert judged.log_odds.shape == (6,)
+    assert torch.isfinite(judged.expected_kwh).all()
+    assert torch.isfinite(judged.log_odds).all()
     missing = windows.kwh[:, -1].isnan()
-    assert torch.equal(judged.half_hour.isnan(), missing)
+    assert torch.equal(judged.half_hour_log_odds.isnan(), missing)
 
 
 @every_model
@@ -200,9 +200,9 @@ def test_forecast_does_not_depend_on_forecast_half_hours() -> None:
     other = readings.clone()
     other[:, -1, 36:] += 1
     known = torch.zeros(1, 15)
-    assert torch.equal(network.expect(readings, known), network.expect(other, known))
+    assert torch.equal(network.predict_standardized(readings, known), network.predict_standardized(other, known))
     other[:, -1, 30] += 1
-    changed = network.expect(readings, known) != network.expect(other, known)
+    changed = network.predict_standardized(readings, known) != network.predict_standardized(other, known)
     assert changed[0].tolist() == [False] * 36 + [True] * 12
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ml.features import CONDITIONS, Fleet
+from ml.conditions import CONDITIONS
+from ml.fleet import Fleet
 from ml.peers import MAX_PEERS, MIN_OWN_NIGHTS
 from ml.score import cold_start_penalty
 from ml.windows import FleetWindows

@@ -7,7 +7,7 @@ import pytest
 
 from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.plots import household_nights
 from ml.score import score_fleet
 from tests import fleets

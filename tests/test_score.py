@@ -9,7 +9,7 @@ import torch
 
 from ml import score as scoring
 from ml.detector import Detector, DetectorConfig
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.score import WARMUP_NIGHTS, score_nights
 from tests import fleets
 

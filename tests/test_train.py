@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
-from ml.features import scale_fleet
+from ml.fleet import scale_fleet
 from ml.training.fit import (
     build_data_module,
     compute_validation_error_kwh,

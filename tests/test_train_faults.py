@@ -19,7 +19,7 @@ import torch
 from flows.cli import main
 from ml.detector import Detector
 from ml.errors import UserError
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.training.fit import FitResult, build_data_module, is_held_out, train_and_calibrate
 from ml.training.lightning_module import (
     FitParameters,

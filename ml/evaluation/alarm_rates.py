@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from ml.arrays import FloatArray
 from ml.evaluation.inject import GroundTruth
 from ml.evaluation.metrics import HEADLINE_BUDGET, METRICS_SCHEMA, Doubles
-from ml.features import FloatArray
 
 TARGET_ALARM_RATES: Final = np.geomspace(0.001, 0.1, 9)
 

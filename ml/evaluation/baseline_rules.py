@@ -10,14 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.features import (
-    LEVEL_NIGHTS,
-    Fleet,
-    FloatArray,
-    median_and_mad,
-    rolling_windows,
-    usual_levels_kwh,
-)
+from ml.arrays import FloatArray, median_and_mad, rolling_windows
+from ml.fleet import LEVEL_NIGHTS, Fleet, usual_levels_kwh
 from ml.schemas import HALF_HOURS
 
 MIN_HISTORY_NIGHTS: Final = 7

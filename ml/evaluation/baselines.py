@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ml.arrays import FloatArray
 from ml.errors import UserError
-from ml.features import LEVEL_NIGHTS, Fleet, FloatArray, scale_fleet
+from ml.fleet import LEVEL_NIGHTS, Fleet, scale_fleet
 
 MATRIX_PROFILE: Final = "matrix_profile"
 # Module, class, what it is given, and the most household-days it learns from.

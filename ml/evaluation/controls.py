@@ -6,9 +6,11 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from ml.arrays import FloatArray, median_and_mad, rolling_windows
+from ml.conditions import CONDITIONS
 from ml.evaluation.inject import Bools, Ints
 from ml.evaluation.metrics import METRICS_SCHEMA
-from ml.features import CONDITIONS, LEVEL_NIGHTS, Fleet, FloatArray, median_and_mad, rolling_windows
+from ml.fleet import LEVEL_NIGHTS, Fleet
 
 COLD_SNAP_NIGHTS: Final = 3
 COLD_SNAP_LOAD_FACTOR: Final = 1.3

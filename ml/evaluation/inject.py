@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.arrays import median_and_mad
 from ml.evaluation.injections import (
     EPISODE_NIGHTS,
     GRADUAL_KINDS,
@@ -26,7 +27,7 @@ from ml.evaluation.injections import (
     is_visibly_changed,
     quantize_to_meter,
 )
-from ml.features import Fleet, median_and_mad
+from ml.fleet import Fleet
 
 INJECTED_SHARE: Final = 0.08
 KIND_NAMES: Final = tuple(INJECTION_KINDS)

@@ -19,9 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
+from ml.arrays import FloatArray
 from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth, Ints
 from ml.evaluation.injections import EPISODE_NIGHTS
-from ml.features import FloatArray
 
 SILENCE_NIGHTS: Final = 14
 ALERT_BUDGETS: Final = (1, 3, 10)

@@ -5,9 +5,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from ml.arrays import FloatArray
 from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth
 from ml.explain.reasons import classify_reasons, select_context_nights
-from ml.features import Fleet, FloatArray
+from ml.fleet import Fleet
 from ml.schemas import ANOMALY_REASONS
 
 NO_INJECTION: Final = "nothing injected"

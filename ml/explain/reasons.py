@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
-from ml.features import FloatArray
+from ml.arrays import FloatArray
 from ml.schemas import HALF_HOURS
 
 BoolArray = NDArray[np.bool_]

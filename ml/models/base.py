@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ml.features import CONDITIONS
+from ml.conditions import CONDITIONS
 from ml.schemas import HALF_HOURS
 
 

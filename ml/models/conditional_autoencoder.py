@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.features import CONDITIONS
+from ml.conditions import CONDITIONS
 from ml.models.base import ErrorScoredNetwork, NetworkConfig, TrainingRecipe
 from ml.schemas import HALF_HOURS
 

@@ -37,7 +37,7 @@ class Transformer(ForecastingNetwork):
         super().__init__()
         self.projection = nn.Linear(1, config.width)
         self.register_buffer(
-            "positions",
+            "positional_encoding",
             build_positional_encoding(self.context_half_hours, config.width),
             persistent=False,
         )

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.metrics import precision_recall_curve
 
+from ml.arrays import FloatArray
 from ml.evaluation.alarm_rates import TARGET_ALARM_RATES, measure_alarm_rates
 from ml.evaluation.inject import KIND_NAMES
 from ml.evaluation.injections import EPISODE_NIGHTS
 from ml.evaluation.metrics import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.evaluation.reason_confusion import CORRECT_REASONS
-from ml.features import FloatArray
 from ml.schemas import ANOMALY_REASONS
 
 HIGHLIGHT_COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227", "#5b6bb5")

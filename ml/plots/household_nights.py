@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from ml.arrays import FloatArray
 from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
 from ml.detector import Detector
 from ml.errors import UserError
 from ml.explain.reasons import explain_anomalies, select_context_nights
-from ml.features import Fleet, FloatArray
+from ml.fleet import Fleet
 from ml.schemas import HALF_HOURS
 from ml.score import FleetScores, score_fleet
 

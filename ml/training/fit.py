@@ -19,7 +19,7 @@ from torch import Tensor
 from ml.calibration import hash_household_ids
 from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.models.base import Network
 from ml.score import BASE_RATE_NIGHTS, WARMUP_NIGHTS, calibrate_detector, run_network
 from ml.training.lightning_module import (

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from ml.features import Fleet, FloatArray
+from ml.arrays import FloatArray
+from ml.fleet import Fleet
 from ml.models.base import Network
 from ml.training.fit import usable_household_nights
 from ml.training.lightning_module import select_evenly

@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score
 from ml.detector import Detector
 from ml.evaluation.inject import GroundTruth, inject_anomalies, repeat_households
 from ml.export import measure_output_difference
-from ml.features import Fleet
+from ml.fleet import Fleet
 from ml.models.base import NetworkOutput, Windows
 from ml.score import WARMUP_NIGHTS, run_network
 from ml.training.fit import select_held_out_households, select_nights_from, usable_household_nights

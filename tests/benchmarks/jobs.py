@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.train import train
-from ml.features import CONDITIONS, Fleet
+from ml.conditions import CONDITIONS
+from ml.fleet import Fleet
 from ml.models import DEFAULT_MODEL, import_network_class
 from ml.models.base import Windows, compute_log_readings
 from ml.models.conditional_autoencoder import ConditionalAutoencoder, ConditionalAutoencoderConfig

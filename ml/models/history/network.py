@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ml.features import CONDITIONS
+from ml.conditions import CONDITIONS
 from ml.models.base import (
     Network,
     NetworkConfig,
