@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ml.arrays import FloatArray
-from ml.episodes import SILENCE_NIGHTS
+from ml.episodes import find_episode_starts
 from ml.errors import UserError
 
 BODY_SHARE: Final = 0.98
@@ -75,16 +75,6 @@ def hash_household_ids(household_ids: list[str]) -> NDArray[np.int64]:
     """A number for each household by which a detector remembers whom it learnt from."""
     digests = (hashlib.sha256(household.encode()).digest() for household in household_ids)
     return np.array([int.from_bytes(digest[:8], signed=True) for digest in digests], dtype=np.int64)
-
-
-def find_episode_starts(alerts: Bools) -> Bools:
-    """The alerts `[H, D]` that open a case: none of the household in the nights of silence before.
-
-    As the episodes of the result table: each alert keeps its case open for `SILENCE_NIGHTS`.
-    """
-    padded = np.pad(alerts, ((0, 0), (SILENCE_NIGHTS, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, SILENCE_NIGHTS, axis=1)
-    return np.asarray(alerts & ~windows[:, :-1].any(axis=-1))
 
 
 def compute_alert_curve(p_value: FloatArray, evidence: FloatArray) -> FloatArray:

@@ -26,11 +26,10 @@ from ml.calibration import (
     compute_alert_curve,
     compute_alert_p_values,
     compute_p_values,
-    find_episode_starts,
     hash_household_ids,
 )
 from ml.detector import Detector
-from ml.episodes import SILENCE_NIGHTS
+from ml.episodes import SILENCE_NIGHTS, find_episode_starts
 from ml.evaluation.baseline_rules import compute_repeated_run_excess, compute_zero_run_excess
 from ml.explain.reasons import explain_anomalies, select_context_nights
 from ml.fleet import LEVEL_NIGHTS, Fleet, count_usable_nights

@@ -8,16 +8,14 @@ from hypothesis.extra import numpy as arrays
 
 from ml import score as scoring
 from ml.calibration import (
-    SILENCE_NIGHTS,
     TailDistribution,
     alert_threshold,
     compute_alert_curve,
     compute_alert_p_values,
     compute_p_values,
-    find_episode_starts,
     hash_household_ids,
 )
-from ml.episodes import SILENCE_NIGHTS as JOINED_NIGHTS
+from ml.episodes import SILENCE_NIGHTS, find_episode_starts
 from ml.errors import UserError
 
 finite_values = st.floats(-50, 50)
@@ -76,7 +74,7 @@ def test_episode_starts_agree_with_the_episodes_table() -> None:
     alerts = np.zeros((2, 40), dtype=bool)
     alerts[0, [3, 5, 17, 33]] = True
     starts = find_episode_starts(alerts)
-    assert SILENCE_NIGHTS == JOINED_NIGHTS
+    assert SILENCE_NIGHTS == 14
     # 17 lies within 14 nights of 5, 33 lies 16 nights behind 17.
     assert np.flatnonzero(starts[0]).tolist() == [3, 33]
     assert not starts[1].any()
