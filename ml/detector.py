@@ -1,7 +1,6 @@
 """One artefact: the network with its scales, and the calibration of its scores."""
 
 import copy
-from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -18,13 +17,10 @@ from torch import Tensor, nn
 from ml.calibration import ALERT_CURVE_STEPS, TailDistribution
 from ml.conditions import CONDITIONS
 from ml.models import DEFAULT_MODEL, ModelName, import_network_class
-from ml.models.base import NetworkConfig, NetworkOutput, Windows
+from ml.models.base import NetworkConfig, NetworkFunction, NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 CALIBRATION_SIZE: Final = 1 << 16
-
-NetworkFunction = Callable[[Windows], NetworkOutput]
-"""What judges household-nights: a network, or a program exported from it."""
 
 
 class DetectorConfig(BaseModel):
@@ -78,7 +74,10 @@ class Detector(nn.Module):
         self.register_buffer("peer_scale", torch.ones(()))
         self.register_buffer("reference_scores", torch.zeros(config.calibration_size).double())
         self.register_buffer("alert_curve", torch.zeros(ALERT_CURVE_STEPS, 3).double())
-        self.register_buffer("training_household_hashes", torch.zeros(config.n_training_households, dtype=torch.int64))
+        self.register_buffer(
+            "training_household_hashes",
+            torch.zeros(config.n_training_households, dtype=torch.int64),
+        )
 
     def fit_reference_scores(self, scores: Tensor) -> None:
         """Keep the rarities `[N]` of ordinary household-nights, sorted, as a conformal reference.
@@ -95,7 +94,9 @@ class Detector(nn.Module):
     def set_training_households(self, household_hashes: Tensor) -> None:
         """Keep whom the network learnt from, `[N]`."""
         self.training_household_hashes = household_hashes.sort().values
-        self.config = self.config.model_copy(update={"n_training_households": len(household_hashes)})
+        self.config = self.config.model_copy(
+            update={"n_training_households": len(household_hashes)}
+        )
 
     def scoring_function(self) -> NetworkFunction:
         """What judges nights when scoring: the program that stands in for the network, if any.

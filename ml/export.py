@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ml.detector import Detector, NetworkFunction
-from ml.models.base import NetworkOutput, Windows
+from ml.detector import Detector
+from ml.models.base import NetworkFunction, NetworkOutput, Windows
 from ml.schemas import HALF_HOURS
 
 ONNX_OPSET: Final = 20

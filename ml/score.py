@@ -201,7 +201,7 @@ def standardize_log_odds(detector: Detector, scores: FloatArray) -> tuple[FloatA
     a large one. Few nights of history lean on the peers, by shrinkage.
     """
     raw = scores.astype(np.float64)
-    if not detector.network.two_sided:
+    if detector.network.score_kind == "log_odds":
         common = fleet_median(raw - float(detector.peer_center), 0.0)
         return raw - common, common
     windows = rolling_windows(raw, BASE_RATE_NIGHTS)
@@ -374,7 +374,7 @@ def score_half_hours(detector: Detector, half_hour_log_odds: FloatArray) -> Floa
 
     An error in units of its usual one; of log odds, twice the probability.
     """
-    if detector.network.two_sided:
+    if detector.network.score_kind == "error":
         return half_hour_log_odds / detector.half_hour_error_scale.float().numpy()
     return 2 * expit(half_hour_log_odds)
 
@@ -456,8 +456,12 @@ def score_nights(
     )
     start = max(0, skip - CALIBRATION_WARMUP_NIGHTS - LEVEL_NIGHTS)
     fleet, raw, skip = fleet.select_nights(start), raw[:, start:], skip - start
-    # A two-sided score is compared with nights further back than those a rarity is known by.
-    rarity = cached.surprisal[:, start:] if cached and not detector.network.two_sided else None
+    # An error is compared with nights further back than those a rarity is known by.
+    rarity = (
+        cached.surprisal[:, start:]
+        if cached and detector.network.score_kind == "log_odds"
+        else None
+    )
     weighed = calibrate_scores(detector, fleet, raw, min_readings, rarity)
     urgent = compute_alert_p_values(curve, weighed.p_value, weighed.evidence)
     flags = urgent <= limit
@@ -493,7 +497,7 @@ def _calibration_warmup_nights(detector: Detector) -> int:
     """The nights before that a night's score rests on; a log odds needs no usual score."""
     return (
         CALIBRATION_WARMUP_NIGHTS
-        if detector.network.two_sided
+        if detector.network.score_kind == "error"
         else CALIBRATION_WARMUP_NIGHTS - BASE_RATE_NIGHTS
     )
 

@@ -1,7 +1,8 @@
 """What every network is: household-nights with their past in; what was expected and a score out."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,6 +34,23 @@ class NetworkOutput(NamedTuple):
     """`[B]` higher is more anomalous."""
 
 
+NetworkFunction = Callable[[Windows], NetworkOutput]
+"""A function that scores household-nights: a network, or a program exported from it."""
+ScoreKind = Literal["error", "log_odds"]
+"""`"error"`: the score is the log of a reconstruction error, and an unusually small one is as
+suspicious as a large one, so it is compared with the household's own usual error. `"log_odds"`: the
+score is the log odds of an anomaly; only a high one is suspicious."""
+
+FIRST_RELEASE_SUBMODULES: Final[dict[str, str]] = {
+    "network.readings.": "network.reading_standardizer.",
+    "network.conditions.": "network.condition_standardizer.",
+    "network.condition.": "network.condition_encoder.",
+    "network.last.": "network.last_layer.",
+}
+"""Prefixes of tensors in a model version written by release 0.1.0, and what they are called now.
+Each ends with a dot, so that `network.condition.` does not match `network.conditions.`."""
+
+
 class NetworkConfig(BaseModel):
     """Sizes of a network."""
 
@@ -61,8 +79,8 @@ class Network(nn.Module, ABC):
 
     context_nights: ClassVar[int] = 0
     """Nights of readings wanted before the night."""
-    two_sided: ClassVar[bool] = True
-    """Whether an unusually low score is as suspicious as a high one."""
+    score_kind: ClassVar[ScoreKind] = "error"
+    """What the network's score is, which decides how it is calibrated."""
     scoring_batch_size: ClassVar[int] = 2048
     """Household-nights that are judged at once: what is fastest on a CPU."""
     config_class: ClassVar[type[NetworkConfig]]
@@ -83,6 +101,14 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def loss(self, windows: Windows) -> Tensor:
         """What training lowers, a scalar; may draw from torch's generator, seeded by the loop."""
+
+    def feature_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the network's computed inputs, in their order, by group.
+
+        Conditions are named elsewhere (`ml.conditions.CONDITIONS`). Empty where a network is given
+        readings and conditions only.
+        """
+        return {}
 
 
 class Standardizer(nn.Module):

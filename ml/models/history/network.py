@@ -16,6 +16,7 @@ from ml.models.base import (
     Network,
     NetworkConfig,
     NetworkOutput,
+    ScoreKind,
     Standardizer,
     TrainingRecipe,
     Windows,
@@ -70,7 +71,7 @@ class HistoryNetwork(Network):
     """The last six weeks, the conditions and a night in; log odds of an anomaly out."""
 
     context_nights: ClassVar[int] = HISTORY_NIGHTS + NIGHTS_PER_HISTORY - 1
-    two_sided: ClassVar[bool] = False
+    score_kind: ClassVar[ScoreKind] = "log_odds"
     scoring_batch_size: ClassVar[int] = 256
     config_class: ClassVar[type[NetworkConfig]] = HistoryNetworkConfig
     recipe: ClassVar[TrainingRecipe] = TrainingRecipe(
