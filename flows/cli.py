@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _print_error(UserError(f"{error.filename}: {error.strerror}"), EXIT_FAILED)
     except (MemoryError, RuntimeError) as error:
-        from ml.training.lightning_module import is_out_of_memory
+        from ml.training.trainer import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -41,9 +41,10 @@ from ml.evaluation.reason_confusion import (
 from ml.evaluation.report import rank_detectors, render_benchmark, render_reasons, render_summary
 from ml.fleet import LEVEL_NIGHTS, Fleet
 from ml.plots import benchmark
-from ml.score import WARMUP_NIGHTS, run_network, score_fleet
-from ml.training.fit import is_held_out, train_and_calibrate
-from ml.training.lightning_module import FitParameters
+from ml.scoring.tables import WARMUP_NIGHTS, score_fleet
+from ml.training.fit import train_and_calibrate
+from ml.training.parameters import FitParameters
+from ml.training.split import is_held_out
 from tasks import paths, registry, storage, task
 from tasks.fleet_loading import find_well_reported_range, load_fleet
 from tasks.provenance import fingerprint_fleet, read_code_version
@@ -327,7 +328,7 @@ def _fit_network_scorer(name: str, training_fleet: Fleet, seed: int) -> FleetSco
         judged = score_fleet(detector, fleet, least)
         found = {name: judged.score, f"{name} evidence": judged.evidence}
         if name == SEED_MODEL:
-            raw = run_network(detector, fleet, slice(None), least).log_odds
+            raw = detector.run_network(fleet, slice(None), least).log_odds
             found[f"{name} one-sided"] = raw
         return DetectorOutput(found, judged.expected_kwh)
 

@@ -15,7 +15,6 @@ import polars as pl
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from ml.detector import Detector
 from ml.errors import UserError
 from ml.evaluation.inject import inject_anomalies, repeat_households
 from ml.evaluation.metrics import estimate_superiority
@@ -23,25 +22,25 @@ from ml.export import ONNX_OPSET, measure_output_difference
 from ml.fleet import Fleet
 from ml.models import DEFAULT_MODEL, ModelName
 from ml.plots import household_nights
-from ml.score import WARMUP_NIGHTS, first_night_needed, score_fleet
+from ml.scoring.detector import Detector
+from ml.scoring.tables import WARMUP_NIGHTS, first_night_needed, score_fleet
 from ml.training.fit import (
     FitResult,
     compute_validation_error_kwh,
     refuse_infinite_inputs,
-    select_held_out_households,
-    select_nights_from,
     train_and_calibrate,
     train_network,
-    usable_household_nights,
 )
 from ml.training.latent_plane import compute_latent_plane
-from ml.training.lightning_module import (
-    FitParameters,
-    TrainingProcesses,
-    TrainingResources,
-    select_evenly,
-)
+from ml.training.parameters import FitParameters, TrainingProcesses
 from ml.training.speed import measure_training_speed
+from ml.training.split import (
+    select_evenly,
+    select_held_out_households,
+    select_nights_from,
+    usable_household_nights,
+)
+from ml.training.trainer import TrainingResources
 from ml.windows import FleetWindows
 from tasks import registry, storage, task
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
@@ -473,9 +472,9 @@ def _measure_onnx_difference(directory: Path, fleet: Fleet) -> float:
     model, exported = load_detector(directory), load_detector(directory, "onnx")
     places = select_evenly(usable_household_nights(fleet, least), ONNX_CHECK_SIZE)
     rows = FleetWindows(
-        fleet, model.network.context_nights, least, borrow_from_peers=True
+        fleet, model.network.context_nights, least, peer_config=model.config.peers
     ).gather_windows(places)
-    return measure_output_difference(model.scoring_function(), exported.scoring_function(), rows)
+    return measure_output_difference(model.scoring_function, exported.scoring_function, rows)
 
 
 def _slice_length(nights: slice) -> int:

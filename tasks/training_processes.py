@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from ml.training.lightning_module import SINGLE_PROCESS, TrainingProcesses
+from ml.training.parameters import SINGLE_PROCESS, TrainingProcesses
 from tasks.settings import get_settings
 
 LAUNCH_VARIABLE: Final = "TORCHELASTIC_RUN_ID"

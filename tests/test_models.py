@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from ml.detector import Detector, DetectorConfig
 from ml.fleet import scale_fleet
 from ml.models import MODEL_NAMES, NETWORK_MODULES, import_network_class
 from ml.models.base import ForecastingNetwork, Network, Windows, nan_mean_square
 from ml.models.history.features import HISTORY_NIGHTS, compute_history_features, usual_level_kwh
 from ml.models.transformer import build_positional_encoding
-from ml.score import compute_log_odds, score_fleet
+from ml.scoring.detector import Detector, DetectorConfig
+from ml.scoring.tables import score_fleet
 from ml.training.fit import train_and_calibrate
-from ml.training.lightning_module import FitParameters, NetworkModule
+from ml.training.lightning_module import NetworkModule
+from ml.training.parameters import FitParameters
 from ml.windows import FleetWindows
 from tasks.model_files import load_detector, save_detector
 from tasks.training import TrainParameters
@@ -145,7 +146,7 @@ def test_model_trains_scores_and_loads_from_disk(model: str, tmp_path: Path) -> 
     assert np.isfinite(night.score).all()
     assert ((night.p_value > 0) & (night.p_value <= 1)).all()
     none = np.zeros(NIGHTS, dtype=bool)
-    assert np.isnan(compute_log_odds(loaded, known, none, MIN_READINGS)).all()
+    assert np.isnan(loaded.compute_log_odds(known, none, MIN_READINGS)).all()
 
 
 def test_custom_network_sizes_survive_serialization() -> None:
@@ -200,9 +201,13 @@ def test_forecast_does_not_depend_on_forecast_half_hours() -> None:
     other = readings.clone()
     other[:, -1, 36:] += 1
     known = torch.zeros(1, 15)
-    assert torch.equal(network.predict_standardized(readings, known), network.predict_standardized(other, known))
+    assert torch.equal(
+        network.predict_standardized(readings, known), network.predict_standardized(other, known)
+    )
     other[:, -1, 30] += 1
-    changed = network.predict_standardized(readings, known) != network.predict_standardized(other, known)
+    changed = network.predict_standardized(readings, known) != network.predict_standardized(
+        other, known
+    )
     assert changed[0].tolist() == [False] * 36 + [True] * 12
 
 

@@ -11,17 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.fleet import scale_fleet
-from ml.training.fit import (
-    build_data_module,
-    compute_validation_error_kwh,
-    is_held_out,
-    select_calibration_nights,
-    train_and_calibrate,
-)
-from ml.training.lightning_module import FitParameters, WindowBatches
+from ml.scoring.detector import Detector, DetectorConfig
+from ml.training.data import WindowBatches, build_data_module
+from ml.training.fit import compute_validation_error_kwh, train_and_calibrate
+from ml.training.parameters import FitParameters
+from ml.training.split import is_held_out, select_calibration_nights
 from ml.windows import FleetWindows
 from tasks import storage
 from tasks.fleet_loading import load_fleet

@@ -17,17 +17,15 @@ import pytest
 import torch
 
 from flows.cli import main
-from ml.detector import Detector
 from ml.errors import UserError
 from ml.fleet import Fleet
-from ml.training.fit import FitResult, build_data_module, is_held_out, train_and_calibrate
-from ml.training.lightning_module import (
-    FitParameters,
-    NetworkModule,
-    build_trainer,
-    is_out_of_memory,
-    suppress_expected_warnings,
-)
+from ml.scoring.detector import Detector
+from ml.training.data import build_data_module
+from ml.training.fit import FitResult, train_and_calibrate
+from ml.training.lightning_module import NetworkModule
+from ml.training.parameters import FitParameters
+from ml.training.split import is_held_out
+from ml.training.trainer import build_trainer, is_out_of_memory, suppress_expected_warnings
 from ml.windows import FleetWindows
 from tasks import registry, storage
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
@@ -180,7 +178,7 @@ def test_diverging_training_raises_and_registers_nothing(
             True,
             "training stopped: the validation loss of epoch 1 is not finite; .* 3e\\+38 kWh, at",
         ),
-        (False, "training broke: residual_scale of the detector"),
+        (False, "training broke: calibration.half_hour_error_scale of the detector"),
     ],
 )
 def test_detector_with_non_finite_state_is_refused(apart: bool, said: str, tmp_path: Path) -> None:

@@ -1,55 +1,37 @@
-"""Training: households held out, the fit of a detector, and how good its expectation is."""
+"""The fit of a detector: train its network, restore the best weights, calibrate."""
 
 import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Final
 
 import lightning as L  # noqa: N812
 import numpy as np
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ml.calibration import hash_household_ids
-from ml.detector import CALIBRATION_SIZE, Detector, DetectorConfig
 from ml.errors import UserError
 from ml.fleet import Fleet
-from ml.models.base import Network
-from ml.score import BASE_RATE_NIGHTS, WARMUP_NIGHTS, calibrate_detector, run_network
-from ml.training.lightning_module import (
-    SINGLE_PROCESS,
-    FitParameters,
-    NetworkModule,
+from ml.scoring.detector import Detector, DetectorConfig
+from ml.scoring.tables import WARMUP_NIGHTS
+from ml.training.data import TrainingDataModule, build_data_module
+from ml.training.lightning_module import NetworkModule
+from ml.training.parameters import SINGLE_PROCESS, FitParameters, TrainingProcesses
+from ml.training.split import is_held_out, select_calibration_nights, select_nights_from
+from ml.training.trainer import (
     TrainerSetup,
-    TrainingDataModule,
-    TrainingProcesses,
     TrainingResources,
     build_trainer,
     is_out_of_memory,
     leave_process_group,
-    select_evenly,
     suppress_expected_warnings,
 )
-from ml.windows import FleetWindows
 
-HELD_OUT_SHARE: Final = 1 / 8
-CALIBRATION_NIGHTS: Final = 28
-MIN_TRAINING_NIGHTS: Final = 28
-SCALE_SAMPLE_SIZE: Final = 1 << 14
 MIN_DEVICE_BATCH_SIZE: Final = 2
 """Household-nights that batch normalisation needs at once."""
-
 log = logging.getLogger(__name__)
-
-# Lightning advertises and repeats itself at level INFO.
-for _name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -75,30 +57,6 @@ class CompletedTraining:
     data_module: TrainingDataModule
     network_module: NetworkModule
     trainer_setup: TrainerSetup
-
-
-def is_held_out(household_ids: list[str]) -> NDArray[np.bool_]:
-    """Which households no network learns from, `[H]`: those whose hash falls under 1/8.
-
-    It stays the same as a fleet grows; where none falls under it, the one of the smallest hash.
-    """
-    hashes = hash_household_ids(household_ids).view(np.uint64) / 2.0**64
-    return hashes <= max(HELD_OUT_SHARE, hashes.min(initial=1.0))
-
-
-def select_calibration_nights(nights: list[date]) -> slice:
-    """The last nights of a history: 28, and a quarter of less than 112.
-
-    Raises:
-        UserError: there are fewer than `MIN_TRAINING_NIGHTS`.
-    """
-    count = len(nights)
-    if count < MIN_TRAINING_NIGHTS:
-        held = f"{count} up to {nights[-1]}" if nights else "none"
-        raise UserError(
-            f"training needs {MIN_TRAINING_NIGHTS} nights or more, the lake holds {held}"
-        )
-    return slice(count - min(CALIBRATION_NIGHTS, count // 4), count)
 
 
 def train_and_calibrate(
@@ -241,79 +199,20 @@ def calibrate_on_held_out(detector: Detector, fleet: Fleet, min_readings: int) -
 
     Of a short history the last quarter, and no more nights than the calibration holds.
     """
+    config = detector.config.scoring
     apart, count = is_held_out(fleet.household_ids), len(fleet.nights)
-    warm = min(detector.network.context_nights + BASE_RATE_NIGHTS, count * 3 // 4)
-    nights = min(count - warm, -(-CALIBRATION_SIZE // int(apart.sum())))
+    warm = min(detector.network.context_nights + config.base_rate_nights, count * 3 // 4)
+    nights = min(count - warm, -(-config.calibration.max_reference_scores // int(apart.sum())))
     learnt = sorted(itertools.compress(fleet.household_ids, ~apart))
     recent = select_nights_from(fleet, count - nights - WARMUP_NIGHTS).select_households(apart)
-    calibrate_detector(detector, recent, nights, min_readings, learnt)
-
-
-def build_data_module(
-    network: Network,
-    fleet: Fleet,
-    parameters: FitParameters,
-    min_readings: int,
-    accumulation_steps: int = 1,
-    processes: TrainingProcesses = SINGLE_PROCESS,
-) -> TrainingDataModule:
-    """Split by household, and give the network the scales of what it will learn from.
-
-    Raises:
-        UserError: no household-night of either side has enough readings.
-    """
-    windows = FleetWindows(fleet, network.context_nights, min_readings)
-    apart = is_held_out(fleet.household_ids)
-    train = require_usable_household_nights(fleet, ~apart, "to learn from", min_readings)
-    validation = require_usable_household_nights(fleet, apart, "held out", min_readings)
-    network.fit_scales(windows.gather_windows(select_evenly(train, SCALE_SAMPLE_SIZE)))
-    return TrainingDataModule(
-        windows,
-        train,
-        validation,
-        parameters,
-        accumulation_steps=accumulation_steps,
-        processes=processes,
-    )
-
-
-def usable_household_nights(fleet: Fleet, min_readings: int) -> Tensor:
-    """All household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`."""
-    return torch.from_numpy(np.flatnonzero(fleet.n_readings >= min_readings))
-
-
-def require_usable_household_nights(
-    fleet: Fleet, household_mask: NDArray[np.bool_], purpose: str, min_readings: int
-) -> Tensor:
-    """The household-nights `[N]` with enough readings, counted through the fleet's `[H, D]`.
-
-    Raises:
-        UserError: there is none among these households.
-    """
-    usable = (fleet.n_readings >= min_readings) & household_mask[:, None]
-    if not usable.any():
-        first, last = fleet.nights[0], fleet.nights[-1]
-        raise UserError(
-            f"no household {purpose} has {min_readings} readings on a night {first} to {last}"
-        )
-    return torch.from_numpy(np.flatnonzero(usable))
-
-
-def select_nights_from(fleet: Fleet, first_index: int) -> Fleet:
-    """The fleet's nights from `first_index` on, all of them where it is negative."""
-    return fleet.select_nights(max(first_index, 0))
-
-
-def select_held_out_households(fleet: Fleet) -> Fleet:
-    """The households of a fleet that no network learns from."""
-    return fleet.select_households(is_held_out(fleet.household_ids))
+    detector.calibrate(recent, nights, min_readings, learnt)
 
 
 def compute_validation_error_kwh(
     detector: Detector, fleet: Fleet, nights: slice, min_readings: int
 ) -> float:
     """Mean absolute error of the expected profile, in kWh a half-hour, over these nights."""
-    judged = run_network(detector, fleet, nights, min_readings)
+    judged = detector.run_network(fleet, nights, min_readings)
     deviation = np.abs(judged.expected_kwh - fleet.kwh[:, nights])
     usable = fleet.n_readings[:, nights] >= min_readings
     return float(np.nanmean(deviation[usable]))

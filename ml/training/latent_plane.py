@@ -13,8 +13,7 @@ from sklearn.decomposition import PCA
 from ml.arrays import FloatArray
 from ml.fleet import Fleet
 from ml.models.base import Network
-from ml.training.fit import usable_household_nights
-from ml.training.lightning_module import select_evenly
+from ml.training.split import select_evenly, usable_household_nights
 from ml.windows import FleetWindows
 
 PLOTTED_NIGHTS: Final = 4000

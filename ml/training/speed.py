@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
 from ml.models.base import Network
-from ml.training.lightning_module import GRADIENT_CLIP_NORM, Precision
+from ml.training.trainer import GRADIENT_CLIP_NORM, Precision
 from ml.windows import FleetWindows
 
 BATCH_SIZES: Final = (16, 64, 256, 1024, 4096)

@@ -17,14 +17,18 @@ import torch
 from cyclopts import App
 from sklearn.metrics import average_precision_score
 
-from ml.detector import Detector
 from ml.evaluation.inject import GroundTruth, inject_anomalies, repeat_households
 from ml.export import measure_output_difference
 from ml.fleet import Fleet
 from ml.models.base import NetworkOutput, Windows
-from ml.score import WARMUP_NIGHTS, run_network
-from ml.training.fit import select_held_out_households, select_nights_from, usable_household_nights
-from ml.training.lightning_module import select_evenly
+from ml.scoring.detector import Detector
+from ml.scoring.tables import WARMUP_NIGHTS
+from ml.training.split import (
+    select_evenly,
+    select_held_out_households,
+    select_nights_from,
+    usable_household_nights,
+)
 from ml.windows import FleetWindows
 from tasks import registry, storage
 from tasks.fleet_loading import find_last_well_reported_night, load_fleet
@@ -62,7 +66,9 @@ def main(nights: int = 28, rows: int = 136) -> None:
 def _sample_windows(fleet: Fleet) -> Windows:
     """Household-nights of all homes and seasons, in the shape that the champion takes."""
     least, champion = get_settings().min_readings, registry.load_champion()[0]
-    windows = FleetWindows(fleet, champion.network.context_nights, least, borrow_from_peers=True)
+    windows = FleetWindows(
+        fleet, champion.network.context_nights, least, peer_config=champion.config.peers
+    )
     return windows.gather_windows(
         select_evenly(usable_household_nights(fleet, least), N_COMPARED_NIGHTS)
     )
@@ -73,9 +79,9 @@ def _measure_engines(
 ) -> Iterator[dict[str, Any]]:
     least, exact = get_settings().min_readings, None
     for name, detector in _load_engines():
-        exact = exact or detector.scoring_function()
+        exact = exact or detector.scoring_function
         score, seconds = _time_best_round(
-            lambda by=detector: run_network(by, fleet, nights, least).log_odds
+            lambda by=detector: by.run_network(fleet, nights, least).log_odds
         )
         counts = truth.is_tested[:, nights] & np.isfinite(score)
         is_planted = truth.is_injected[:, nights][counts]
@@ -85,7 +91,7 @@ def _measure_engines(
             "planted": int(is_planted.sum()),
             "AP": float(average_precision_score(is_planted, score[counts])),
             "a CPU second": counts.sum() / seconds,
-            "largest difference": f"{measure_output_difference(exact, detector.scoring_function(), comparison_windows):.1e}",
+            "largest difference": f"{measure_output_difference(exact, detector.scoring_function, comparison_windows):.1e}",
         }
 
 

@@ -24,13 +24,11 @@ from ml.models import DEFAULT_MODEL, import_network_class
 from ml.models.base import Windows, compute_log_readings
 from ml.models.conditional_autoencoder import ConditionalAutoencoder, ConditionalAutoencoderConfig
 from ml.schemas import HALF_HOURS
-from ml.training.fit import build_data_module, usable_household_nights
-from ml.training.lightning_module import (
-    FitParameters,
-    NetworkModule,
-    build_trainer,
-    suppress_expected_warnings,
-)
+from ml.training.data import build_data_module
+from ml.training.lightning_module import NetworkModule
+from ml.training.parameters import FitParameters
+from ml.training.split import usable_household_nights
+from ml.training.trainer import build_trainer, suppress_expected_warnings
 from ml.windows import FleetWindows
 from tasks import queries, storage
 from tasks.fleet_loading import load_fleet

@@ -22,17 +22,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from ml.detector import Detector, DetectorConfig
 from ml.models import DEFAULT_MODEL
 from ml.models.base import Network, Windows, compute_log_readings
-from ml.training.fit import build_data_module
-from ml.training.lightning_module import (
-    FitParameters,
-    NetworkModule,
-    TrainingDataModule,
-    build_trainer,
-    suppress_expected_warnings,
-)
+from ml.scoring.detector import Detector, DetectorConfig
+from ml.training.data import TrainingDataModule, build_data_module
+from ml.training.lightning_module import NetworkModule
+from ml.training.parameters import FitParameters
+from ml.training.trainer import build_trainer, suppress_expected_warnings
 from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
 from tests.benchmarks.measure import as_markdown
