@@ -20,73 +20,73 @@ class ReasonConfig(BaseModel):
     context_nights: int = Field(
         42,
         ge=1,
-        description="Nights before a night that say what the household usually does. As many as the "
-        "history network is given, so that reason and score rest on the same nights; a majority of "
-        "them is still ordinary after a fault of 14 nights. Chosen.",
+        description="Nights before a night that say what the household usually does. As many as "
+        "the history network is given, so that reason and score rest on the same nights; a "
+        "majority of them is still ordinary after a fault of 14 nights. Chosen.",
     )
     min_expected_kwh: float = Field(
         1e-3,
         gt=0,
-        description="Least kWh taken as the expected energy of a day, so that shares of it are never "
-        "divided by 0. One step of the meters' resolution.",
+        description="Least kWh taken as the expected energy of a day, so that shares of it are "
+        "never divided by 0. One step of the meters' resolution.",
     )
 
     # Outage
     outage_max_kwh: float = Field(
         0.002,
         ge=0,
-        description="kWh per half-hour; a reading at or below counts as no consumption. Chosen: two "
-        "steps of the meters' resolution (4 W), since a dead supply may still read a step or two, "
-        "and the standing load of a household lies far above.",
+        description="kWh per half-hour; a reading at or below counts as no consumption. Chosen: "
+        "two steps of the meters' resolution (4 W), since a dead supply may still read a step or "
+        "two, and the standing load of a household lies far above.",
     )
     outage_min_half_hours: int = Field(
         4,
         ge=1,
-        description="Half-hours without consumption that make an outage: 2 hours. Chosen: shorter "
-        "interruptions explain no flagged night.",
+        description="Half-hours without consumption that make an outage: 2 hours. Chosen: long "
+        "enough to tell in the energy of the day.",
     )
     outage_min_extra_half_hours: int = Field(
         3,
         ge=0,
-        description="Half-hours by which the run must also exceed the household's usual longest run "
-        "without consumption: 1.5 hours, so that homes which read zero every night are not named "
-        "for it. Chosen.",
+        description="Half-hours by which the run must also exceed the household's usual longest "
+        "run without consumption: 1.5 hours, so that households that read zero every night are "
+        "not named for it. Chosen.",
     )
     outage_min_lost_share: float = Field(
         0.05,
         ge=0,
-        description="Share of the expected energy that must be missing in those half-hours. Chosen: "
-        "4 of 48 half-hours at the mean hold 0.08, so an outage in quiet hours passes, one where "
-        "nothing was expected does not.",
+        description="Share of the expected energy that must be missing in those half-hours. "
+        "Chosen: 4 of 48 half-hours at the mean hold 0.08, so an outage in quiet hours passes, "
+        "one where nothing was expected does not.",
     )
 
     # Stuck
     stuck_min_half_hours: int = Field(
         10,
         ge=2,
-        description="Half-hours that one reading must repeat: 5 hours. Chosen: real readings almost "
-        "never repeat (docs/detector.md), but a steady standing load at a resolution of 0.001 kWh "
-        "may, for an hour or two.",
+        description="Half-hours that one reading must repeat: 5 hours. Chosen: real readings "
+        "almost never repeat (docs/detector.md), but a steady standing load at a resolution of "
+        "0.001 kWh may, for an hour or two.",
     )
     stuck_min_run_ratio: float = Field(
         3.0,
         gt=0,
         description="Times by which the run must exceed the household's usual longest run of one "
-        "reading, since homes with little but a standing load repeat by habit. Chosen.",
+        "reading, since households with little but a standing load repeat by habit. Chosen.",
     )
 
     # Capped
     capped_min_readings: int = Field(
         3,
         ge=2,
-        description="Half-hours that must read the day's highest value: two may coincide by chance "
-        "at a resolution of 0.001 kWh, three hardly do. Chosen.",
+        description="Half-hours that must read the day's highest value: two may coincide by "
+        "chance at a resolution of 0.001 kWh, three hardly do. Chosen.",
     )
     capped_max_peak_ratio: float = Field(
         0.8,
         gt=0,
-        description="Highest reading over the household's usual daily peak, below which the day is "
-        "capped. Chosen: a limit at the usual peak would limit nothing.",
+        description="Highest reading over the household's usual daily peak, below which the day "
+        "is capped. Chosen: a limit at the usual peak would limit nothing.",
     )
 
     # Spike
@@ -100,9 +100,9 @@ class ReasonConfig(BaseModel):
         0.9,
         ge=0,
         le=1,
-        description="Quantile of the context nights' daily peaks that stands for the usual high peak. "
-        "Chosen: the maximum would be set by one earlier spike; the median is exceeded every "
-        "second night.",
+        description="Quantile of the context nights' daily peaks that stands for the usual high "
+        "peak. Chosen: the maximum would be set by one earlier spike; the median is exceeded "
+        "every second night.",
     )
     spike_max_half_hours: int = Field(
         3,
@@ -119,14 +119,13 @@ class ReasonConfig(BaseModel):
 
     # Night load
     night_load_start_half_hour: int = Field(
-        44, ge=0, lt=48, description="First half-hour of the night, 22:00 UTC. Chosen: bedtime."
+        44, ge=0, lt=48, description="First half-hour of the night, 22:00 UTC. Chosen."
     )
     night_load_end_half_hour: int = Field(
         14,
         ge=0,
         le=48,
-        description="Half-hour at which the night ends, 07:00 UTC, as Economy 7 tariffs have it in "
-        "winter. Chosen.",
+        description="Half-hour at which the night ends, 07:00 UTC. Chosen: before most breakfasts.",
     )
     night_load_min_rest_ratio: float = Field(
         2.0,
@@ -137,9 +136,9 @@ class ReasonConfig(BaseModel):
     night_load_min_deficit_ratio: float = Field(
         4.0,
         ge=0,
-        description="Times by which the night's excess must exceed all that is missing anywhere, so "
-        "that a shifted day, which adds at night what it takes by day, is not named a night load. "
-        "Raised from 2 in commit 0f5ce37, with the test of shifted days.",
+        description="Times by which the night's excess must exceed all that is missing anywhere, "
+        "so that a shifted day, which adds at night what it takes by day, is not named a night "
+        "load. Raised from 2 in commit 0f5ce37, with the test of shifted days.",
     )
     night_load_min_excess_share: float = Field(
         0.15,
@@ -161,14 +160,14 @@ class ReasonConfig(BaseModel):
         3,
         ge=1,
         le=24,
-        description="Least turn of the clock that is tried, earlier or later: 1.5 hours. Chosen: a "
-        "clock change (1 hour) and late evenings move a day by less.",
+        description="Least turn of the clock that is tried, earlier or later: 1.5 hours. Chosen: "
+        "a clock change (1 hour) and late evenings move a day by less.",
     )
     smoothing_half_hours: int = Field(
         5,
         ge=1,
-        description="Half-hours of the moving average before days are compared: 2.5 hours, so that "
-        "a meal an hour later is no misfit. Chosen.",
+        description="Half-hours of the moving average before days are compared: 2.5 hours, so "
+        "that a meal an hour later is no misfit. Chosen.",
     )
     shift_min_level_kwh: float = Field(
         0.02,
@@ -179,48 +178,48 @@ class ReasonConfig(BaseModel):
     shift_own_variance_weight: float = Field(
         2.0,
         ge=0,
-        description="Weight of a half-hour's own squared median absolute deviation in the variance "
-        "that misfits are divided by. Near 1.4826 squared (2.2), which makes it the variance of "
-        "normal errors. Chosen.",
+        description="Weight of a half-hour's own squared median absolute deviation in the "
+        "variance that misfits are divided by. Near 1.4826 squared (2.2), which makes it the "
+        "variance of normal errors. Chosen.",
     )
     shift_mean_variance_weight: float = Field(
         0.5,
         ge=0,
-        description="Weight of the day's mean squared deviation in that variance: shrinks towards it, "
-        "since few context nights leave a half-hour's own uncertain. Chosen.",
+        description="Weight of the day's mean squared deviation in that variance: shrinks towards "
+        "it, since few context nights leave a half-hour's own uncertain. Chosen.",
     )
     shift_min_variance: float = Field(
         0.0025,
         gt=0,
-        description="Variance added to every half-hour, 0.05 squared in log(1 + kWh / level): 5 % of "
-        "the level is no misfit even in a household that never varies. Chosen.",
+        description="Variance added to every half-hour, 0.05 squared in log(1 + kWh / level): 5 % "
+        "of the level is no misfit even in a household that never varies. Chosen.",
     )
     shift_min_usual_misfit: float = Field(
         1.0,
         ge=0,
-        description="Least misfit (sum of 48 squared errors over their variance) taken as usual for "
-        "a context night: without context nights it is 0, and the limit would be too. Chosen.",
+        description="Least misfit (sum of 48 squared errors over their variance) taken as usual "
+        "for a context night: without context nights it is 0, and the limit would be too. Chosen.",
     )
     shift_max_misfit_ratio: float = Field(
         2.5,
         gt=0,
-        description="Misfit over the usual one: the day as it stands must lie above, its best turn "
-        "below. Chosen.",
+        description="Misfit over the usual one: the day as it stands must lie above, its best "
+        "turn below. Chosen.",
     )
     shift_min_misfit_ratio: float = Field(
         2.0,
         gt=0,
-        description="Times by which the misfit of the day as it stands must exceed that of its best "
-        "turn; of 44 turns one fits a little better by chance. Chosen.",
+        description="Times by which the misfit of the day as it stands must exceed that of its "
+        "best turn; of 44 turns one fits a little better by chance. Chosen.",
     )
 
     # Span
     min_half_hour_score: float = Field(
         1.0,
         gt=0,
-        description="Half-hour score above which a half-hour shows the anomaly: a span gains by what "
-        "exceeds it and loses by what falls short. The unit of the calibrated half-hour scores, "
-        "of which 1 is unusual.",
+        description="Half-hour score above which a half-hour shows the anomaly: a span gains by "
+        "what exceeds it and loses by what falls short. 1 is even odds, or the usual error of "
+        "that half-hour (`score_half_hours`).",
     )
 
 

@@ -1,53 +1,29 @@
-"""What kind of anomaly it is, and which half-hours show it.
+"""Name the kind of an anomaly, and find the half-hours that show it.
 
-Every rule is one sentence about the night, the profile that was expected and the household's own
-nights before; the first that holds names the night.
+A reason is a rule about a night, its expected profile and the household's own nights before. The
+rules of `REASON_RULES` are asked in order and the first that holds names the night. Numbers in the
+docstrings of rules are the defaults of `ReasonConfig`.
+
+To add a reason: its name in `ANOMALY_REASONS` (`ml/schemas.py`), a rule with its place in the list
+here, its numbers in `ReasonConfig`, and a night that shows it in
+`tests/ml/explain/test_reasons.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
-from ml.arrays import FloatArray
-from ml.schemas import HALF_HOURS
+from ml.arrays import BoolArray, FloatArray, IntArray
+from ml.explain.config import DEFAULT_REASON_CONFIG, ReasonConfig
+from ml.schemas import HALF_HOURS, MIN_READINGS
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int_]
-
-CONTEXT_NIGHTS: Final = 42
-OUTAGE_MAX_KWH: Final = 0.002
-OUTAGE_MIN_HALF_HOURS: Final = 4
-OUTAGE_MIN_LOST_SHARE: Final = 0.05
-STUCK_MIN_HALF_HOURS: Final = 10
-STUCK_MIN_RUN_RATIO: Final = 3
-CAPPED_MIN_READINGS: Final = 3
-CAPPED_MAX_PEAK_RATIO: Final = 0.8
-SPIKE_MIN_PEAK_RATIO: Final = 1.3
-SPIKE_MAX_HALF_HOURS: Final = 3
-SPIKE_MIN_EXCESS_SHARE: Final = 0.1
 HALF_HOUR_INDEX: Final = np.arange(HALF_HOURS)
-NIGHT_LOAD_MASK: Final = np.isin(HALF_HOUR_INDEX, np.r_[0:14, 44:48])
-"""22:00 to 07:00 UTC."""
-NIGHT_LOAD_MIN_SHARE: Final = 0.15
-LEVEL_CHANGE_RATIO: Final = 1.35
-SHIFT_ORDERS: Final = np.stack(
-    [
-        HALF_HOUR_INDEX,
-        HALF_HOUR_INDEX[::-1],
-        *(np.roll(HALF_HOUR_INDEX, lag) for lag in range(3, 46)),
-    ]
-)
-"""The day as it is, backwards, and turned by 1.5 hours or more either way; `[V, 48]`."""
-SHIFT_MIN_MISFIT_RATIO: Final = 2.0
-SHIFT_MAX_MISFIT_RATIO: Final = 2.5
-SMOOTHING_HALF_HOURS: Final = 5
-MIN_LEVEL_KWH: Final = 0.02
-MIN_READINGS: Final = 36
+HALF_HOUR_MINUTES: Final = 30
 
 
 def explain_anomalies(
@@ -56,252 +32,446 @@ def explain_anomalies(
     expected_kwh: FloatArray,
     half_hour_scores: FloatArray,
     context_kwh: FloatArray | None = None,
+    *,
+    min_readings: int = MIN_READINGS,
+    config: ReasonConfig = DEFAULT_REASON_CONFIG,
 ) -> pl.DataFrame:
-    """Add to flagged household-nights their profiles `[N, 48]`, reason, span and excess energy.
+    """Return flagged household-nights with their profiles, reason, span and excess energy.
 
-    `half_hour` is how far each half-hour deviates: above 1 it shows the anomaly. `past` are the
-    household's nights before `[N, K, 48]` (`past_nights`), NaN where missing; without them the
-    rules know the expected profile alone.
+    Adds to the N rows of `flagged` the lists `actual_kwh`, `expected_kwh` and `half_hour_score` (48
+    each, null where missing; the first two replace the night's sums), `excess_kwh`, `reason`, and
+    `start_utc` and `end_utc`, the span of half-hours that shows the reason.
+
+    Args:
+        flagged: One row a household-night, with `night`, `actual_kwh` and `expected_kwh`.
+        actual_kwh: Readings `[N, 48]`, NaN where missing.
+        expected_kwh: Expected profiles `[N, 48]`, without NaN.
+        half_hour_scores: How far each half-hour deviates `[N, 48]`; above
+            `config.min_half_hour_score` it shows the anomaly. NaN where missing.
+        context_kwh: The household's nights before `[N, K, 48]` (`select_context_nights`), NaN where
+            missing; without them the expected profile stands for what the household usually does.
+        min_readings: Readings that a context night needs to be used.
+        config: Numbers of the rules.
     """
-    nights = FlaggedNights.from_profiles(actual_kwh, expected_kwh, context_kwh)
-    reason = nights.classify()
-    start, end = find_deviating_spans(_score_reason_half_hours(nights, reason, half_hour_scores))
+    nights = FlaggedNights.from_profiles(
+        actual_kwh, expected_kwh, context_kwh, min_readings, config
+    )
+    rule_index = _find_first_rule(nights)
+    shown = _score_half_hours_by_rule(nights, rule_index, half_hour_scores)
+    start, end = find_deviating_spans(shown, config.min_half_hour_score)
     midnight = pl.col("night").cast(pl.Datetime("us"))
+    half_hour = pl.duration(minutes=HALF_HOUR_MINUTES)
     return flagged.drop("actual_kwh", "expected_kwh").with_columns(
         actual_kwh=_to_profile_lists(actual_kwh),
         expected_kwh=_to_profile_lists(expected_kwh),
         half_hour_score=_to_profile_lists(half_hour_scores),
         excess_kwh=pl.Series(np.nansum(actual_kwh - expected_kwh, axis=1)).cast(pl.Float32),
-        reason=pl.Series(reason, dtype=pl.String),
-        start_utc=midnight + pl.Series(start * 30).cast(pl.Int64) * pl.duration(minutes=1),
-        end_utc=midnight + pl.Series(end * 30).cast(pl.Int64) * pl.duration(minutes=1),
+        reason=pl.Series(_name_rules(rule_index), dtype=pl.String),
+        start_utc=midnight + pl.Series(start).cast(pl.Int64) * half_hour,
+        end_utc=midnight + pl.Series(end).cast(pl.Int64) * half_hour,
     )
 
 
 def classify_reasons(
-    actual_kwh: FloatArray, expected_kwh: FloatArray, context_kwh: FloatArray | None = None
+    actual_kwh: FloatArray,
+    expected_kwh: FloatArray,
+    context_kwh: FloatArray | None = None,
+    *,
+    min_readings: int = MIN_READINGS,
+    config: ReasonConfig = DEFAULT_REASON_CONFIG,
 ) -> list[str]:
-    """The kind of each household-night `[N, 48]`; arguments as those of `explain`."""
-    return FlaggedNights.from_profiles(actual_kwh, expected_kwh, context_kwh).classify()
+    """Return the reason of each household-night; arguments as those of `explain_anomalies`."""
+    nights = FlaggedNights.from_profiles(
+        actual_kwh, expected_kwh, context_kwh, min_readings, config
+    )
+    return _name_rules(_find_first_rule(nights))
 
 
 def select_context_nights(
-    kwh: FloatArray, household_indices: IntArray, night_indices: IntArray
+    kwh: FloatArray,
+    household_indices: IntArray,
+    night_indices: IntArray,
+    config: ReasonConfig = DEFAULT_REASON_CONFIG,
 ) -> FloatArray:
-    """The `USUAL_NIGHTS` before each of these places in `[H, D, 48]`, as `explain` wants them."""
-    before = night_indices[:, None] - np.arange(CONTEXT_NIGHTS, 0, -1)
-    past = kwh[household_indices[:, None], np.maximum(before, 0)]
-    return np.where(before[:, :, None] >= 0, past, np.nan)
+    """Return the context nights of N household-nights of a fleet, oldest first.
 
-
-def find_deviating_spans(half_hour_scores: FloatArray) -> tuple[IntArray, IntArray]:
-    """The half-hours `start <= i < end` that deviate most as one block, `[N]` each.
-
-    The segment with the greatest sum of how far each is above 1 (Bentley 1984).
+    `kwh` `[H, D, 48]` and the places of the household-nights `[N]` in it give `[N, K, 48]`, K being
+    `config.context_nights`; NaN before the fleet's first night.
     """
-    gain = np.nan_to_num(half_hour_scores, nan=0.0) - 1.0
+    before = night_indices[:, None] - np.arange(config.context_nights, 0, -1)
+    # A negative index would take nights from the fleet's end: clipped here, set to NaN below.
+    context = kwh[household_indices[:, None], np.maximum(before, 0)]
+    return np.where(before[:, :, None] >= 0, context, np.nan)
+
+
+def find_deviating_spans(
+    half_hour_scores: FloatArray, min_half_hour_score: float
+) -> tuple[IntArray, IntArray]:
+    """Return the span of half-hours `start <= i < end` that deviates most as one block, `[N]` each.
+
+    The segment with the greatest sum of scores `[N, 48]` less `min_half_hour_score`; a missing
+    half-hour counts as a score of 0. The maximum-sum segment of Bentley (1984, "Programming pearls:
+    algorithm design techniques"), for all nights at once: the sum of a segment is a difference of
+    two running totals, so the best end is where the total lies highest above its lowest value so
+    far, and the best start is where that lowest value was.
+    """
+    gain = np.nan_to_num(half_hour_scores, nan=0.0) - min_half_hour_score
+    # total[:, i] is the sum of the half-hours before i, so that total[:, end] - total[:, start] is
+    # the sum of a segment that includes start and excludes end.
     total = np.cumsum(np.pad(gain, ((0, 0), (1, 0))), axis=1)
-    lowest = np.minimum.accumulate(total[:, :-1], axis=1)
-    end = np.argmax(total[:, 1:] - lowest, axis=1)
-    upto = np.arange(half_hour_scores.shape[1])[None] <= end[:, None]
-    start = np.argmin(np.where(upto, total[:, :-1], np.inf), axis=1)
-    return start, end + 1
+    lowest_so_far = np.minimum.accumulate(total[:, :-1], axis=1)
+    last = np.argmax(total[:, 1:] - lowest_so_far, axis=1)
+    is_up_to_last = np.arange(half_hour_scores.shape[1])[None] <= last[:, None]
+    start = np.argmin(np.where(is_up_to_last, total[:, :-1], np.inf), axis=1)
+    return start, last + 1
+
+
+def compute_run_lengths(flags: BoolArray) -> IntArray:
+    """Return the length of the run of true flags that each half-hour belongs to, 0 where false.
+
+    Runs go along the last axis of `[..., T]`; the result has the same shape.
+    """
+    position = np.arange(1, flags.shape[-1] + 1)
+    # Within a run, the last false position before it and the first one after it are the same for
+    # all its half-hours; positions 0 and T + 1 stand for the day's ends.
+    false_before = np.maximum.accumulate(np.where(flags, 0, position), axis=-1)
+    false_after = np.minimum.accumulate(
+        np.where(flags, position[-1] + 1, position)[..., ::-1], axis=-1
+    )[..., ::-1]
+    return np.where(flags, false_after - false_before - 1, 0)
 
 
 @dataclass(frozen=True)
 class FlaggedNights:
-    """Flagged household-nights; a missing half-hour of the past stands at what is expected."""
+    """Flagged household-nights and the quantities that several rules ask for."""
 
     actual_kwh: FloatArray
-    """`[N, 48]` kWh, NaN where missing."""
+    """Readings `[N, 48]`, NaN where missing."""
     expected_kwh: FloatArray
-    """`[N, 48]` kWh."""
+    """Expected profiles `[N, 48]`."""
     context_kwh: FloatArray
-    """`[N, K, 48]` kWh of the nights before, none missing."""
+    """Profiles of the nights before `[N, K, 48]`; a missing half-hour is the expected one."""
+    config: ReasonConfig
+    """Numbers of the rules."""
 
     @classmethod
     def from_profiles(
-        cls, actual_kwh: FloatArray, expected_kwh: FloatArray, context_kwh: FloatArray | None
+        cls,
+        actual_kwh: FloatArray,
+        expected_kwh: FloatArray,
+        context_kwh: FloatArray | None,
+        min_readings: int,
+        config: ReasonConfig,
     ) -> "FlaggedNights":
-        """Fill the gaps of the past; a night of it with too few readings is all gap."""
-        actual_kwh, expected_kwh = actual_kwh.astype(np.float64), expected_kwh.astype(np.float64)
-        usual = expected_kwh[:, None]
-        if context_kwh is None:
-            return cls(actual_kwh, expected_kwh, usual)
-        known = np.isfinite(context_kwh)
-        known &= known.sum(axis=2, keepdims=True) >= MIN_READINGS
-        return cls(actual_kwh, expected_kwh, np.where(known, context_kwh, usual))
+        """Return the nights in double, their missing context filled with the expected profile.
 
-    def classify(self) -> list[str]:
-        """The first kind whose rule holds."""
-        rules = [
-            ("outage", self.is_outage()),
-            ("drop", self.is_capped()),
-            ("stuck", self.is_stuck()),
-            ("spike", self.is_spike()),
-            ("night_load", self.is_night_load()),
-            ("shifted", self.is_shifted()),
-            ("rise", self.is_above_expected),
-            ("drop", self.is_below_expected),
-        ]
-        names, holds = zip(*rules, strict=True)
-        return np.select(list(holds), list(names), default="unusual_shape").tolist()
+        A context night with fewer than `min_readings` is missing as a whole: a few readings say
+        nothing of its peak or its runs.
+        """
+        # In double, so that a night's reason does not depend on the precision of the network.
+        actual_kwh = actual_kwh.astype(np.float64)
+        expected_kwh = expected_kwh.astype(np.float64)
+        if context_kwh is None:
+            return cls(actual_kwh, expected_kwh, expected_kwh[:, None], config)
+        is_usable = np.isfinite(context_kwh)
+        is_usable &= is_usable.sum(axis=2, keepdims=True) >= min_readings
+        filled_kwh = np.where(is_usable, context_kwh, expected_kwh[:, None])
+        return cls(actual_kwh, expected_kwh, filled_kwh, config)
 
     @cached_property
     def excess_kwh(self) -> FloatArray:
-        """Kilowatt-hours above what was expected `[N, 48]`, 0 where missing."""
+        """Actual less expected kWh of each half-hour `[N, 48]`, 0 where missing."""
         return np.nan_to_num(self.actual_kwh - self.expected_kwh)
 
     @cached_property
     def expected_day_kwh(self) -> FloatArray:
-        """Of the day, `[N]`."""
-        return np.maximum(self.expected_kwh.sum(axis=1), 1e-3)
+        """Expected energy of the day `[N]`, above 0."""
+        return np.maximum(self.expected_kwh.sum(axis=1), self.config.min_expected_kwh)
 
     @cached_property
     def actual_day_kwh(self) -> FloatArray:
-        """Of the day, `[N]`; a missing half-hour as expected."""
+        """Energy of the day `[N]`; a missing half-hour counts as expected."""
         return self.expected_day_kwh + self.excess_kwh.sum(axis=1)
 
     @cached_property
-    def is_above_expected(self) -> BoolArray:
-        """The day is far above what was expected."""
-        return np.asarray(self.actual_day_kwh > LEVEL_CHANGE_RATIO * self.expected_day_kwh)
-
-    @cached_property
-    def is_below_expected(self) -> BoolArray:
-        """The day is far below what was expected."""
-        return np.asarray(LEVEL_CHANGE_RATIO * self.actual_day_kwh < self.expected_day_kwh)
-
-    @cached_property
     def peak_kwh(self) -> FloatArray:
-        """The highest reading `[N]`."""
+        """Highest reading `[N]`."""
         return np.nan_to_num(self.actual_kwh).max(axis=1)
 
     @cached_property
-    def outage_run_lengths(self) -> IntArray:
-        """Length of the run without consumption that each half-hour `[N, 48]` belongs to."""
-        return compute_run_lengths(self.actual_kwh <= OUTAGE_MAX_KWH)
+    def context_peak_kwh(self) -> FloatArray:
+        """Highest reading of each context night `[N, K]`."""
+        return self.context_kwh.max(axis=2)
 
     @cached_property
-    def stuck_run_lengths(self) -> IntArray:
-        """Length of the run of one reading, not of nothing, that each half-hour belongs to."""
-        lengths = compute_run_lengths(
-            _repeats_previous_reading(self.actual_kwh) & (self.actual_kwh > OUTAGE_MAX_KWH)
-        )
+    def zero_run_lengths(self) -> IntArray:
+        """Length of the run without consumption that each half-hour `[N, 48]` belongs to."""
+        return compute_run_lengths(self.actual_kwh <= self.config.outage_max_kwh)
+
+    @cached_property
+    def repeat_run_lengths(self) -> IntArray:
+        """Length of the run of one reading, other than zero, that each half-hour belongs to."""
+        is_repeat = _repeats_previous_reading(self.actual_kwh)
+        is_repeat &= self.actual_kwh > self.config.outage_max_kwh
+        lengths = compute_run_lengths(is_repeat)
+        # The first reading of a run repeats nothing itself: it takes the length of its successor,
+        # and every run is one longer than its repeats.
         lengths = np.maximum(lengths, np.pad(lengths[:, 1:], ((0, 0), (0, 1))))
         return lengths + (lengths > 0)
 
     @cached_property
-    def is_above_usual_peaks(self) -> BoolArray:
-        """Half-hours `[N, 48]` far above the household's usual peaks."""
-        peak = np.quantile(self.context_kwh.max(axis=2), 0.9, axis=1)
-        peak = np.maximum(peak, self.expected_kwh.max(axis=1))
-        return np.asarray(self.actual_kwh > SPIKE_MIN_PEAK_RATIO * peak[:, None])
-
-    def is_outage(self) -> BoolArray:
-        """Consumption stops for longer than is usual, where some was expected."""
-        usual = np.median(
-            compute_run_lengths(self.context_kwh <= OUTAGE_MAX_KWH).max(axis=2), axis=1
-        )
-        dead = self.outage_run_lengths >= np.maximum(OUTAGE_MIN_HALF_HOURS, usual + 3)[:, None]
-        lost = np.where(dead, -self.excess_kwh, 0.0).sum(axis=1)
-        return np.asarray(lost > OUTAGE_MIN_LOST_SHARE * self.expected_day_kwh)
-
-    def is_capped(self) -> BoolArray:
-        """The highest reading comes back through the day and lies below the usual peak."""
-        at_top = self.actual_kwh == self.peak_kwh[:, None]
-        times, run = at_top.sum(axis=1), compute_run_lengths(at_top).max(axis=1)
-        some = (times >= CAPPED_MIN_READINGS) & (times < np.isfinite(self.actual_kwh).sum(axis=1))
-        returns = (times > run) | (run < STUCK_MIN_HALF_HOURS) | self.is_below_expected
-        below = self.peak_kwh < CAPPED_MAX_PEAK_RATIO * np.median(
-            self.context_kwh.max(axis=2), axis=1
-        )
-        return np.asarray(some & returns & (run >= self.stuck_run_lengths.max(axis=1)) & below)
-
-    def is_stuck(self) -> BoolArray:
-        """One reading repeats for hours, far longer than is usual for the household."""
-        usual = 1 + np.median(
-            compute_run_lengths(_repeats_previous_reading(self.context_kwh)).max(axis=2), axis=1
-        )
-        return np.asarray(
-            self.stuck_run_lengths.max(axis=1)
-            >= np.maximum(STUCK_MIN_HALF_HOURS, STUCK_MIN_RUN_RATIO * usual)
-        )
-
-    def is_spike(self) -> BoolArray:
-        """A few half-hours tower above the usual peaks and outweigh what else has changed."""
-        run = compute_run_lengths(self.is_above_usual_peaks).max(axis=1)
-        spikes = np.where(self.is_above_usual_peaks, self.excess_kwh, 0.0).sum(axis=1)
-        rest = np.abs(self.excess_kwh.sum(axis=1) - spikes)
-        heavy = spikes > np.maximum(rest, SPIKE_MIN_EXCESS_SHARE * self.expected_day_kwh)
-        return np.asarray((run > 0) & (run <= SPIKE_MAX_HALF_HOURS) & heavy)
-
-    def is_night_load(self) -> BoolArray:
-        """Nearly all of the surplus lies between 22:00 and 07:00."""
-        night = self.excess_kwh[:, NIGHT_LOAD_MASK].sum(axis=1)
-        rest = np.abs(self.excess_kwh[:, ~NIGHT_LOAD_MASK].sum(axis=1))
-        deficit = np.maximum(-self.excess_kwh, 0.0).sum(axis=1)
-        alone = night > np.maximum(2 * rest, 4 * deficit)
-        return np.asarray(alone & (night > NIGHT_LOAD_MIN_SHARE * self.expected_day_kwh))
-
-    def is_shifted(self) -> BoolArray:
-        """Turned by some hours, or backwards, the day is the household's usual one."""
-        level = np.maximum(self.context_kwh.mean(axis=(1, 2)), MIN_LEVEL_KWH)[:, None]
-        past = _smooth_log_profiles(self.context_kwh / level[:, :, None])
-        usual = np.median(past, axis=1)
-        spread = np.median(np.abs(past - usual[:, None]), axis=1) ** 2
-        weight = 1 / (2 * spread + 0.5 * spread.mean(axis=1, keepdims=True) + 0.0025)
-        filled = np.where(np.isfinite(self.actual_kwh), self.actual_kwh, self.expected_kwh)
-        misfits = _compute_shift_misfits(
-            _smooth_log_profiles(filled / level)[:, None], usual, weight
-        )[:, 0]
-        as_usual = np.median(_compute_shift_misfits(past, usual, weight)[:, :, 0], axis=1)
-        limit = SHIFT_MAX_MISFIT_RATIO * np.maximum(as_usual, 1.0)
-        as_is, best = misfits[:, 0], misfits.min(axis=1)
-        return np.asarray(
-            (best < limit) & (as_is > np.maximum(limit, SHIFT_MIN_MISFIT_RATIO * best))
-        )
+    def is_above_usual_peak(self) -> BoolArray:
+        """Half-hours `[N, 48]` far above the household's usual high peak."""
+        usual_peak = np.quantile(self.context_peak_kwh, self.config.spike_peak_quantile, axis=1)
+        usual_peak = np.maximum(usual_peak, self.expected_kwh.max(axis=1))
+        return np.asarray(self.actual_kwh > self.config.spike_min_peak_ratio * usual_peak[:, None])
 
 
-def compute_run_lengths(flags: BoolArray) -> IntArray:
-    """Length of the run of true values that each half-hour of `[..., T]` belongs to, 0 if false."""
-    place = np.arange(1, flags.shape[-1] + 1)
-    before = np.maximum.accumulate(np.where(flags, 0, place), axis=-1)
-    after = np.minimum.accumulate(np.where(flags, place[-1] + 1, place)[..., ::-1], axis=-1)
-    return np.where(flags, after[..., ::-1] - before - 1, 0)
+def is_outage(nights: FlaggedNights) -> BoolArray:
+    """Return the nights on which consumption stops while 5 % of the day's energy was expected.
+
+    It stops for 2 hours or more, and for 1.5 hours longer than it does on the median context night.
+    """
+    config = nights.config
+    is_zero_in_context = nights.context_kwh <= config.outage_max_kwh
+    usual_run = np.median(compute_run_lengths(is_zero_in_context).max(axis=2), axis=1)
+    min_run = np.maximum(
+        config.outage_min_half_hours, usual_run + config.outage_min_extra_half_hours
+    )
+    is_dead = nights.zero_run_lengths >= min_run[:, None]
+    lost_kwh = np.where(is_dead, -nights.excess_kwh, 0.0).sum(axis=1)
+    return np.asarray(lost_kwh > config.outage_min_lost_share * nights.expected_day_kwh)
+
+
+def is_capped(nights: FlaggedNights) -> BoolArray:
+    """Return the nights whose highest reading recurs, below 80 % of the household's usual peak.
+
+    A limited supply reads its limit whenever more is asked for: three times or more, not all day,
+    and no other reading repeats longer. One single run of 5 hours or more is a stuck meter instead,
+    unless the day is far below what was expected.
+    """
+    config = nights.config
+    is_at_peak = nights.actual_kwh == nights.peak_kwh[:, None]
+    n_at_peak = is_at_peak.sum(axis=1)
+    longest_at_peak = compute_run_lengths(is_at_peak).max(axis=1)
+    n_readings = np.isfinite(nights.actual_kwh).sum(axis=1)
+    recurs = (n_at_peak >= config.capped_min_readings) & (n_at_peak < n_readings)
+    is_not_one_stuck_run = (
+        (n_at_peak > longest_at_peak)
+        | (longest_at_peak < config.stuck_min_half_hours)
+        | is_drop(nights)
+    )
+    is_longest_run = longest_at_peak >= nights.repeat_run_lengths.max(axis=1)
+    usual_peak_kwh = np.median(nights.context_peak_kwh, axis=1)
+    is_below_peak = nights.peak_kwh < config.capped_max_peak_ratio * usual_peak_kwh
+    return np.asarray(recurs & is_not_one_stuck_run & is_longest_run & is_below_peak)
+
+
+def is_stuck(nights: FlaggedNights) -> BoolArray:
+    """Return the nights on which one reading other than zero repeats for 5 hours or more.
+
+    The run is also three times as long as the longest of the median context night.
+    """
+    config = nights.config
+    is_repeat_in_context = _repeats_previous_reading(nights.context_kwh)
+    # A run is one longer than its repeats, as in `repeat_run_lengths`.
+    usual_run = 1 + np.median(compute_run_lengths(is_repeat_in_context).max(axis=2), axis=1)
+    min_run = np.maximum(config.stuck_min_half_hours, config.stuck_min_run_ratio * usual_run)
+    return np.asarray(nights.repeat_run_lengths.max(axis=1) >= min_run)
+
+
+def is_spike(nights: FlaggedNights) -> BoolArray:
+    """Return the nights on which a few half-hours tower above the household's usual high peak.
+
+    They exceed it by 30 %, for at most 1.5 hours at a time, and their excess is larger than the
+    rest of the day's change and than 10 % of the expected energy.
+    """
+    config = nights.config
+    longest = compute_run_lengths(nights.is_above_usual_peak).max(axis=1)
+    spike_kwh = np.where(nights.is_above_usual_peak, nights.excess_kwh, 0.0).sum(axis=1)
+    rest_kwh = np.abs(nights.excess_kwh.sum(axis=1) - spike_kwh)
+    outweighs_rest = spike_kwh > np.maximum(
+        rest_kwh, config.spike_min_excess_share * nights.expected_day_kwh
+    )
+    is_short = (longest > 0) & (longest <= config.spike_max_half_hours)
+    return np.asarray(is_short & outweighs_rest)
+
+
+def is_night_load(nights: FlaggedNights) -> BoolArray:
+    """Return the nights whose excess lies nearly all between 22:00 and 07:00 UTC.
+
+    The night's excess is more than 15 % of the day's expected energy, more than twice the size of
+    the excess by day, and more than four times what is missing in all half-hours together.
+    """
+    config = nights.config
+    # Modulo a day, since the night contains midnight.
+    hours_into_night = (HALF_HOUR_INDEX - config.night_load_start_half_hour) % HALF_HOURS
+    night_half_hours = (
+        config.night_load_end_half_hour - config.night_load_start_half_hour
+    ) % HALF_HOURS
+    is_night = hours_into_night < night_half_hours
+    night_kwh = nights.excess_kwh[:, is_night].sum(axis=1)
+    rest_kwh = np.abs(nights.excess_kwh[:, ~is_night].sum(axis=1))
+    deficit_kwh = np.maximum(-nights.excess_kwh, 0.0).sum(axis=1)
+    is_nearly_all = night_kwh > np.maximum(
+        config.night_load_min_rest_ratio * rest_kwh,
+        config.night_load_min_deficit_ratio * deficit_kwh,
+    )
+    is_large = night_kwh > config.night_load_min_excess_share * nights.expected_day_kwh
+    return np.asarray(is_nearly_all & is_large)
+
+
+def is_shifted(nights: FlaggedNights) -> BoolArray:
+    """Return the nights that are the usual day turned by 1.5 hours or more, or backwards.
+
+    Profiles are compared as logarithms of kWh over the household's level, smoothed over 2.5 hours,
+    by their misfit: the sum of squared differences from the median context night, each over its
+    variance among the context nights. As it stands, the day misfits more than 2.5 times as much as
+    context nights do, and more than twice as much as its best turn, which misfits less than 2.5
+    times as much as they do.
+    """
+    config = nights.config
+    level_kwh = np.maximum(nights.context_kwh.mean(axis=(1, 2)), config.shift_min_level_kwh)
+    level_kwh = level_kwh[:, None]
+    context = _smooth_log_profiles(nights.context_kwh / level_kwh[:, :, None], config)
+    usual = np.median(context, axis=1)
+    squared_mad = np.median(np.abs(context - usual[:, None]), axis=1) ** 2
+    weight = 1 / (
+        config.shift_own_variance_weight * squared_mad
+        + config.shift_mean_variance_weight * squared_mad.mean(axis=1, keepdims=True)
+        + config.shift_min_variance
+    )
+    filled_kwh = np.where(np.isfinite(nights.actual_kwh), nights.actual_kwh, nights.expected_kwh)
+    actual = _smooth_log_profiles(filled_kwh / level_kwh, config)
+    orders = _build_shift_orders(config)
+    misfits = _compute_shift_misfits(actual[:, None], usual, weight, orders)[:, 0]
+    context_misfits = _compute_shift_misfits(context, usual, weight, orders)[:, :, 0]
+    usual_misfit = np.maximum(np.median(context_misfits, axis=1), config.shift_min_usual_misfit)
+    limit = config.shift_max_misfit_ratio * usual_misfit
+    misfit_as_it_stands = misfits[:, 0]
+    best_misfit = misfits.min(axis=1)
+    return np.asarray(
+        (best_misfit < limit)
+        & (misfit_as_it_stands > np.maximum(limit, config.shift_min_misfit_ratio * best_misfit))
+    )
+
+
+def is_rise(nights: FlaggedNights) -> BoolArray:
+    """Return the nights on which the day's energy is more than 1.35 times the expected one."""
+    return np.asarray(
+        nights.actual_day_kwh > nights.config.level_change_ratio * nights.expected_day_kwh
+    )
+
+
+def is_drop(nights: FlaggedNights) -> BoolArray:
+    """Return the nights on which the day's energy is less than 1 / 1.35 of the expected one."""
+    return np.asarray(
+        nights.config.level_change_ratio * nights.actual_day_kwh < nights.expected_day_kwh
+    )
+
+
+def is_any(nights: FlaggedNights) -> BoolArray:
+    """Return every night: what no rule before has named changed in shape alone."""
+    return np.ones(len(nights.actual_kwh), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class ReasonRule:
+    """A reason, and the rule that gives it."""
+
+    reason: str
+    """One of `ANOMALY_REASONS`."""
+    holds: Callable[[FlaggedNights], BoolArray]
+    """Nights `[N]` that the rule holds for."""
+    shows: Callable[[FlaggedNights], BoolArray] | None = None
+    """Half-hours `[N, 48]` that meet the rule and make its span; without it, the half-hours that
+    the detector scores highest do."""
+
+
+REASON_RULES: Final = (
+    ReasonRule(
+        "outage",
+        is_outage,
+        lambda nights: nights.zero_run_lengths >= nights.config.outage_min_half_hours,
+    ),
+    # Before stuck and drop, which a capped day also is.
+    ReasonRule("drop", is_capped),
+    ReasonRule(
+        "stuck",
+        is_stuck,
+        lambda nights: nights.repeat_run_lengths >= nights.config.stuck_min_half_hours,
+    ),
+    # A spike, a night load and a shifted day may change the day's energy too: the more precise
+    # reason comes first.
+    ReasonRule("spike", is_spike, lambda nights: nights.is_above_usual_peak),
+    ReasonRule("night_load", is_night_load),
+    ReasonRule("shifted", is_shifted),
+    ReasonRule("rise", is_rise),
+    ReasonRule("drop", is_drop),
+    ReasonRule("unusual_shape", is_any),
+)
+"""The rules in the order in which they are asked; the last holds for every night."""
+
+
+def _find_first_rule(nights: FlaggedNights) -> IntArray:
+    """Return the place in `REASON_RULES` of the first rule that holds for each night `[N]`."""
+    holds = np.stack([rule.holds(nights) for rule in REASON_RULES])
+    return np.argmax(holds, axis=0)
+
+
+def _name_rules(rule_index: IntArray) -> list[str]:
+    return [REASON_RULES[index].reason for index in rule_index.tolist()]
+
+
+def _score_half_hours_by_rule(
+    nights: FlaggedNights, rule_index: IntArray, half_hour_scores: FloatArray
+) -> FloatArray:
+    """Return half-hour scores `[N, 48]`, replaced where the rule has half-hours of its own."""
+    # Twice the least score that shows an anomaly: a half-hour of the rule gains a span as much as
+    # another one costs it, so that two runs join only across a shorter gap.
+    score_of_shown = 2.0 * nights.config.min_half_hour_score
+    scores = half_hour_scores.astype(np.float64)
+    for index, rule in enumerate(REASON_RULES):
+        if rule.shows is not None:
+            is_of_rule = (rule_index == index)[:, None]
+            scores = np.where(is_of_rule, score_of_shown * rule.shows(nights), scores)
+    return scores
 
 
 def _repeats_previous_reading(kwh: FloatArray) -> BoolArray:
-    """Whether each half-hour `[..., 48]` reads as the one before it."""
+    """Return which half-hours `[..., 48]` read exactly as the one before; the first never does."""
     return np.asarray(np.diff(kwh, axis=-1, prepend=np.nan) == 0)
 
 
-def _smooth_log_profiles(level_profiles: FloatArray) -> FloatArray:
-    """Level units `[..., 48]` over 2.5 hours of the clock, as logarithms."""
-    return np.log1p(uniform_filter1d(level_profiles, SMOOTHING_HALF_HOURS, axis=-1, mode="wrap"))
+def _smooth_log_profiles(level_profiles: FloatArray, config: ReasonConfig) -> FloatArray:
+    """Return log(1 + x) of profiles `[..., 48]` in units of the level, smoothed across midnight."""
+    smooth = uniform_filter1d(level_profiles, config.smoothing_half_hours, axis=-1, mode="wrap")
+    return np.log1p(smooth)
+
+
+def _build_shift_orders(config: ReasonConfig) -> IntArray:
+    """Return the half-hours of the day as it stands, backwards, and in every turn `[V, 48]`."""
+    # A turn by 45 half-hours later is one by 3 earlier: the range covers both directions.
+    lags = range(config.shift_min_half_hours, HALF_HOURS - config.shift_min_half_hours + 1)
+    turns = [np.roll(HALF_HOUR_INDEX, lag) for lag in lags]
+    return np.stack([HALF_HOUR_INDEX, HALF_HOUR_INDEX[::-1], *turns])
 
 
 def _compute_shift_misfits(
-    profiles: FloatArray, usual_profile: FloatArray, weight: FloatArray
+    profiles: FloatArray, usual_profile: FloatArray, weight: FloatArray, orders: IntArray
 ) -> FloatArray:
-    """Weighted squares `[N, K, V]` between nights `[N, K, 48]` and each turn of the usual one."""
-    weights, products = weight[:, SHIFT_ORDERS], (weight * usual_profile)[:, SHIFT_ORDERS]
+    """Return weighted squared differences `[N, K, V]` between profiles and turns of the usual one.
+
+    `profiles` `[N, K, 48]`; `usual_profile` and `weight` `[N, 48]` are turned together by each of
+    the `orders` `[V, 48]`.
+    """
+    # sum w (p - u)^2 = sum w p^2 - 2 sum w u p + sum w u^2: two matrix products and a constant that
+    # no turn changes, instead of an array of [N, K, V, 48] (0.7 MB a night).
+    weights = weight[:, orders]
+    weighted_usual = (weight * usual_profile)[:, orders]
     constant = (weight * usual_profile**2).sum(axis=1)[:, None, None]
     squares = np.matmul(profiles**2, weights.transpose(0, 2, 1))
-    return squares - 2 * np.matmul(profiles, products.transpose(0, 2, 1)) + constant
-
-
-def _score_reason_half_hours(
-    flagged_nights: FlaggedNights, reason: list[str], half_hour_scores: FloatArray
-) -> FloatArray:
-    """How far each half-hour `[N, 48]` shows the reason: the rule's own ones where it has any."""
-    own = {
-        "outage": flagged_nights.outage_run_lengths >= OUTAGE_MIN_HALF_HOURS,
-        "stuck": flagged_nights.stuck_run_lengths >= STUCK_MIN_HALF_HOURS,
-        "spike": flagged_nights.is_above_usual_peaks,
-    }
-    named = [np.array(reason)[:, None] == name for name in own]
-    return np.select(named, [2.0 * shown for shown in own.values()], default=half_hour_scores)
+    return squares - 2 * np.matmul(profiles, weighted_usual.transpose(0, 2, 1)) + constant
 
 
 def _to_profile_lists(values: FloatArray) -> pl.Series:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from ml.explain.config import DEFAULT_REASON_CONFIG
 from ml.explain.reasons import (
-    CONTEXT_NIGHTS,
     classify_reasons,
     compute_run_lengths,
     explain_anomalies,
@@ -152,7 +152,7 @@ def test_missing_context_nights_are_ignored() -> None:
 def test_context_nights_are_the_nights_directly_before() -> None:
     kwh = np.arange(2 * 60 * 48, dtype=float).reshape(2, 60, 48)
     past = select_context_nights(kwh, np.array([1, 0]), np.array([50, 3]))
-    assert (past[0] == kwh[1, 50 - CONTEXT_NIGHTS : 50]).all()
+    assert (past[0] == kwh[1, 50 - DEFAULT_REASON_CONFIG.context_nights : 50]).all()
     assert (past[1, -3:] == kwh[0, :3]).all()
     assert np.isnan(past[1, :-3]).all()
 
@@ -219,7 +219,7 @@ def test_span_of_other_reasons_follows_the_half_hour_scores() -> None:
 def test_span_is_the_block_that_deviates_most(ordinary: float) -> None:
     half_hour = np.full((1, 48), ordinary)
     half_hour[0, 12:18] = 4.0
-    start, end = find_deviating_spans(half_hour)
+    start, end = find_deviating_spans(half_hour, min_half_hour_score=1.0)
     assert (start.tolist(), end.tolist()) == ([12], [18])
 
 
