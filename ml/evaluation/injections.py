@@ -13,14 +13,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.schemas import HALF_HOURS
+from ml.schemas import HALF_HOURS, SUPPLY_LIMIT_KWH
 
 Float32Array = NDArray[np.float32]
 RandomGenerator = np.random.Generator
 InjectionFunction = Callable[[Float32Array, Float32Array, RandomGenerator], Float32Array]
 
 EPISODE_NIGHTS: Final = 14
-SUPPLY_LIMIT_KWH: Final = 11.5  # what a 100 A supply can deliver in a half-hour
 # A night counts as anomalous where at least this share of the home's usual day has changed.
 MIN_VISIBLE_SHARE: Final = 0.1
 

@@ -5,8 +5,7 @@ from typing import Final
 import numpy as np
 from scipy.signal import lfilter
 
-from ml.evaluation.injections import SUPPLY_LIMIT_KWH
-from ml.schemas import HALF_HOURS
+from ml.schemas import HALF_HOURS, SUPPLY_LIMIT_KWH
 from ml.simulation.behaviour import HouseholdBehaviour
 from ml.simulation.environment import WAKING_DAY_HOURS, Bools, FleetEnvironment, Floats
 
