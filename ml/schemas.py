@@ -1,4 +1,9 @@
-"""The contract of every table: names, types, keys and bounds."""
+"""Every table: its columns, types, keys and bounds, and how an older file is read.
+
+A column, reason, status or rule can be added without touching what an earlier release wrote:
+closed vocabularies are strings in files and checked when a table is written; a column that an
+older file lacks is null there; a column that was renamed is found by `FORMER_COLUMN_NAMES`.
+"""
 
 from typing import Final
 
@@ -34,12 +39,30 @@ QUARANTINE_RULES: Final = (
     "duplicate",
     "superseded",
 )
+TARIFF_PRICES: Final = ("Low", "Normal", "High")
+RUN_STATES: Final = ("completed", "failed")
+
+FORMER_COLUMN_NAMES: Final[dict[str, dict[str, str]]] = {
+    "deliveries": {"rows_quarantined": "rows_set_aside"},
+    "runs": {"rows_quarantined": "rows_set_aside"},
+    "nights": {
+        "fleet_shift": "common_movement",
+        "tail_inflation": "tail_height",
+        "tail_inflation_training": "tail_height_learnt",
+    },
+}
+"""Of a table, the columns that release 0.1.0 wrote under another name."""
+
+
+def _one_of(vocabulary: tuple[str, ...]) -> str:
+    """Return the regular expression of a closed vocabulary."""
+    return f"^({'|'.join(vocabulary)})$"
 
 
 class HouseholdNights(dy.Schema):
-    """The lake: one row a household-day, 48 half-hours from 00:00 UTC, null where missing.
+    """The lake: one row a household-night, 48 readings from 00:00 UTC, null where missing.
 
-    `n_readings` counts them: whoever asks for gaps need not read a trial of readings.
+    `n_readings` counts them, so that a question about gaps need not read any.
     """
 
     night = dy.Date(primary_key=True)
@@ -49,18 +72,18 @@ class HouseholdNights(dy.Schema):
 
 
 def readings_as_array(household_nights: pl.DataFrame) -> pl.Series:
-    """The readings of household-days [n, 48], NaN instead of null."""
+    """Return the profiles of household-nights as an array series `[n, 48]`, NaN instead of null."""
     flat = household_nights.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
     return flat.reshape((household_nights.height, HALF_HOURS))
 
 
 class Quarantine(dy.Schema):
-    """Delivered rows that were set aside, the value as delivered."""
+    """Delivered rows that broke a rule, the value as delivered."""
 
     household_id = dy.String(nullable=True)
     ts_utc = dy.Datetime(time_unit="us", nullable=True)
     value = dy.String(nullable=True)
-    rule = dy.Enum(QUARANTINE_RULES)
+    rule = dy.String(regex=_one_of(QUARANTINE_RULES))
     file = dy.String()
 
 
@@ -92,7 +115,7 @@ class Tariffs(dy.Schema):
     """The price signal of the time-of-use tariff, by half-hour."""
 
     ts_utc = dy.Datetime(time_unit="us", primary_key=True)
-    price = dy.Enum(("Low", "Normal", "High"))
+    price = dy.String(regex=_one_of(TARIFF_PRICES))
 
 
 class Scores(dy.Schema):
@@ -100,7 +123,7 @@ class Scores(dy.Schema):
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
-    status = dy.Enum(SCORE_STATUSES)
+    status = dy.String(regex=_one_of(SCORE_STATUSES))
     n_readings = dy.Int16(min=0, max=HALF_HOURS)
     score = dy.Float32(nullable=True)
     p_value = dy.Float32(nullable=True, min=0, max=1)
@@ -109,12 +132,12 @@ class Scores(dy.Schema):
     rank = dy.Int32(nullable=True, min=1)
     actual_kwh = dy.Float32(nullable=True)
     expected_kwh = dy.Float32(nullable=True)
-    reason = dy.Enum(ANOMALY_REASONS, nullable=True)
+    reason = dy.String(regex=_one_of(ANOMALY_REASONS), nullable=True)
     model_version = dy.String()
 
 
 class Anomalies(dy.Schema):
-    """The flagged household-nights with their half-hours; times and profiles from 00:00 UTC."""
+    """The flagged household-nights with their half-hours, from 00:00 UTC."""
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
@@ -126,25 +149,25 @@ class Anomalies(dy.Schema):
     excess_kwh = dy.Float32()
     score = dy.Float32()
     p_value = dy.Float32()
-    reason = dy.Enum(ANOMALY_REASONS)
+    reason = dy.String(regex=_one_of(ANOMALY_REASONS))
     rank = dy.Int32(min=1)
     model_version = dy.String()
 
 
 class Episodes(dy.Schema):
-    """Anomalies of a household joined across nights; the partition is the first night."""
+    """Alerts of a household that belong together (`ml/episodes.py`), stored by first night."""
 
     household_id = dy.String(primary_key=True)
     first_night = dy.Date(primary_key=True)
     last_night = dy.Date()
     nights = dy.Int32(min=1)
     excess_kwh = dy.Float32()
-    reason = dy.Enum(ANOMALY_REASONS)
+    reason = dy.String(regex=_one_of(ANOMALY_REASONS))
     is_open = dy.Bool()
 
 
 class Nights(dy.Schema):
-    """One row a scored night: what the fleet did, and how many alerts it came to."""
+    """One row a scored night: its alerts and the fleet's movement."""
 
     night = dy.Date(primary_key=True)
     scored = dy.Int32(min=0)
@@ -154,13 +177,13 @@ class Nights(dy.Schema):
     alert_budget = dy.Float32(min=0)
     fleet_shift = dy.Float32()
     tail_inflation = dy.Float32(min=0)
-    calibration_tail_inflation = dy.Float32(min=0)
+    tail_inflation_training = dy.Float32(min=0)
     calibration_size = dy.Int32(min=0)
     model_version = dy.String()
 
 
 class ScoreCacheRows(dy.Schema):
-    """What a night came to by itself, kept so that it need not be computed again."""
+    """Log odds and surprisal of household-nights, valid while the fingerprint is the same."""
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
@@ -170,7 +193,7 @@ class ScoreCacheRows(dy.Schema):
 
 
 class InjectedAnomalies(dy.Schema):
-    """What a simulation planted: one row a household-night."""
+    """What a simulation injected, one row a household-night; `truth.parquet`."""
 
     household_id = dy.String(primary_key=True)
     night = dy.Date(primary_key=True)
@@ -178,9 +201,9 @@ class InjectedAnomalies(dy.Schema):
 
 
 class Deliveries(dy.Schema):
-    """The ledger of delivered files: what each held and what became of it.
+    """The ledger of delivered files: what each held and what became of its rows.
 
-    `rows_repeated` of the kept rows said what the lake already held.
+    `rows_repeated` counts the kept rows whose reading the lake already held.
     """
 
     delivery = dy.String(primary_key=True)
@@ -196,7 +219,7 @@ class Deliveries(dy.Schema):
 
 
 class DeliverySpans(dy.Schema):
-    """From when to when a delivered file has readings of each household it holds."""
+    """First and last reading of each household in a delivered file."""
 
     delivery = dy.String(primary_key=True)
     household_id = dy.String(primary_key=True, min_length=1)
@@ -205,13 +228,13 @@ class DeliverySpans(dy.Schema):
 
 
 class Runs(dy.Schema):
-    """What ran, when, and what it did; `rows_*` are delivered readings and null for other verbs."""
+    """One row a run; `rows_*` count delivered readings and are null for other verbs than ingest."""
 
     run_id = dy.String(primary_key=True)
     verb = dy.String()
     started_utc = dy.Datetime(time_unit="us")
     finished_utc = dy.Datetime(time_unit="us")
-    state = dy.Enum(("completed", "failed"))
+    state = dy.String(regex=_one_of(RUN_STATES))
     first_night = dy.Date(nullable=True)
     last_night = dy.Date(nullable=True)
     rows_in = dy.Int64(nullable=True)
