@@ -17,7 +17,7 @@ from ml.schemas import Episodes
 SILENCE_NIGHTS: Final = 14
 """Nights without an alert after which an episode is over.
 
-DETECTION: few households make most false alarms, so alerts are counted as episodes, "one open case
+measured (docs/detector.md): few households make most false alarms, so alerts are counted as episodes, "one open case
 a household, 14 nights of silence"."""
 
 

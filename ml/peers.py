@@ -1,8 +1,8 @@
-"""What a household's first weeks are judged by: nights of its peers in place of its own.
+"""Cold start: context nights of similar households in place of those that a new one lacks.
 
-A household that has lived few nights borrows the others from households of its Acorn group and
-tariff, those of the nearest level first and several in turn, so that no one's habit is taken for
-its own; what is borrowed is scaled to its level.
+A household with few usable nights takes the missing ones from peers: households of its Acorn group
+and tariff, those of the nearest level first and several in turn, so that no single peer's habit is
+taken for its own. Their readings are scaled to its level.
 """
 
 from typing import Final
@@ -10,65 +10,105 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ml.arrays import FloatArray
 from ml.fleet import Fleet, count_usable_nights
 
-MAX_PEERS: Final = 7
-MIN_OWN_NIGHTS: Final = 28
-"""A household with as many usable nights before a night borrows none."""
-# How many times as high a level may be before a household of another group is nearer.
-OTHER_GROUP_LEVEL_RATIO: Final = 2.0
+
+class PeerConfig(BaseModel):
+    """Numbers of the choice of peers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_own_nights: int = Field(
+        28,
+        ge=0,
+        description="Usable nights from which on a household takes none from peers. Four weeks.",
+    )
+    max_peers: int = Field(
+        7,
+        ge=1,
+        description="Peers that fill one household's nights in turn. Chosen: one a weekday.",
+    )
+    other_group_level_ratio: float = Field(
+        2.0,
+        ge=1,
+        description="A household of another Acorn group or tariff counts as far away as one whose "
+        "level differs by this factor. Chosen.",
+    )
+    unknown_affluence: float = Field(
+        9.0,
+        description="Stands for an unknown Acorn group when groups are compared: any number that "
+        "no group has (-1 to 1), since NaN would equal nothing.",
+    )
+
+
+DEFAULT_PEER_CONFIG: Final = PeerConfig()
 
 
 class PeerImputer:
-    """The households of a fleet that lend nights to those that are new; `level` `[H, D]` in kWh."""
+    """Fills the context nights that new households lack from their peers' nights."""
 
     def __init__(
-        self, fleet: Fleet, level: FloatArray, context_nights: int, min_readings: int
+        self,
+        fleet: Fleet,
+        level_kwh: FloatArray,
+        context_nights: int,
+        min_readings: int,
+        config: PeerConfig = DEFAULT_PEER_CONFIG,
     ) -> None:
-        self.kwh, self.context_nights = fleet.kwh, context_nights
+        """Find the new households of a fleet with usual levels `[H, D]`."""
+        self.config = config
+        self.kwh = fleet.kwh
+        self.level_kwh = level_kwh
+        self.context_nights = context_nights
         self.is_usable = fleet.n_readings >= min_readings
         self.n_usable_nights = count_usable_nights(fleet, context_nights, min_readings)
-        self.is_new = self.n_usable_nights < min(MIN_OWN_NIGHTS, context_nights)
+        self.is_new = self.n_usable_nights < min(config.min_own_nights, context_nights)
+        # On a night on which every household is new nobody has nights to take.
         self.needs_peers = self.is_new & ~self.is_new.all(axis=0)
-        self.level = level
         self.price_signal = fleet.get_condition("price_signal")
-        self.affluence = np.nan_to_num(fleet.get_condition("affluence")[:, 0], nan=9)
+        self.affluence = np.nan_to_num(
+            fleet.get_condition("affluence")[:, 0], nan=config.unknown_affluence
+        )
 
     def impute_windows(self, windows: Tensor, indices: Tensor) -> None:
-        """Fill the nights that new households have not lived, in place.
+        """Write peers' nights to the unusable context nights of new households, in place.
 
-        `windows` `[N, lead_nights + 1, 48]`, of household-nights `[N]` counted through `[H, D]`.
+        `windows` `[N, context_nights + 1, 48]` of household-nights `[N]`, whose `indices` count
+        through the fleet's `[H, D]`.
         """
         h, d = np.unravel_index(indices.numpy(), self.is_usable.shape)
         for row in np.flatnonzero(self.needs_peers[h, d]):
             self._impute_window(windows[row], int(h[row]), int(d[row]))
 
     def _impute_window(self, window: Tensor, household_index: int, night_index: int) -> None:
-        lag = np.arange(self.context_nights, 0, -1)
-        lag = lag[lag <= night_index]
-        lag = lag[~self.is_usable[household_index, night_index - lag]]
-        level = self.level[household_index, night_index]
+        nights_ago = np.arange(self.context_nights, 0, -1)
+        nights_ago = nights_ago[nights_ago <= night_index]
+        nights_ago = nights_ago[~self.is_usable[household_index, night_index - nights_ago]]
+        level_kwh = self.level_kwh[household_index, night_index]
         if not self.n_usable_nights[household_index, night_index]:
-            level = np.median(self.level[:, night_index])
-        peers = self._select_nearest_peers(household_index, night_index, float(level))
-        peer = peers[lag % len(peers)]
-        share = level / self.level[peer, night_index]
-        lent = (self.kwh[peer, night_index - lag] * share[:, None]).astype(np.float32)
-        window[torch.from_numpy(self.context_nights - lag)] = torch.from_numpy(lent)
+            # Without any night before, the level is the night's own and may be the anomaly.
+            level_kwh = np.median(self.level_kwh[:, night_index])
+        peers = self._select_nearest_peers(household_index, night_index, float(level_kwh))
+        peer = peers[nights_ago % len(peers)]
+        scale = level_kwh / self.level_kwh[peer, night_index]
+        scaled_kwh = (self.kwh[peer, night_index - nights_ago] * scale[:, None]).astype(np.float32)
+        window[torch.from_numpy(self.context_nights - nights_ago)] = torch.from_numpy(scaled_kwh)
 
     def _select_nearest_peers(
-        self, household_index: int, night_index: int, level: float
+        self, household_index: int, night_index: int, level_kwh: float
     ) -> NDArray[np.int_]:
-        """Households that have lived long enough, the most alike first."""
-        lenders = np.flatnonzero(~self.is_new[:, night_index])
-        prices = self.price_signal[:, max(0, night_index - self.context_nights) : night_index + 1]
-        group = np.stack((self.affluence, (prices != 0).any(axis=1)), axis=1)
-        far = np.abs(np.log(self.level[lenders, night_index] / level))
-        far += np.log(OTHER_GROUP_LEVEL_RATIO) * (group[lenders] != group[household_index]).any(
-            axis=1
-        )
-        nearest: NDArray[np.int_] = lenders[np.argsort(far, kind="stable")[:MAX_PEERS]]
+        """Return the places of households that are not new, the most similar first."""
+        candidates = np.flatnonzero(~self.is_new[:, night_index])
+        context = slice(max(0, night_index - self.context_nights), night_index + 1)
+        has_price_signal = (self.price_signal[:, context] != 0).any(axis=1)
+        group = np.stack((self.affluence, has_price_signal), axis=1)
+        is_other_group = (group[candidates] != group[household_index]).any(axis=1)
+        distance = np.abs(np.log(self.level_kwh[candidates, night_index] / level_kwh))
+        distance += np.log(self.config.other_group_level_ratio) * is_other_group
+        order = np.argsort(distance, kind="stable")
+        nearest: NDArray[np.int_] = candidates[order[: self.config.max_peers]]
         return nearest

@@ -6,10 +6,10 @@ from typing import Final
 import safetensors.torch
 import torch
 
-from ml.detector import Detector, DetectorConfig
 from ml.errors import UserError
 from ml.export import build_example_inputs, export_onnx, load_onnx_function, quantize_onnx_int8
 from ml.schemas import HALF_HOURS
+from ml.scoring.detector import Detector, DetectorConfig
 from tasks import storage
 from tasks.settings import ScoringEngine
 
@@ -39,13 +39,13 @@ def load_detector(directory: Path, engine: ScoringEngine = "torch") -> Detector:
         UserError: there is no program for ONNX Runtime.
     """
     config = DetectorConfig.model_validate_json((directory / CONFIG_FILE).read_bytes())
-    detector = Detector(config)
-    detector.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS_FILE))
+    tensors = safetensors.torch.load_file(directory / WEIGHTS_FILE)
+    detector = Detector.from_state(config, tensors)
     if engine != "torch":
         if not (directory / ONNX_FILE).exists():
             raise UserError(f"version {directory.name} has no {ONNX_FILE}: score it with torch")
         program = (directory / ONNX_FILE).read_bytes()
-        detector.program = load_onnx_function(
+        detector.exported_program = load_onnx_function(
             quantize_onnx_int8(program) if engine == "int8" else program
         )
     return detector.eval()
@@ -73,7 +73,7 @@ def export_mlflow_model(detector: Detector, path: Path) -> None:
             outputs=build_schema(
                 expected_kwh=(-1, HALF_HOURS),
                 half_hour_log_odds=(-1, HALF_HOURS),
-                night_log_odds=(-1,),
+                log_odds=(-1,),
             ),
         ),
         input_example=tuple(part.numpy() for part in build_example_inputs(detector)),

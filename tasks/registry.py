@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
-from ml.detector import Detector
 from ml.errors import UserError
+from ml.scoring.detector import Detector
 from tasks import storage
 from tasks.model_files import (
     CONFIG_FILE,

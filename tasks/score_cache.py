@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from ml.fleet import Fleet
-from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
+from ml.scoring.config import MAX_CONTEXT_NIGHTS
+from ml.scoring.tables import CachedScores
 from tasks import storage
 from tasks.settings import get_settings
 

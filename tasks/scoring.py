@@ -10,7 +10,7 @@ import torch
 
 from ml.episodes import build_episodes
 from ml.errors import UserError
-from ml.score import first_night_needed, score_nights
+from ml.scoring.tables import first_night_needed, score_nights
 from tasks import registry, storage, task
 from tasks.fleet_loading import load_fleet
 from tasks.score_cache import ScoreCache

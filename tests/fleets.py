@@ -7,11 +7,10 @@ import polars as pl
 import torch
 
 from ml.conditions import CONDITIONS
-from ml.detector import Detector, DetectorConfig
 from ml.fleet import Fleet
 from ml.models.base import Windows
 from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
-from ml.score import calibrate_detector
+from ml.scoring.detector import Detector, DetectorConfig
 from ml.windows import FleetWindows
 
 FIRST_NIGHT = date(2013, 6, 3)
@@ -76,7 +75,7 @@ def build_fleet(readings_kwh: np.ndarray, first_night: date = FIRST_NIGHT) -> Fl
 def build_detector(calibration_fleet: Fleet, model: str = TEST_MODEL) -> Detector:
     """A detector that has learned nothing but scales, calibrated on the last 28 nights."""
     built = build_untrained_detector(calibration_fleet, model)
-    calibrate_detector(built, calibration_fleet, n_nights=28, min_readings=36)
+    built.calibrate(calibration_fleet, n_nights=28, min_readings=36)
     return built
 
 

@@ -8,12 +8,12 @@ import onnx
 import pytest
 import torch
 
-from ml.detector import Detector
 from ml.errors import UserError
 from ml.export import export_onnx, load_onnx_function, measure_output_difference, quantize_onnx_int8
 from ml.models import MODEL_NAMES
 from ml.models.base import Windows
-from ml.score import ResultTables, score_nights
+from ml.scoring.detector import Detector
+from ml.scoring.tables import ResultTables, score_nights
 from tasks.model_files import load_detector, save_detector
 from tests import fleets
 
@@ -41,7 +41,7 @@ def test_onnx_export_of_every_model_accepts_any_batch_size(model: str) -> None:
     judge = load_onnx_function(program)
     for count in (1, 2, 300):
         nights = build_difficult_windows(detector, count)
-        assert measure_output_difference(detector.scoring_function(), judge, nights) < TOLERANCE
+        assert measure_output_difference(detector.scoring_function, judge, nights) < TOLERANCE
         missing = nights.kwh[:, -1].isnan()
         assert torch.equal(judge(nights).half_hour_log_odds.isnan(), missing)
 
@@ -85,7 +85,7 @@ def test_int8_scores_stay_close_to_torch(calibrated: Path) -> None:
     assert (
         0
         < measure_output_difference(
-            load_detector(calibrated).scoring_function(), detector.scoring_function(), nights
+            load_detector(calibrated).scoring_function, detector.scoring_function, nights
         )
         < 0.5
     )

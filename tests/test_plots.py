@@ -5,11 +5,12 @@ import io
 import numpy as np
 import pytest
 
-from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
-from ml.detector import Detector
 from ml.fleet import Fleet
 from ml.plots import household_nights
-from ml.score import score_fleet
+from ml.scoring.alerts import alert_threshold, compute_alert_p_values
+from ml.scoring.detector import Detector
+from ml.scoring.tables import score_fleet
+from ml.scoring.tails import compute_p_values
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS, MIN_READINGS, BUDGET = 8, 90, 36, 30.0

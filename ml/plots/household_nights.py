@@ -12,13 +12,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ml.arrays import FloatArray
-from ml.calibration import alert_threshold, compute_alert_p_values, compute_p_values
-from ml.detector import Detector
 from ml.errors import UserError
 from ml.explain.reasons import explain_anomalies, select_context_nights
 from ml.fleet import Fleet
 from ml.schemas import HALF_HOURS
-from ml.score import FleetScores, score_fleet
+from ml.scoring.detector import Detector
+from ml.scoring.tables import FleetScores, score_fleet
+from ml.scoring.tails import compute_p_values
 
 if TYPE_CHECKING:
     from ml.training.latent_plane import LatentPlane
@@ -69,7 +69,7 @@ def select_examples(
 ) -> list[ProfileExample]:
     """A dozen household-nights: evenly from the least anomalous on, and the most urgent flagged."""
     judged = score_fleet(detector, fleet, min_readings)
-    urgent = compute_alert_p_values(detector.alert_curve.numpy(), judged.p_value, judged.evidence)
+    urgent = detector.calibration.alert_p_values(judged.p_value, judged.evidence)
     urgent[:, : nights.start] = np.nan
     is_flagged = urgent <= _find_alert_threshold(detector, alert_budget)
     worst = _select_most_urgent(np.where(is_flagged, urgent, np.nan))
@@ -205,9 +205,12 @@ def draw_score_distribution(detector: Detector, alert_budget: float) -> Figure:
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.add_subplot()
-    scores, limit = detector.reference_scores.numpy(), _find_alert_threshold(detector, alert_budget)
+    scores, limit = (
+        detector.calibration.reference_scores.numpy(),
+        _find_alert_threshold(detector, alert_budget),
+    )
     grid = np.linspace(scores.min(), 2 * scores.max() + 1, 20_000)
-    falling = -np.log10(compute_p_values(scores, grid))
+    falling = -np.log10(compute_p_values(scores, grid, detector.config.scoring.calibration))
     threshold = float(np.interp(-np.log10(limit), falling, grid)) if limit else None
     end = max(float(np.quantile(scores, 0.9999)), 1.2 * (threshold or 0.0))
     bins = np.linspace(scores.min(), end, 80)
@@ -295,8 +298,7 @@ def draw_training_speed(measurements: pl.DataFrame, device: str) -> Figure:
 def _find_alert_threshold(detector: Detector, alert_budget: float) -> float:
     """The urgency that flags; 0 where the calibration cannot tell."""
     try:
-        size = detector.config.calibration_size
-        return alert_threshold(detector.alert_curve.numpy(), size, alert_budget)
+        return detector.calibration.alert_threshold(alert_budget)
     except UserError:
         return 0.0
 

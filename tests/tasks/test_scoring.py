@@ -11,7 +11,7 @@ import pytest
 from flows.backfill import backfill
 from flows.score import score
 from ml.errors import UserError
-from ml.score import WARMUP_NIGHTS
+from ml.scoring.tables import WARMUP_NIGHTS
 from tasks import queries, reports, storage
 from tasks.model_files import save_detector
 from tasks.registry import ModelVersion

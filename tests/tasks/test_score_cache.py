@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ml.fleet import Fleet
-from ml.score import MAX_CONTEXT_NIGHTS, CachedScores
+from ml.scoring.config import MAX_CONTEXT_NIGHTS
+from ml.scoring.tables import CachedScores
 from tasks import storage
 from tasks.score_cache import ScoreCache
 from tests import fleets

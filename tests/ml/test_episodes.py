@@ -1,10 +1,11 @@
-"""One open case a household: nights join until a fortnight passes in silence."""
+"""Alerts at most 14 nights apart are one episode, in the table and in the calibration."""
 
 from datetime import date, timedelta
 
+import numpy as np
 import polars as pl
 
-from ml.episodes import build_episodes
+from ml.episodes import SILENCE_NIGHTS, build_episodes, find_episode_starts
 from ml.schemas import ANOMALY_REASONS
 
 FIRST_NIGHT = date(2013, 6, 1)
@@ -54,3 +55,37 @@ def test_episodes_do_not_depend_on_row_order() -> None:
 
 def test_no_anomalies_give_no_episodes() -> None:
     assert len(build_episodes(build_flagged_nights("a", [], []), last_scored=FIRST_NIGHT)) == 0
+
+
+def test_alert_opens_an_episode_after_the_silence() -> None:
+    is_alert = np.zeros((2, 40), dtype=bool)
+    is_alert[0, [3, 5, 17, 33]] = True
+    starts = find_episode_starts(is_alert)
+    # 17 lies within 14 nights of 5, 33 lies 16 nights behind 17.
+    assert np.flatnonzero(starts[0]).tolist() == [3, 33]
+    assert not starts[1].any()
+
+
+def test_silence_runs_from_the_last_alert_not_from_the_opening() -> None:
+    is_alert = np.zeros((1, 21), dtype=bool)
+    is_alert[0, [0, 10, 20]] = True
+    assert find_episode_starts(is_alert).sum() == 1
+
+
+def test_episode_starts_agree_with_the_episodes_table() -> None:
+    is_alert = np.random.default_rng(0).random((30, 120)) < 0.05
+    is_alert[0] = False
+    h, d = np.nonzero(is_alert)
+    flagged = pl.concat(
+        [
+            build_flagged_nights(f"h{row:02d}", d[h == row].tolist(), ["rise"] * (h == row).sum())
+            for row in np.unique(h)
+        ]
+    )
+    episodes = build_episodes(flagged, last_scored=FIRST_NIGHT + timedelta(days=119))
+    row, night = np.nonzero(find_episode_starts(is_alert))
+    opened = [
+        (f"h{r:02d}", FIRST_NIGHT + timedelta(days=int(n))) for r, n in zip(row, night, strict=True)
+    ]
+    assert sorted(episodes.select("household_id", "first_night").rows()) == sorted(opened)
+    assert SILENCE_NIGHTS == 14
