@@ -75,7 +75,7 @@ def find_longest_runs(flags: BoolArray) -> IntArray:
     longest = np.zeros(flags.shape[:-1], dtype=np.int_)
     has_any = flags.any(axis=-1)
     by_half_hour = np.ascontiguousarray(flags[has_any].T)
-    # In single, whose product with flags is as fast as an addition; exact for counts up to T.
+    # Single holds counts up to T exactly, in half the memory of the result's type.
     run = np.zeros(by_half_hour.shape[1], dtype=np.float32)
     longest_run = np.zeros(by_half_hour.shape[1], dtype=np.float32)
     for is_true in by_half_hour:

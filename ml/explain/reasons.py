@@ -18,7 +18,13 @@ import numpy as np
 import polars as pl
 from scipy.ndimage import uniform_filter1d
 
-from ml.arrays import BoolArray, FloatArray, IntArray
+from ml.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    compute_run_lengths,
+    find_longest_runs,
+)
 from ml.explain.config import DEFAULT_REASON_CONFIG, ReasonConfig
 from ml.schemas import HALF_HOURS, MIN_READINGS
 
@@ -126,21 +132,6 @@ def find_deviating_spans(
     return start, last + 1
 
 
-def compute_run_lengths(flags: BoolArray) -> IntArray:
-    """Return the length of the run of true flags that each half-hour belongs to, 0 where false.
-
-    Runs go along the last axis of `[..., T]`; the result has the same shape.
-    """
-    position = np.arange(1, flags.shape[-1] + 1)
-    # Within a run, the last false position before it and the first one after it are the same for
-    # all its half-hours; positions 0 and T + 1 stand for the day's ends.
-    false_before = np.maximum.accumulate(np.where(flags, 0, position), axis=-1)
-    false_after = np.minimum.accumulate(
-        np.where(flags, position[-1] + 1, position)[..., ::-1], axis=-1
-    )[..., ::-1]
-    return np.where(flags, false_after - false_before - 1, 0)
-
-
 @dataclass(frozen=True)
 class FlaggedNights:
     """Flagged household-nights and the quantities that several rules ask for."""
@@ -234,7 +225,7 @@ def is_outage(nights: FlaggedNights) -> BoolArray:
     """
     config = nights.config
     is_zero_in_context = nights.context_kwh <= config.outage_max_kwh
-    usual_run = np.median(compute_run_lengths(is_zero_in_context).max(axis=2), axis=1)
+    usual_run = np.median(find_longest_runs(is_zero_in_context), axis=1)
     min_run = np.maximum(
         config.outage_min_half_hours, usual_run + config.outage_min_extra_half_hours
     )
@@ -253,7 +244,7 @@ def is_capped(nights: FlaggedNights) -> BoolArray:
     config = nights.config
     is_at_peak = nights.actual_kwh == nights.peak_kwh[:, None]
     n_at_peak = is_at_peak.sum(axis=1)
-    longest_at_peak = compute_run_lengths(is_at_peak).max(axis=1)
+    longest_at_peak = find_longest_runs(is_at_peak)
     n_readings = np.isfinite(nights.actual_kwh).sum(axis=1)
     recurs = (n_at_peak >= config.capped_min_readings) & (n_at_peak < n_readings)
     is_not_one_stuck_run = (
@@ -275,7 +266,7 @@ def is_stuck(nights: FlaggedNights) -> BoolArray:
     config = nights.config
     is_repeat_in_context = _repeats_previous_reading(nights.context_kwh)
     # A run is one longer than its repeats, as in `repeat_run_lengths`.
-    usual_run = 1 + np.median(compute_run_lengths(is_repeat_in_context).max(axis=2), axis=1)
+    usual_run = 1 + np.median(find_longest_runs(is_repeat_in_context), axis=1)
     min_run = np.maximum(config.stuck_min_half_hours, config.stuck_min_run_ratio * usual_run)
     return np.asarray(nights.repeat_run_lengths.max(axis=1) >= min_run)
 
@@ -287,7 +278,7 @@ def is_spike(nights: FlaggedNights) -> BoolArray:
     rest of the day's change and than 10 % of the expected energy.
     """
     config = nights.config
-    longest = compute_run_lengths(nights.is_above_usual_peak).max(axis=1)
+    longest = find_longest_runs(nights.is_above_usual_peak)
     spike_kwh = np.where(nights.is_above_usual_peak, nights.excess_kwh, 0.0).sum(axis=1)
     rest_kwh = np.abs(nights.excess_kwh.sum(axis=1) - spike_kwh)
     outweighs_rest = spike_kwh > np.maximum(

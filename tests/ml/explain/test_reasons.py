@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as arrays
 from ml.explain.config import DEFAULT_REASON_CONFIG
 from ml.explain.reasons import (
     classify_reasons,
-    compute_run_lengths,
     explain_anomalies,
     find_deviating_spans,
     select_context_nights,
@@ -221,15 +220,3 @@ def test_span_is_the_block_that_deviates_most(ordinary: float) -> None:
     half_hour[0, 12:18] = 4.0
     start, end = find_deviating_spans(half_hour, min_half_hour_score=1.0)
     assert (start.tolist(), end.tolist()) == ([12], [18])
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_run_length_counts_only_adjacent_half_hours(flags: list[bool]) -> None:
-    lengths = compute_run_lengths(np.array([flags]))[0]
-    for place, flag in enumerate(flags):
-        start = stop = place
-        while flag and start > 0 and flags[start - 1]:
-            start -= 1
-        while flag and stop < len(flags) and flags[stop]:
-            stop += 1
-        assert lengths[place] == stop - start
