@@ -157,15 +157,16 @@ def test_recall_uses_threshold_of_normal_nights() -> None:
     assert read_metric(table, "recall_0.1pct") == 1 / 4
 
 
-def test_open_case_suppresses_false_episodes_for_14_nights() -> None:
-    score = np.zeros((2, 40))
-    score[0, [0, 5, 13]] = 1  # one case, which is still open on the fourteenth night
-    score[1, [0, 14, 30]] = 1  # three cases
-    clean = build_truth([[0] * 40] * 2)
-    assert count_false_episodes(score, clean, np.array([1.0]))[:, 0].tolist() == [1, 3]
-    # What a planted night opened is no false episode, and silences what follows it.
-    told = build_truth([[1] + [0] * 39] * 2)
-    assert count_false_episodes(score, told, np.array([1.0]))[:, 0].tolist() == [0, 2]
+def test_false_episodes_end_14_nights_after_their_last_alert() -> None:
+    score = np.zeros((3, 60))
+    score[0, [0, 10, 20, 34]] = 1  # never more than 14 nights between two alerts: one episode
+    score[1, [0, 14, 29, 45]] = 1  # 14 nights belong to the episode, 15 open a new one: three
+    score[2, [30]] = 1
+    normal = build_truth([[0] * 60] * 3)
+    assert count_false_episodes(score, normal, np.array([1.0]))[:, 0].tolist() == [1, 3, 1]
+    # An episode that an injected night opens is not false, and takes in the alerts that follow.
+    injected_first = build_truth([[1] + [0] * 59] * 3)
+    assert count_false_episodes(score, injected_first, np.array([1.0]))[:, 0].tolist() == [0, 2, 1]
 
 
 def test_episode_is_found_on_first_night_at_threshold() -> None:

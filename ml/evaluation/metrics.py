@@ -4,9 +4,9 @@
     better(score_a, score_b, truth)            # share of resamples in which a is better
 
 A score `[R, D]` is higher where a night is more anomalous; a night that counts and has none ranks
-last. Thresholds are read off the clean nights: a false alarm is a clean night at or above it. An
-alert opens a case, which silences its row for `SILENCE` nights; a case that a clean night opened
-is a false episode. A planted night is found where its score reaches the threshold.
+last. Thresholds are read off the normal nights: a false alarm is a normal night at or above it.
+Alerts are joined into episodes as everywhere (`ml.episodes`); an episode that a normal night opens
+is a false episode. An injected night is found where its score reaches the threshold.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
 from ml.arrays import FloatArray
+from ml.episodes import find_episode_starts
 from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth, Ints
 from ml.evaluation.injections import EPISODE_NIGHTS
 
-SILENCE_NIGHTS: Final = 14
 ALERT_BUDGETS: Final = (1, 3, 10)
 """False alert episodes in 1,000 clean household-nights."""
 HEADLINE_BUDGET: Final = 3
@@ -176,15 +176,23 @@ class DetectorScores:
 def count_false_episodes(
     score: FloatArray, truth: GroundTruth, thresholds: Doubles
 ) -> NDArray[np.int_]:
-    """Cases `[R, T]` that a clean night opened, at each of `T` thresholds."""
-    alert = np.full((len(score), len(thresholds)), -SILENCE_NIGHTS)
-    opened = np.zeros(alert.shape, dtype=np.int_)
-    for night in np.flatnonzero(truth.is_tested.any(axis=0)):
-        loud = (score[:, night, None] >= thresholds) & truth.is_tested[:, night, None]
-        opens = loud & (night - alert >= SILENCE_NIGHTS)
-        alert[opens] = night
-        opened += opens & truth.is_normal[:, night, None]
-    return opened
+    """Return the episodes `[R, T]` that a normal night opens, at each of `T` thresholds.
+
+    A night alerts where its score `[R, D]` reaches the threshold; nights that are not tested never
+    do. An episode that an injected night opens is not false, however far it reaches.
+    """
+    n_false_episodes = np.zeros((len(score), len(thresholds)), dtype=np.int_)
+    tested_nights = np.flatnonzero(truth.is_tested.any(axis=0))
+    if not len(tested_nights):
+        return n_false_episodes
+    nights = slice(tested_nights[0], tested_nights[-1] + 1)
+    is_tested = truth.is_tested[:, nights]
+    is_normal = truth.is_normal[:, nights]
+    # A threshold at a time: the alerts of all 256 at once would be 256 times the scores.
+    for step, threshold in enumerate(thresholds):
+        starts = find_episode_starts((score[:, nights] >= threshold) & is_tested)
+        n_false_episodes[:, step] = (starts & is_normal).sum(axis=1)
+    return n_false_episodes
 
 
 def compute_metrics(
