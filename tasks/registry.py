@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ml.errors import UserError
 from ml.scoring.detector import Detector
-from tasks import storage
+from tasks import paths, storage
 from tasks.model_files import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -95,8 +95,8 @@ def prepare_store() -> None:
         with _translate_outages():
             _create_client().search_registered_models(max_results=1)
         return
-    storage.mlflow_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(storage.mlflow_dir() / ".lock"):
+    paths.mlflow_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.mlflow_dir() / ".lock"):
         if _database_path().exists():
             with _translate_outages():
                 _upgrade_database(_database_path())
@@ -189,7 +189,7 @@ def load_champion() -> tuple[Detector, str]:
     version = find_champion_version()
     if version is None:
         raise UserError("no champion yet: run `meterwatch train` first")
-    return load_detector(storage.model_dir(version.version), get_settings().engine), version.version
+    return load_detector(paths.model_dir(version.version), get_settings().engine), version.version
 
 
 def find_champion_version() -> ModelVersion | None:
@@ -212,7 +212,7 @@ def find_champion_version() -> ModelVersion | None:
 
 
 def _database_path() -> Path:
-    return storage.mlflow_dir() / "mlflow.db"
+    return paths.mlflow_dir() / "mlflow.db"
 
 
 def _create_client() -> "MlflowClient":
@@ -235,9 +235,7 @@ def _get_or_create_experiment(client: "MlflowClient", name: str = MODEL_NAME) ->
     if found is not None:
         return str(found.experiment_id)
     local = (
-        None
-        if get_settings().mlflow_uri
-        else (storage.mlflow_dir() / "artifacts").resolve().as_uri()
+        None if get_settings().mlflow_uri else (paths.mlflow_dir() / "artifacts").resolve().as_uri()
     )
     return client.create_experiment(name, artifact_location=local)
 
@@ -298,11 +296,11 @@ def _query_champion_from_server() -> ModelVersion | None:
 
 
 def _read_local_champion() -> ModelVersion | None:
-    file = storage.champion_file()
+    file = paths.champion_file()
     if not file.exists():
         return None
     version = ModelVersion.model_validate_json(file.read_bytes())
-    copies = (storage.model_dir(version.version) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+    copies = (paths.model_dir(version.version) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
     return version if all(copy.exists() for copy in copies) else None
 
 
@@ -312,8 +310,8 @@ def _store_local_champion(version: ModelVersion) -> None:
         with _translate_outages():
             fetched = Path(_create_client().download_artifacts(version.run_id, "detector", scratch))
         for file in fetched.iterdir():
-            storage.replace_bytes(storage.model_dir(version.version) / file.name, file.read_bytes())
-    storage.replace_bytes(storage.champion_file(), version.model_dump_json().encode())
+            storage.replace_bytes(paths.model_dir(version.version) / file.name, file.read_bytes())
+    storage.replace_bytes(paths.champion_file(), version.model_dump_json().encode())
 
 
 @contextmanager

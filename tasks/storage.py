@@ -22,14 +22,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from ml import schemas
 from ml.errors import UserError
 from ml.schemas import FORMER_COLUMN_NAMES
-from tasks.paths import TABLE_GLOBS as TABLE_GLOBS
-from tasks.paths import champion_file as champion_file
-from tasks.paths import has_table_files as has_table_files
-from tasks.paths import home_dir as home_dir
-from tasks.paths import list_table_files as list_table_files
-from tasks.paths import mlflow_dir as mlflow_dir
-from tasks.paths import model_dir as model_dir
-from tasks.paths import training_dir as training_dir
+from tasks import paths
 
 ReferenceTableName = Literal["households", "weather", "holidays", "tariffs"]
 LedgerName = Literal["deliveries", "quarantine", "spans", "runs"]
@@ -67,7 +60,7 @@ def collect_with_retry(frame: pl.LazyFrame) -> pl.DataFrame:
 
 def scan_table(table: str) -> pl.LazyFrame:
     """Scan a table; an absent one is empty."""
-    return _scan_files(table, list_table_files(table))
+    return _scan_files(table, paths.list_table_files(table))
 
 
 def scan_nights(table: str, first_night: date, last_night: date) -> pl.LazyFrame:
@@ -86,24 +79,24 @@ def _scan_partitions(table: str, first_partition: str, last_partition: str) -> p
         table,
         [
             path
-            for path in list_table_files(table)
+            for path in paths.list_table_files(table)
             if first_partition <= path.parent.name <= last_partition
         ],
     )
 
 
-def _scan_files(table: str, paths: list[Path]) -> pl.LazyFrame:
+def _scan_files(table: str, files: list[Path]) -> pl.LazyFrame:
     """Scan files of a table that this or an earlier release wrote, in the present schema.
 
     Consecutive files of one schema are one scan: no option of `scan_parquet` reads an Enum of one
     file and a String of another, or a renamed column, in the same scan (Polars 2.1). Reading the
     schemas of 900 files takes 0.3 s.
     """
-    if not paths:
+    if not files:
         return TABLE_SCHEMAS[table].create_empty().lazy()
     frames = [
         _conform_to_schema(table, pl.scan_parquet(list(group), hive_partitioning=False), schema)
-        for schema, group in itertools.groupby(paths, key=pl.read_parquet_schema)
+        for schema, group in itertools.groupby(files, key=pl.read_parquet_schema)
     ]
     return pl.concat(frames)
 
@@ -134,7 +127,7 @@ def list_table_nights(table: ResultTableName) -> list[date]:
     """Return the nights that a result table holds, in order."""
     return [
         date.fromisoformat(path.parent.name.removeprefix("night="))
-        for path in list_table_files(table)
+        for path in paths.list_table_files(table)
     ]
 
 
@@ -144,10 +137,10 @@ def read_night_range() -> tuple[date, date]:
     Raises:
         UserError: nothing has been ingested.
     """
-    paths = list_table_files("days")
-    if not paths:
+    files = paths.list_table_files("days")
+    if not files:
         raise UserError("the lake is empty: run `meterwatch ingest` first")
-    first_and_last_month = pl.scan_parquet([paths[0], paths[-1]], hive_partitioning=False)
+    first_and_last_month = pl.scan_parquet([files[0], files[-1]], hive_partitioning=False)
     nights = first_and_last_month.select(first=pl.min("night"), last=pl.max("night"))
     first, last = collect_with_retry(nights).row(0)
     return first, last
@@ -178,7 +171,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 def replace_month(month: date, household_nights: pl.DataFrame, root: Path | None = None) -> None:
     """Replace one month of the lake; rows come sorted by night and household."""
-    path = (root or home_dir()) / f"lake/days/month={month:%Y-%m}/days.parquet"
+    path = paths.month_file(month, root or paths.home_dir())
     replace_parquet(path, schemas.HouseholdNights.validate(household_nights))
 
 
@@ -187,7 +180,7 @@ def replace_reference_table(
 ) -> None:
     """Replace a reference table."""
     replace_parquet(
-        (root or home_dir()) / f"lake/{table}.parquet",
+        paths.reference_table_file(table, root or paths.home_dir()),
         TABLE_SCHEMAS[table].validate(frame, cast=True),
     )
 
@@ -196,27 +189,27 @@ def replace_ledger_entry(
     ledger: LedgerName, key: str, frame: pl.DataFrame, root: Path | None = None
 ) -> None:
     """Replace one entry of a ledger."""
-    path = (root or home_dir()) / Path(TABLE_GLOBS[ledger]).with_name(f"{key}.parquet")
+    path = paths.ledger_entry_file(ledger, key, root or paths.home_dir())
     replace_parquet(path, TABLE_SCHEMAS[ledger].validate(frame, cast=True))
 
 
 def replace_night(table: ResultTableName, night: date, frame: pl.DataFrame) -> None:
     """Replace one night of a result table."""
-    path = home_dir() / f"tables/{table}/night={night}/{table}.parquet"
+    path = paths.result_file(table, night)
     replace_parquet(path, TABLE_SCHEMAS[table].validate(frame, cast=True))
 
 
 def cache_night_scores(night: date, cached_scores: pl.DataFrame) -> None:
     """Replace the score cache of a night."""
-    path = home_dir() / f"score_cache/night={night}/score_cache.parquet"
+    path = paths.score_cache_file(night)
     replace_parquet(path, schemas.ScoreCacheRows.validate(cached_scores))
 
 
 @contextmanager
 def hold_write_lock() -> Iterator[None]:
     """Hold the home's write lock: one writer at a time, readers never wait."""
-    home_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(home_dir() / ".lock"):
+    paths.home_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.write_lock_file()):
         _finish_publishing()
         try:
             yield
@@ -224,31 +217,17 @@ def hold_write_lock() -> Iterator[None]:
             _finish_publishing()
 
 
-def staging_dir() -> Path:
-    """Return the directory in which a writer that holds the lock works."""
-    return home_dir() / "staging"
-
-
-def prepared_dir() -> Path:
-    """Return the root under which files wait to be published together."""
-    return staging_dir() / "prepared"
-
-
 def publish_prepared() -> None:
     """Move everything that was prepared to its place: all of it or, if killed before, nothing."""
-    if prepared_dir().exists():
-        prepared_dir().rename(_publishing_dir())
+    if paths.prepared_dir().exists():
+        paths.prepared_dir().rename(paths.publishing_dir())
     _finish_publishing()
-
-
-def _publishing_dir() -> Path:
-    return staging_dir() / "decided"
 
 
 def _finish_publishing() -> None:
     """Finish what a writer began to publish, and remove the rest of what it staged."""
-    for path in sorted(_publishing_dir().rglob("*.parquet")):
-        target = home_dir() / path.relative_to(_publishing_dir())
+    for path in sorted(paths.publishing_dir().rglob("*.parquet")):
+        target = paths.home_dir() / path.relative_to(paths.publishing_dir())
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-    shutil.rmtree(staging_dir(), ignore_errors=True)
+    shutil.rmtree(paths.staging_dir(), ignore_errors=True)

@@ -42,7 +42,7 @@ from ml.training.split import (
 )
 from ml.training.trainer import TrainingResources
 from ml.windows import FleetWindows
-from tasks import registry, storage, task
+from tasks import paths, registry, storage, task
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet_loading import find_last_well_reported_night, load_fleet
 from tasks.model_files import load_detector, save_detector, save_onnx
@@ -224,7 +224,7 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
     """Take part in the training of these parameters, as a process that registers nothing."""
     work, fleet = _prepare_job(parameters)
     if not _fitted_file(work.key).exists():
-        directory = storage.training_dir(work.key) / "checkpoints"
+        directory = paths.training_dir(work.key) / "checkpoints"
         refuse_infinite_inputs(fleet)
         train_network(
             *(fleet, work.parameters, get_settings().min_readings, str(directory)),
@@ -241,7 +241,7 @@ def register_version(fitted: FittedDetector) -> ModelVersion:
         name: str(getattr(fitted, name)) for name in ("first_night", "first_calibration_night")
     }
     return registry.record_version(
-        storage.training_dir(fitted.key),
+        paths.training_dir(fitted.key),
         run_name=f"{fitted.parameters.model} until {fitted.last_night}, seed {fitted.parameters.seed}",
         parameters=fitted.parameters.model_dump()
         | fitted.resources.model_dump()
@@ -268,7 +268,7 @@ def promote_version(
     if verdict.is_promoted:
         registry.set_champion(version)
     registry.set_version_tags(version, promoted=str(verdict.is_promoted), why=verdict.why)
-    shutil.rmtree(storage.training_dir(fitted.key))
+    shutil.rmtree(paths.training_dir(fitted.key))
     return verdict
 
 
@@ -303,8 +303,8 @@ def _estimate_superiority(fitted: FittedDetector, champion: ModelVersion) -> flo
     rows = repeat_households(households, -(-COMPARISON_HOUSEHOLDS // len(households)))
     least = get_settings().min_readings
     planted, truth = inject_anomalies(fleet, rows, nights, seed=0, min_readings=least)
-    paths = storage.training_dir(fitted.key), storage.model_dir(champion.version)
-    ours, theirs = (score_fleet(load_detector(path), planted, least).score for path in paths)
+    directories = paths.training_dir(fitted.key), paths.model_dir(champion.version)
+    ours, theirs = (score_fleet(load_detector(path), planted, least).score for path in directories)
     return estimate_superiority(ours, theirs, truth)
 
 
@@ -332,13 +332,13 @@ def report_training(receipt: TrainReceipt) -> None:
 
 
 def _fitted_file(key: str) -> Path:
-    return storage.training_dir(key) / "fitted.json"
+    return paths.training_dir(key) / "fitted.json"
 
 
 @contextmanager
 def _hold_training_lock() -> Iterator[None]:
-    storage.training_dir("").mkdir(parents=True, exist_ok=True)
-    with FileLock(storage.training_dir(".lock")):
+    paths.training_dir("").mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.training_dir(".lock")):
         yield
 
 
@@ -359,7 +359,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     work, fleet = _prepare_job(parameters)
     if _fitted_file(work.key).exists():
         return FittedDetector.model_validate_json(_fitted_file(work.key).read_bytes())
-    directory = storage.training_dir(work.key)
+    directory = paths.training_dir(work.key)
     result = _train_detector(work, fleet, processes)
     log.info("trained on %s", result.resources)
     apart = select_held_out_households(fleet)
@@ -379,7 +379,7 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
 
 
 def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses) -> FitResult:
-    directory = storage.training_dir(job.key) / "checkpoints"
+    directory = paths.training_dir(job.key) / "checkpoints"
     with TrainingProgressBar() as bar:
         return train_and_calibrate(
             fleet,
@@ -452,7 +452,7 @@ def _build_fitted_detector(
         validation_error_kwh=compute_validation_error_kwh(
             result.detector, held_out_fleet, result.calibration_nights, get_settings().min_readings
         ),
-        onnx_difference=_measure_onnx_difference(storage.training_dir(job.key), held_out_fleet),
+        onnx_difference=_measure_onnx_difference(paths.training_dir(job.key), held_out_fleet),
         epoch_metrics=result.epoch_metrics,
     )
 

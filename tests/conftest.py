@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import storage
+from tasks import paths
 
 # Two workers on two cores: a second thread of torch would only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,4 +39,4 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from tasks import registry
 
         registry.prepare_store()
-        return storage.mlflow_dir() / "mlflow.db"
+        return paths.mlflow_dir() / "mlflow.db"

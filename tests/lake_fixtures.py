@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import storage
+from tasks import paths, storage
 from tests import fleets
 
 
@@ -19,5 +19,5 @@ def write_lake(kwh: np.ndarray) -> None:
 
 def copy_mlflow_database(database: Path) -> None:
     """A copy of an MLflow database, which takes seconds to make."""
-    storage.mlflow_dir().mkdir(parents=True, exist_ok=True)
-    shutil.copy(database, storage.mlflow_dir())
+    paths.mlflow_dir().mkdir(parents=True, exist_ok=True)
+    shutil.copy(database, paths.mlflow_dir())

@@ -18,7 +18,7 @@ import pytest
 
 from flows.cli import main
 from ml.simulation.environment import FleetConfig
-from tasks import storage
+from tasks import paths, storage
 from tasks.simulation import simulate
 from tests import small_home
 
@@ -48,7 +48,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_lake_files() -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in storage.list_table_files("days")}
+    return {str(path): path.read_bytes() for path in paths.list_table_files("days")}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from flows.cli import main
 from ml.errors import UserError
-from tasks import evaluation, registry, storage
+from tasks import evaluation, paths, registry
 from tasks.evaluation import EvaluateParameters, resolve_detectors, run_benchmark
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
@@ -120,4 +120,4 @@ def test_too_few_nights_fails_with_one_line(
     _, said = capfd.readouterr()
     assert said.count("\n") == 1
     assert "needs 28 nights to learn from and 28 after them" in said
-    assert not (storage.home_dir() / "benchmark").exists()
+    assert not (paths.home_dir() / "benchmark").exists()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ml.ingest.timestamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
-from tasks import queries, storage
+from tasks import paths, queries, storage
 from tasks.ingest.delivered_files import DeliveredTable, estimate_row_count, list_tables
 from tasks.ingest.staging import group_tables, stage_tables
 from tests.deliveries import (
@@ -233,13 +233,13 @@ def test_readings_equal_as_float32_do_not_collide(home: Path, tmp_path: Path) ->
 
 def test_only_changed_months_are_written(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
-    may = {path: path.stat().st_mtime_ns for path in storage.list_table_files("days")}
+    may = {path: path.stat().st_mtime_ns for path in paths.list_table_files("days")}
     receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: 0.1, 2_900: 0.4})))
     assert receipt.changed_months == ("2013-08",)
     # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
     assert receipt.n_missing_half_hours == 2_901 - 3
     changed = [
-        path for path in storage.list_table_files("days") if path.stat().st_mtime_ns != may[path]
+        path for path in paths.list_table_files("days") if path.stat().st_mtime_ns != may[path]
     ]
     assert [path.parent.name for path in changed] == ["month=2013-08"]
 

@@ -13,7 +13,7 @@ import torch
 
 from flows.train import train
 from ml.errors import UserError
-from tasks import registry, storage
+from tasks import paths, registry
 from tasks.model_files import load_detector
 from tasks.training import TrainParameters
 from tests import fleets
@@ -51,7 +51,7 @@ def test_registered_version_loads_bit_for_bit(copy: Path) -> None:
     """The local copy is the registered artifact, and the exported graph computes the same."""
     detector, version = registry.load_champion()
     assert version == "1"
-    shutil.rmtree(storage.home_dir() / "models")
+    shutil.rmtree(paths.home_dir() / "models")
     fetched, _ = registry.load_champion()
     assert have_equal_weights(fetched.state_dict(), detector.state_dict())
     assert fetched.config == detector.config
@@ -120,7 +120,7 @@ def test_version_is_not_promoted_unless_requested(copy: Path) -> None:
 def test_champion_loads_from_local_copy_while_mlflow_is_down(
     fault: str, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = storage.mlflow_dir() / "mlflow.db"
+    database = paths.mlflow_dir() / "mlflow.db"
     if fault == "deleted":
         database.unlink()
     elif fault == "corrupt":
@@ -136,7 +136,7 @@ def test_champion_loads_from_local_copy_while_mlflow_is_down(
     assert time.monotonic() - started < 20
     assert version == "1"
     assert have_equal_weights(
-        detector.state_dict(), load_detector(storage.model_dir("1")).state_dict()
+        detector.state_dict(), load_detector(paths.model_dir("1")).state_dict()
     )
     assert "is down" in caplog.text
     assert "using the local copy of champion 1" in caplog.text
@@ -150,9 +150,9 @@ def test_missing_champion_raises_user_error(home: Path, empty_store: Path) -> No
 
 
 def test_training_stops_at_start_when_store_is_down(home: Path) -> None:
-    storage.mlflow_dir().mkdir(parents=True)
-    (storage.mlflow_dir() / "mlflow.db").write_bytes(b"not a database" * 1000)
+    paths.mlflow_dir().mkdir(parents=True)
+    (paths.mlflow_dir() / "mlflow.db").write_bytes(b"not a database" * 1000)
     write_lake(fleets.simulate_readings_kwh(2, 40))
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* is down: "):
         train.fn(TrainParameters())
-    assert not (storage.home_dir() / "training").exists()
+    assert not (paths.home_dir() / "training").exists()

@@ -10,7 +10,7 @@ import polars.selectors as cs
 import pytest
 
 from ml.schemas import QUARANTINE_RULES
-from tasks import queries, storage
+from tasks import paths, queries, storage
 from tests import small_home
 from tests.small_home import NIGHTS
 
@@ -92,7 +92,7 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
         ],
     ),
     "recent_runs": (
-        {"limit": "1"},
+        {"n": "1"},
         "verb state seconds first_night rows_in model_version",
         [("score", "completed", 1.5, FEB_1, None, "1")],
     ),
@@ -158,7 +158,7 @@ def test_consistent_home_passes_every_check() -> None:
 
 
 def _file(table: str, night: date) -> Path:
-    return storage.home_dir() / f"tables/{table}/night={night}/{table}.parquet"
+    return paths.home_dir() / f"tables/{table}/night={night}/{table}.parquet"
 
 
 def _with(frame: pl.DataFrame, household: str, **values: object) -> pl.DataFrame:
@@ -220,7 +220,7 @@ def _skip_a_night() -> None:
 
 def _day(household: str, night: date, kwh: list[float | None], month: date) -> None:
     """Add a household-day to the file of a month."""
-    path = storage.home_dir() / f"lake/days/month={month:%Y-%m}/days.parquet"
+    path = paths.home_dir() / f"lake/days/month={month:%Y-%m}/days.parquet"
     rows = pl.read_parquet(path)
     day = (night, household, 48 - kwh.count(None), kwh)
     extra = pl.DataFrame([day], schema=rows.schema, orient="row")
@@ -238,7 +238,7 @@ def _leave(path: str, table: str, night: date) -> Callable[[], None]:
     """Leave a copy of a night somewhere else among the results."""
 
     def change() -> None:
-        storage.replace_parquet(storage.home_dir() / path, pl.read_parquet(_file(table, night)))
+        storage.replace_parquet(paths.home_dir() / path, pl.read_parquet(_file(table, night)))
 
     return change
 
@@ -399,7 +399,7 @@ BREAKS: list[tuple[str, Callable[[], None], str, list[tuple[Any, ...]]]] = [
             "quarantine", "lost", small_home.build_quarantine().head(1)
         ),
         "file delivery rows_in rows_kept quarantined",
-        # Its file is known, its delivery is not; 339 in, 336 readings and 3 + 1 rows set aside.
+        # Its file is known, its delivery is not; 339 in, 336 readings and 3 + 1 rows quarantined.
         [("all files", None, 339, 336, 4), (None, "lost", None, None, 0)],
     ),
     (
@@ -481,7 +481,7 @@ def test_check_returns_exactly_the_offending_rows(
     change()
     broken = queries.run_checks()[name]
     assert broken.select(columns.split()).rows() == rows
-    if queries.list_checks()[name].parameters:
+    if queries.list_checks()[name].takes_since:
         later = broken.filter(pl.col("night") >= FEB_2)
         assert queries.run_checks(FEB_2)[name].equals(later)
 

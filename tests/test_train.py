@@ -19,7 +19,7 @@ from ml.training.fit import compute_validation_error_kwh, train_and_calibrate
 from ml.training.parameters import FitParameters
 from ml.training.split import is_held_out, select_calibration_nights
 from ml.windows import FleetWindows
-from tasks import storage
+from tasks import paths, storage
 from tasks.fleet_loading import load_fleet
 from tasks.model_files import load_detector
 from tasks.provenance import fingerprint_fleet
@@ -239,7 +239,7 @@ def test_killed_training_resumes_to_same_weights(
     assert process.wait() == -9
     mark_checkpoint(next(home.glob("training/*/checkpoints/last.ckpt")))
     resumed = fit_detector(parameters)
-    found = load_detector(storage.training_dir(resumed.key))
+    found = load_detector(paths.training_dir(resumed.key))
     monkeypatch.setenv("METERWATCH_HOME", str(tmp_path / "undisturbed"))
     write_lake(kwh)
     copy_mlflow_database(empty_store)
@@ -248,7 +248,7 @@ def test_killed_training_resumes_to_same_weights(
     assert resumed.epoch_metrics[0]["train_loss"] == MARKED_LOSS
     assert undisturbed.epoch_metrics[1:] == resumed.epoch_metrics[1:]
     assert have_equal_weights(
-        get_weights(load_detector(storage.training_dir(undisturbed.key))), get_weights(found)
+        get_weights(load_detector(paths.training_dir(undisturbed.key))), get_weights(found)
     )
 
 

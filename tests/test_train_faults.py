@@ -27,7 +27,7 @@ from ml.training.parameters import FitParameters
 from ml.training.split import is_held_out
 from ml.training.trainer import build_trainer, is_out_of_memory, suppress_expected_warnings
 from ml.windows import FleetWindows
-from tasks import registry, storage
+from tasks import paths, registry
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
 from tasks.fleet_loading import load_fleet
 from tasks.model_files import load_detector, save_onnx
@@ -51,7 +51,7 @@ def train_on_fleet(fleet: Fleet, parameters: FitParameters, checkpoint_dir: Path
 
 
 def load_weights(key: str) -> dict[str, torch.Tensor]:
-    return load_detector(storage.training_dir(key)).state_dict()
+    return load_detector(paths.training_dir(key)).state_dict()
 
 
 def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

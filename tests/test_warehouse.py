@@ -15,7 +15,7 @@ import pytest
 
 from flows.ingest import ingest
 from ml.errors import UserError
-from tasks import queries, storage
+from tasks import paths, queries, storage
 from tests import small_home
 from tests.small_home import NIGHTS
 
@@ -102,7 +102,7 @@ def test_night_filter_opens_only_that_partition(small: Path, table: str) -> None
 
 
 def test_empty_home_has_every_view_with_its_column_types(home: Path) -> None:
-    for name in storage.TABLE_GLOBS:
+    for name in paths.TABLE_GLOBS:
         schema = storage.TABLE_SCHEMAS[name]
         found = queries.run_query(f"SELECT * FROM {name}")
         assert found.is_empty()
@@ -137,11 +137,12 @@ def test_empty_home_answers_every_query_and_check() -> None:
             r"no query named 'top_anomaly'; there are: alert_load, .*top_anomalies",
         ),
         ("", {}, "no query named ''"),
-        ("top_anomalies", {"nigth": "1"}, "has no parameter 'nigth'; it takes: night, limit"),
+        ("top_anomalies", {"nigth": "1"}, "has no parameter 'nigth'; it takes: night, n"),
         ("quarantine_by_rule", {"night": "1"}, "has no parameter 'night'; it takes: none"),
         ("top_anomalies", {"night": "soon"}, "top_anomalies: night is 'soon', expected DATE"),
-        ("top_anomalies", {"limit": "x"}, "top_anomalies: limit is 'x', expected INTEGER"),
-        ("top_anomalies", {"limit": "-1"}, "cannot be negative"),
+        ("top_anomalies", {"n": "x"}, "top_anomalies: n is 'x', expected INTEGER"),
+        ("top_anomalies", {"limit": "x"}, "top_anomalies: n is 'x', expected INTEGER"),
+        ("top_anomalies", {"n": "-1"}, "cannot be negative"),
         ("household_history", {}, "household_history needs --param household_id=..."),
         ("SELCT 1", {}, r'Parser Error: syntax error at or near "SELCT"'),
         ("SELECT * FROM nothing", {}, "Table with name nothing does not exist"),
@@ -189,9 +190,9 @@ def test_user_sql_cannot_write() -> None:
 def test_named_queries_describe_their_parameters() -> None:
     question = queries.list_queries()["top_anomalies"]
     assert question.description.startswith("the most urgent anomalies of a night")
-    assert [(p.name, p.sql_type, p.default_sql) for p in question.parameters] == [
-        ("night", "DATE", "(SELECT max(night) FROM scores)"),
-        ("limit", "INTEGER", "20"),
+    assert [(p.name, p.sql_type) for p in question.parameters] == [
+        ("night", "DATE"),
+        ("n", "INTEGER"),
     ]
     described = [*queries.list_queries().values(), *queries.list_checks().values()]
     assert all(10 < len(each.description) < 100 for each in described)
@@ -200,8 +201,8 @@ def test_named_queries_describe_their_parameters() -> None:
 @pytest.mark.usefixtures("small")
 def test_status_shows_champion_lake_nights_and_runs() -> None:
     assert queries.collect_status()["Champion"].is_empty()
-    storage.champion_file().parent.mkdir()
-    storage.champion_file().write_text('{"version": "3", "run_id": "abc"}')
+    paths.champion_file().parent.mkdir()
+    paths.champion_file().write_text('{"version": "3", "run_id": "abc"}')
     sections = queries.collect_status()
     assert sections["Champion"].rows() == [("3", "abc")]
     assert sections["Lake"]["readings"].item() == 336
@@ -246,11 +247,11 @@ def test_query_imports_no_heavy_library() -> None:
     for table in ("weather", "holidays", "tariffs"):
         storage.replace_reference_table(table, storage.TABLE_SCHEMAS[table].create_empty())
     storage.replace_ledger_entry("spans", "first", storage.TABLE_SCHEMAS["spans"].create_empty())
-    heavy = "{'torch', 'mlflow', 'prefect', 'lightning', 'sqlalchemy', 'numpy', 'pandas', 'scipy'}"
+    heavy = "{'torch', 'mlflow', 'prefect', 'lightning', 'sqlalchemy', 'pandas', 'scipy'}"
     code = f"""
 import sys
 from tasks import queries
-assert warehouse.run_query("top_anomalies").height == 2
+assert queries.run_query("top_anomalies").height == 2
 print(sorted({heavy} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -281,14 +282,14 @@ import sys
 from datetime import date
 import polars as pl
 from ml.schemas import Scores
-from tasks import storage
+from tasks import paths, storage
 
 night, n = date(2014, 2, 2), 5567
 dtypes = {name: column.dtype for name, column in Scores.columns().items()}
 row = dict(night=night, status="missing", n_readings=0, is_anomaly=False)
 rows = pl.DataFrame([row | {"household_id": f"MAC{i:06d}"} for i in range(n)], schema=dtypes)
 for version in range(1_000_000):
-    lake.replace_night("scores", night, rows.with_columns(model_version=pl.lit(str(version))))
+    storage.replace_night("scores", night, rows.with_columns(model_version=pl.lit(str(version))))
     if version == 0:
         print("ready", flush=True)
 """

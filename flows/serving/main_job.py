@@ -22,7 +22,7 @@ from flows.train import TrainParameters, train
 from ml.errors import UserError
 from ml.evaluation.detection_summary import summarize_detection
 from ml.simulation.environment import FleetConfig
-from tasks import queries, reports, storage
+from tasks import paths, queries, reports, storage
 from tasks.fleet_loading import find_last_well_reported_night
 from tasks.settings import get_settings
 
@@ -74,15 +74,15 @@ def _record_flows() -> Iterator[None]:
 
 
 def _simulated_fleet_directory() -> Path:
-    return storage.home_dir().resolve() / "simulated"
+    return paths.home_dir().resolve() / "simulated"
 
 
 def _separate_simulated_home(source: Path | None) -> None:
     """Put a simulated home aside before real readings come; never mix into real ones."""
-    home = storage.home_dir().resolve()
+    home = paths.home_dir().resolve()
     if (
         source is None
-        and storage.has_table_files("days")
+        and paths.has_table_files("days")
         and not _simulated_fleet_directory().exists()
     ):
         raise UserError(
@@ -175,7 +175,7 @@ def _print_detection_summary(first_night: date, last_night: date) -> None:
 
 def _print_next_steps(first_night: date, last_night: date) -> None:
     print(
-        f"\nscores, anomalies, episodes   {storage.home_dir() / 'tables'}\n"
+        f"\nscores, anomalies, episodes   {paths.home_dir() / 'tables'}\n"
         f"the same households, drawn    {reports.draw_most_urgent(first_night, last_night) or 'none was flagged'}\n"
         f"ask in SQL                    meterwatch query top_anomalies --param night={last_night}\n"
         "runs, reports and models      make serve"

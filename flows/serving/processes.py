@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from flows import CONSOLE_LEVEL_VARIABLE
 from ml.errors import UserError
-from tasks import storage
+from tasks import paths
 from tasks.settings import get_settings
 
 LOOPBACK: Final = "127.0.0.1"
@@ -90,7 +90,7 @@ def _signal_process_group(process: subprocess.Popen[bytes], signal_number: signa
 
 def get_log_path(process_name: str) -> Path:
     """Where a child process writes."""
-    path = (storage.home_dir() / "prefect" / f"{process_name}.log").resolve()
+    path = (paths.home_dir() / "prefect" / f"{process_name}.log").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -102,7 +102,7 @@ def build_api_url(port: int) -> str:
 
 def build_environment(prefect_api_url: str) -> dict[str, str]:
     """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
-    home = storage.home_dir().resolve()
+    home = paths.home_dir().resolve()
     ours = Path(sys.executable).parent
     return {
         **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL_VARIABLE},
@@ -145,7 +145,7 @@ def _lock_server() -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(
-            f"a Prefect server already runs on {storage.home_dir()}: stop it or set PREFECT_API_URL"
+            f"a Prefect server already runs on {paths.home_dir()}: stop it or set PREFECT_API_URL"
         ) from None
 
 

@@ -18,7 +18,7 @@ from ml.ingest.reference_tables import (
     parse_reference_table,
 )
 from ml.schemas import Deliveries, Quarantine
-from tasks import reports, storage, task
+from tasks import paths, reports, storage, task
 from tasks.ingest.delivered_files import DeliveredTable, name_file_in_errors, read_table
 from tasks.ingest.discovery import DiscoveredTables
 from tasks.ingest.staging import (
@@ -144,7 +144,7 @@ def commit_ingest(
 
 def _load_losing_readings() -> pl.DataFrame:
     """Every reading that gave way to another, of all months."""
-    found = sorted(storage.staging_dir().glob("losing_readings/*.arrow"))
+    found = sorted(paths.staging_dir().glob("losing_readings/*.arrow"))
     return pl.concat(
         [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in found)]
     )
@@ -179,12 +179,12 @@ def _prepare_delivery(
             "quarantine",
             staged.delivery,
             rows.select(names).sort(names),
-            root=storage.prepared_dir(),
+            root=paths.prepared_dir(),
         )
     spans = _load_spans(staged)
-    storage.replace_ledger_entry("spans", staged.delivery, spans, root=storage.prepared_dir())
+    storage.replace_ledger_entry("spans", staged.delivery, spans, root=paths.prepared_dir())
     entry = _build_ledger_entry(staged, own.height, n_repeated, spans, ingested_at_utc)
-    storage.replace_ledger_entry("deliveries", staged.delivery, entry, root=storage.prepared_dir())
+    storage.replace_ledger_entry("deliveries", staged.delivery, entry, root=paths.prepared_dir())
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
 
@@ -238,7 +238,7 @@ def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
     """Households and nights of this call, and the half-hours that the lake misses between."""
     if not merged_months:
         return {}
-    call = load_staged(storage.staging_dir() / "spans.arrow")
+    call = load_staged(paths.staging_dir() / "spans.arrow")
     first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
@@ -277,7 +277,7 @@ def _prepare_references(
 
 
 def _read_reference_table(table: DeliveredTable) -> pl.DataFrame:
-    rows = read_table(table, storage.staging_dir() / "reference_table")
+    rows = read_table(table, paths.staging_dir() / "reference_table")
     with name_file_in_errors(table.file):
         return parse_reference_table(rows, recognise_format(rows.columns))
 
@@ -293,5 +293,5 @@ def _update_reference_table(
         after = merge_reference_tables([present, *delivered], KEY_COLUMNS[name])
     if after.equals(present):
         return False
-    storage.replace_reference_table(name, after, root=storage.prepared_dir())
+    storage.replace_reference_table(name, after, root=paths.prepared_dir())
     return True

@@ -7,7 +7,7 @@ from typing import Final
 
 from ml.errors import UserError
 from ml.ingest.formats import HOUSEHOLD_ID_COLUMNS, TableFormat, TableKind, recognise_format
-from tasks import storage
+from tasks import paths
 from tasks.ingest.delivered_files import (
     DELIVERED_SUFFIXES,
     DeliveredTable,
@@ -77,7 +77,7 @@ def _expand_glob(pattern: Path) -> list[Path]:
 
 def _list_directory_files(directory: Path) -> Iterator[_CandidateFile]:
     """The tables below a directory, without hidden files and without this home's own state."""
-    root, home = directory.resolve(), storage.home_dir().resolve()
+    root, home = directory.resolve(), paths.home_dir().resolve()
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)
         is_own = path.is_relative_to(home) and not root.is_relative_to(home)

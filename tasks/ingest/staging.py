@@ -31,7 +31,7 @@ from ml.ingest.validation import (
     validate_rows,
 )
 from ml.schemas import readings_as_array
-from tasks import storage, task
+from tasks import paths, storage, task
 from tasks.ingest.delivered_files import (
     DeliveredTable,
     hash_content,
@@ -194,7 +194,7 @@ def _scan_readings(table: DeliveredTable, frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def _is_already_ingested(delivery: str, delivery_rank: int) -> bool:
     """Whether this content is in the ledger, or a file before this one in the call holds it."""
-    if any(path.stem == delivery for path in storage.list_table_files("deliveries")):
+    if any(path.stem == delivery for path in paths.list_table_files("deliveries")):
         return True
     return _delivery_claim_path(delivery).exists() and _delivery_claim_path(
         delivery
@@ -239,11 +239,11 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
     if not found:
         return []
     call = merge_reading_spans(found)
-    store_staged(call, storage.staging_dir() / "spans.arrow")
+    store_staged(call, paths.staging_dir() / "spans.arrow")
     given = {
         path.parent.name for path in _list_staged_files(["*/household_nights/month=*/*.arrow"])
     }
-    held = {path.parent.name for path in storage.list_table_files("days")}
+    held = {path.parent.name for path in paths.list_table_files("days")}
     low, high = min(given), max(given)
     months = given | {name for name in held if low <= name <= high}
     return [date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in sorted(months)]
@@ -268,7 +268,7 @@ def _merge_and_report(month: date, on_progress: ProgressCallback) -> MergedMonth
 
 
 def _merge_month(month: date) -> MergedMonth:
-    call = load_staged(storage.staging_dir() / "spans.arrow")
+    call = load_staged(paths.staging_dir() / "spans.arrow")
     held = _load_lake_month(month)
     given = _load_staged_month(month)
     if not given:
@@ -284,11 +284,11 @@ def _merge_month(month: date) -> MergedMonth:
     if resolved.losing_readings.height:
         store_staged(
             resolved.losing_readings,
-            storage.staging_dir() / f"losing_readings/month={month:%Y-%m}.arrow",
+            paths.staging_dir() / f"losing_readings/month={month:%Y-%m}.arrow",
         )
     is_changed = not resolved.household_nights.equals(held)
     if is_changed:
-        storage.replace_month(month, resolved.household_nights, root=storage.prepared_dir())
+        storage.replace_month(month, resolved.household_nights, root=paths.prepared_dir())
     return MergedMonth(
         month,
         is_changed,
@@ -320,7 +320,7 @@ def _load_lake_month(month: date) -> pl.DataFrame:
 
 def staged_table_dir(delivery_rank: int) -> Path:
     """Where one delivered file is staged."""
-    return storage.staging_dir() / f"{delivery_rank:06d}"
+    return paths.staging_dir() / f"{delivery_rank:06d}"
 
 
 def store_staged(frame: pl.DataFrame, path: Path) -> None:
@@ -336,8 +336,8 @@ def load_staged(path: Path) -> pl.DataFrame:
 
 def _list_staged_files(patterns: Iterable[str]) -> Iterator[Path]:
     for pattern in patterns:
-        yield from sorted(storage.staging_dir().glob(pattern))
+        yield from sorted(paths.staging_dir().glob(pattern))
 
 
 def _delivery_claim_path(delivery: str) -> Path:
-    return storage.staging_dir() / "claims" / delivery
+    return paths.staging_dir() / "claims" / delivery

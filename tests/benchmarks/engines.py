@@ -30,7 +30,7 @@ from ml.training.split import (
     usable_household_nights,
 )
 from ml.windows import FleetWindows
-from tasks import registry, storage
+from tasks import paths, registry, storage
 from tasks.fleet_loading import find_last_well_reported_night, load_fleet
 from tasks.model_files import load_detector
 from tasks.settings import get_settings
@@ -96,7 +96,7 @@ def _measure_engines(
 
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
-    directory = storage.model_dir(registry.load_champion()[1])
+    directory = paths.model_dir(registry.load_champion()[1])
     yield "torch", load_detector(directory)
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")

@@ -9,7 +9,7 @@ import pytest
 from ml.fleet import Fleet
 from ml.scoring.config import MAX_CONTEXT_NIGHTS
 from ml.scoring.tables import CachedScores
-from tasks import storage
+from tasks import paths
 from tasks.score_cache import ScoreCache
 from tests import fleets
 
@@ -64,7 +64,7 @@ def test_cache_misses_for_other_version_or_min_readings(
 
 
 def test_cached_nights_are_not_rewritten(fleet: Fleet, raw: np.ndarray) -> None:
-    files = sorted(storage.home_dir().rglob("score_cache.parquet"))
+    files = sorted(paths.home_dir().rglob("score_cache.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
     ScoreCache(fleet, "7").store_scores(CachedScores(raw, raw.astype(np.float64) + 1))
     assert len(files) == 8

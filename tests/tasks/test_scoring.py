@@ -12,7 +12,7 @@ from flows.backfill import backfill
 from flows.score import score
 from ml.errors import UserError
 from ml.scoring.tables import WARMUP_NIGHTS
-from tasks import queries, reports, storage
+from tasks import paths, queries, reports, storage
 from tasks.model_files import save_detector
 from tasks.registry import ModelVersion
 from tasks.scoring import NIGHTS_PER_SPAN, split_into_spans
@@ -36,10 +36,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             fleets.build_detector(
                 fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
             ),
-            storage.model_dir("7"),
+            paths.model_dir("7"),
         )
         champion = ModelVersion(version="7", run_id="none").model_dump_json()
-        storage.replace_bytes(storage.champion_file(), champion.encode())
+        storage.replace_bytes(paths.champion_file(), champion.encode())
     return path
 
 
@@ -141,7 +141,7 @@ def test_result_tables_pass_all_checks(scored_home: Path) -> None:
 def test_failed_scoring_leaves_night_unchanged(scored_home: Path) -> None:
     score.fn(LAST)
     before = read_result_files(scored_home)
-    (storage.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
+    (paths.model_dir("7") / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(Exception, match="header"):
         score.fn(LAST)
     assert read_result_files(scored_home) == before
