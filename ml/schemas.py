@@ -10,6 +10,8 @@ from typing import Final
 import dataframely as dy
 import polars as pl
 
+from ml.arrays import FloatArray
+
 HALF_HOURS: Final = 48
 """Settlement periods of a UTC day; days of a clock change have 48 too, since stamps are UTC."""
 SUPPLY_LIMIT_KWH: Final = 12.0
@@ -75,6 +77,12 @@ def readings_as_array(household_nights: pl.DataFrame) -> pl.Series:
     """Return the profiles of household-nights as an array series `[n, 48]`, NaN instead of null."""
     flat = household_nights.get_column("kwh").reshape((-1,)).fill_null(float("nan"))
     return flat.reshape((household_nights.height, HALF_HOURS))
+
+
+def array_as_readings(profiles: FloatArray) -> pl.Series:
+    """Return profiles `[n, 48]` as an array series in single, null instead of NaN."""
+    flat = pl.Series(profiles.astype("float32", copy=False).ravel()).fill_nan(None)
+    return flat.reshape((len(profiles), HALF_HOURS))
 
 
 class Quarantine(dy.Schema):

@@ -9,7 +9,7 @@ import torch
 from ml.conditions import CONDITIONS
 from ml.fleet import Fleet
 from ml.models.base import Windows
-from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather
+from ml.schemas import Holidays, HouseholdNights, Households, Tariffs, Weather, array_as_readings
 from ml.scoring.detector import Detector, DetectorConfig
 from ml.windows import FleetWindows
 
@@ -45,14 +45,12 @@ def build_household_nights(
     """The lake's rows of readings `[H, D, 48]`, NaN as null, empty days left out."""
     n, nights, _ = readings_kwh.shape
     h, d = np.divmod(np.arange(n * nights), nights)
-    flat = pl.Series(readings_kwh.reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
-    as_null = flat.cast(pl.List(pl.Float32)).list.eval(pl.element().fill_nan(None))
     frame = pl.DataFrame(
         {
             "night": pl.Series([first_night + timedelta(days=int(i)) for i in d]),
             "household_id": pl.Series([f"MAC{i:06d}" for i in h]),
             "n_readings": np.isfinite(readings_kwh).sum(axis=2, dtype=np.int16).ravel(),
-            "kwh": as_null.cast(pl.Array(pl.Float32, 48)),
+            "kwh": array_as_readings(readings_kwh.reshape(-1, 48)),
         }
     )
     kept = frame.filter(np.isfinite(readings_kwh).any(axis=2).ravel())

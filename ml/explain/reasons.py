@@ -26,7 +26,7 @@ from ml.arrays import (
     find_longest_runs,
 )
 from ml.explain.config import DEFAULT_REASON_CONFIG, ReasonConfig
-from ml.schemas import HALF_HOURS, MIN_READINGS
+from ml.schemas import HALF_HOURS, MIN_READINGS, array_as_readings
 
 HALF_HOUR_INDEX: Final = np.arange(HALF_HOURS)
 HALF_HOUR_MINUTES: Final = 30
@@ -68,9 +68,9 @@ def explain_anomalies(
     midnight = pl.col("night").cast(pl.Datetime("us"))
     half_hour = pl.duration(minutes=HALF_HOUR_MINUTES)
     return flagged.drop("actual_kwh", "expected_kwh").with_columns(
-        actual_kwh=_to_profile_lists(actual_kwh),
-        expected_kwh=_to_profile_lists(expected_kwh),
-        half_hour_score=_to_profile_lists(half_hour_scores),
+        actual_kwh=array_as_readings(actual_kwh).arr.to_list(),
+        expected_kwh=array_as_readings(expected_kwh).arr.to_list(),
+        half_hour_score=array_as_readings(half_hour_scores).arr.to_list(),
         excess_kwh=pl.Series(np.nansum(actual_kwh - expected_kwh, axis=1)).cast(pl.Float32),
         reason=pl.Series(_name_rules(rule_index), dtype=pl.String),
         start_utc=midnight + pl.Series(start).cast(pl.Int64) * half_hour,
@@ -463,8 +463,3 @@ def _compute_shift_misfits(
     constant = (weight * usual_profile**2).sum(axis=1)[:, None, None]
     squares = np.matmul(profiles**2, weights.transpose(0, 2, 1))
     return squares - 2 * np.matmul(profiles, weighted_usual.transpose(0, 2, 1)) + constant
-
-
-def _to_profile_lists(values: FloatArray) -> pl.Series:
-    flat = pl.Series(values.astype(np.float32).reshape(-1, 48), dtype=pl.Array(pl.Float32, 48))
-    return flat.cast(pl.List(pl.Float32)).list.eval(pl.element().fill_nan(None))
