@@ -1,1 +1,1 @@
-"""From delivered rows to household-days: shapes, rules, conflicts."""
+"""From delivered rows to household-nights: formats, timestamps, rules, conflicts, references."""
