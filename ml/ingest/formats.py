@@ -1,4 +1,4 @@
-"""The tables that people deliver, told apart by their columns alone."""
+"""Recognise the tables that people deliver by their columns alone, and select readings of them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,12 +13,18 @@ TableKind = Literal["readings", "households", "weather", "holidays", "tariffs", 
 READING_COLUMNS: Final = ("household_id", "ts_utc", "kwh")
 HOUSEHOLD_ATTRIBUTES: Final = ("tariff", "acorn", "acorn_group")
 HOUSEHOLD_ID_COLUMNS: Final = frozenset({"LCLid", "household_id"})
-TARIFF_PRICES: Final = ("Low", "Normal", "High")
+"""A table with one of these was meant for us: if its format is unknown, that is a failure."""
+MAX_QUOTED_COLUMNS: Final = 6
+"""Columns that a message lists; chosen, so that it stays one line."""
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """A delivered table: our names of its columns against theirs."""
+    """The columns of a delivered table: our name of each against the delivered one.
+
+    `title` names the format in messages. Further columns are a mismatch unless
+    `allows_extra_columns`.
+    """
 
     kind: TableKind
     title: str
@@ -27,14 +33,14 @@ class TableFormat:
     allows_extra_columns: bool = False
 
     def matches_columns(self, columns: frozenset[str]) -> bool:
-        """Whether a table with these columns has this shape."""
+        """Return whether a table with these (clean) column names has this format."""
         required = frozenset(self.required_columns.values())
-        known = required | frozenset(self.optional_columns.values())
-        return required <= columns and (self.allows_extra_columns or columns <= known)
+        expected = required | frozenset(self.optional_columns.values())
+        return required <= columns and (self.allows_extra_columns or columns <= expected)
 
     @property
     def expected_columns(self) -> str:
-        """The columns, for a message."""
+        """The delivered column names for a message, optional ones in brackets."""
         optional = "".join(f" [{name}]" for name in self.optional_columns.values())
         return ", ".join(self.required_columns.values()) + optional
 
@@ -42,6 +48,7 @@ class TableFormat:
 _DATASTORE_ATTRIBUTES: Final = dict(
     zip(HOUSEHOLD_ATTRIBUTES, ("stdorToU", "Acorn", "Acorn_grouped"), strict=True)
 )
+# Column names come clean: this one has lost the trailing space of "KWH/hh (per half hour) ".
 READING_FORMATS: Final = (
     TableFormat(
         "readings",
@@ -96,64 +103,78 @@ TABLE_FORMATS: Final = (
 
 
 def clean_column_name(column: str) -> str:
-    """A header cell without padding, quotes and byte-order mark."""
+    """Return a header cell without padding, quotes and byte-order mark."""
     return column.strip(' \t\r\n"\ufeff')
 
 
 def recognise_format(columns: Iterable[str]) -> TableFormat:
-    """The shape of a table with these (clean) columns.
+    """Return the format of a table with these (clean) column names.
 
     Raises:
-        UserError: no shape fits; the message says what differs from the nearest one.
+        UserError: no format fits; the message says what differs from the nearest one of readings.
     """
-    found = list(columns)
-    for shape in TABLE_FORMATS:
-        if shape.matches_columns(frozenset(found)):
-            return shape
-    raise UserError(_describe_mismatch(found))
+    names = list(columns)
+    for table_format in TABLE_FORMATS:
+        if table_format.matches_columns(frozenset(names)):
+            return table_format
+    raise UserError(_describe_mismatch(names))
 
 
 def _describe_mismatch(columns: list[str]) -> str:
     nearest = max(
-        READING_FORMATS, key=lambda shape: len({*shape.required_columns.values()} & {*columns})
+        READING_FORMATS,
+        key=lambda each: len(set(each.required_columns.values()).intersection(columns)),
     )
-    known = {*nearest.required_columns.values(), *nearest.optional_columns.values()}
-    unknown = [name for name in columns if name not in known]
-    missing = [name for name in nearest.required_columns.values() if name not in columns]
+    required = list(nearest.required_columns.values())
+    expected = [*required, *nearest.optional_columns.values()]
+    missing = [name for name in required if name not in columns]
+    # One column under another name is a slip in a table of readings; two make it another table.
     if len(missing) > 1:
-        return f"no readings: its columns are {_quote_columns(columns)}; expected {READING_FORMATS[0].expected_columns}"
+        return (
+            f"no readings: its columns are {_quote_columns(columns)}; "
+            f"expected {READING_FORMATS[0].expected_columns}"
+        )
+    unknown = [name for name in columns if name not in expected]
     problems = [f"unknown column {_quote_columns(unknown)}"] if unknown else []
     problems += [f"no column {_quote_columns(missing)}"] if missing else []
     return f"{', '.join(problems)}; expected {nearest.expected_columns}"
 
 
-def _quote_columns(columns: list[str], max_listed: int = 6) -> str:
-    more = f" and {len(columns) - max_listed} more" if len(columns) > max_listed else ""
-    return ", ".join(repr(name) for name in columns[:max_listed]) + more
+def _quote_columns(columns: list[str]) -> str:
+    n_more = len(columns) - MAX_QUOTED_COLUMNS
+    quoted = ", ".join(repr(name) for name in columns[:MAX_QUOTED_COLUMNS])
+    return f"{quoted} and {n_more} more" if n_more > 0 else quoted
 
 
 def select_readings(frame: pl.LazyFrame, table_format: TableFormat) -> pl.LazyFrame:
-    """Rows under our names: `household_id`, `stamp`, `value` as delivered, and `kwh`.
+    """Select a table of readings under our names, and its optional columns as text.
+
+    Returns:
+        `household_id` (text), `timestamp` (text, or Datetime in us and UTC where it was delivered
+        as one), `value` as delivered, and `kwh` (Float64, null where the value is no number).
 
     Raises:
         UserError: a column holds something else than times or numbers.
     """
     dtypes = frame.collect_schema()
-    household, when, kwh = (table_format.required_columns[name] for name in READING_COLUMNS)
-    about = {
-        name: theirs for name, theirs in table_format.optional_columns.items() if theirs in dtypes
-    }
+    household, timestamp, kwh = (table_format.required_columns[name] for name in READING_COLUMNS)
+    optional = [
+        pl.col(delivered_name).cast(pl.String).alias(name)
+        for name, delivered_name in table_format.optional_columns.items()
+        if delivered_name in dtypes
+    ]
     return frame.select(
         pl.col(household).cast(pl.String).alias("household_id"),
-        select_timestamp(when, dtypes[when]),
+        select_timestamp(timestamp, dtypes[timestamp]),
         pl.col(kwh).alias("value"),
         _parse_number(kwh, dtypes[kwh]).alias("kwh"),
-        *(pl.col(theirs).cast(pl.String).alias(name) for name, theirs in about.items()),
+        *optional,
     )
 
 
 def _parse_number(column: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.String:
+        # Not strict: a cell that is no number becomes null, which a rule finds row by row.
         return pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
     if dtype.is_numeric() or dtype == pl.Null:
         return pl.col(column).cast(pl.Float64)

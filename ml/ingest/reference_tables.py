@@ -1,4 +1,9 @@
-"""What is delivered beside readings: households, weather, bank holidays, tariffs."""
+"""Parse and merge reference tables: households, weather, bank holidays, tariffs.
+
+Cells are parsed here and not by dataframely's `filter(cast=True)` alone: it knows one way to write
+a time, and names its own rule (`temperature_c|dtype`) where a person needs column and cell. Types,
+bounds and keys are the schema's.
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,9 +11,9 @@ from typing import Final
 import polars as pl
 
 from ml.errors import UserError
-from ml.ingest.formats import HOUSEHOLD_ATTRIBUTES, TARIFF_PRICES, TableFormat
+from ml.ingest.formats import HOUSEHOLD_ATTRIBUTES, TableFormat
 from ml.ingest.timestamps import parse_timestamps, select_timestamp, strip_text
-from ml.schemas import Holidays, Households, Tariffs, Weather
+from ml.schemas import TARIFF_PRICES, Holidays, Households, Tariffs, Weather
 
 KEY_COLUMNS: Final = {
     "households": "household_id",
@@ -25,14 +30,18 @@ REFERENCE_SCHEMAS: Final = {
 
 
 def parse_reference_table(rows: pl.DataFrame, table_format: TableFormat) -> pl.DataFrame:
-    """A delivered companion as its reference table, one row a key, sorted.
+    """Parse a delivered reference table: columns as in its schema, one row a key, sorted by key.
+
+    Of several rows of one key the largest (column by column) is kept, so that row order does not
+    matter.
 
     Raises:
-        UserError: a cell cannot be read; the message names column and cell.
+        UserError: a cell cannot be parsed (the message names column and cell), a key is empty, or
+            rows break a rule of the schema.
     """
     key = KEY_COLUMNS[table_format.kind]
     schema = REFERENCE_SCHEMAS[table_format.kind]
-    read: dict[str, Callable[[pl.DataFrame, str], pl.Series]] = {
+    parsers: dict[str, Callable[[pl.DataFrame, str], pl.Series]] = {
         "ts_utc": _parse_timestamps,
         "day": _parse_dates,
         "temperature_c": _parse_numbers,
@@ -40,31 +49,35 @@ def parse_reference_table(rows: pl.DataFrame, table_format: TableFormat) -> pl.D
         "price": _parse_prices,
     }
     names = schema.column_names()
-    table = pl.DataFrame(
-        [
-            read.get(name, _parse_texts)(rows, table_format.required_columns[name]).alias(name)
-            for name in names
-        ]
-    )
+    columns = []
+    for name in names:
+        parse = parsers.get(name, _parse_texts)
+        columns.append(parse(rows, table_format.required_columns[name]).alias(name))
+    table = pl.DataFrame(columns)
     if table.get_column(key).null_count():
         raise UserError(f"column {table_format.required_columns[key]!r} has empty cells")
     unique = table.sort(*names).unique(subset=key, keep="last", maintain_order=True)
-    refused = schema.filter(unique, cast=True).failure.counts()
-    if refused:
-        raise UserError(f"rows break the rules of {table_format.title}: {refused}")
-    return schema.validate(unique, cast=True).sort(key)
+    valid, failures = schema.filter(unique, cast=True)
+    if broken_rules := failures.counts():
+        raise UserError(f"rows break the rules of {table_format.title}: {broken_rules}")
+    return valid.sort(key)
 
 
 def merge_reference_tables(tables: list[pl.DataFrame], key: str) -> pl.DataFrame:
-    """A reference out of several tables: the last row of a key wins."""
+    """Merge tables in the order of delivery, sorted by key: the last row of a key is kept."""
     return pl.concat(tables).unique(subset=key, keep="last", maintain_order=True).sort(key)
 
 
 def merge_household_registers(registers: list[pl.DataFrame]) -> pl.DataFrame:
-    """The register of households out of several: the last that says something wins, column-wise."""
-    last = [pl.col(name).drop_nulls().last() for name in HOUSEHOLD_ATTRIBUTES]
-    every = pl.concat(registers, how="diagonal").group_by("household_id", maintain_order=True)
-    return every.agg(last).sort("household_id")
+    """Merge registers in the order of delivery, sorted: one row a household.
+
+    Of each attribute the last value that is not null is kept: readings name households without
+    saying anything of them. A register may lack attributes.
+    """
+    last_known = [pl.col(name).drop_nulls().last() for name in HOUSEHOLD_ATTRIBUTES]
+    rows = pl.concat(registers, how="diagonal")
+    by_household = rows.group_by("household_id", maintain_order=True)
+    return by_household.agg(last_known).sort("household_id")
 
 
 def _parse_texts(rows: pl.DataFrame, column: str) -> pl.Series:
@@ -72,8 +85,9 @@ def _parse_texts(rows: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _parse_timestamps(rows: pl.DataFrame, column: str) -> pl.Series:
-    ts = parse_timestamps(rows.select(select_timestamp(column, rows.schema[column])).to_series())
-    return _require_all_parsed(ts, _parse_texts(rows, column), column, "no time")
+    timestamps = rows.select(select_timestamp(column, rows.schema[column])).to_series()
+    texts = _parse_texts(rows, column)
+    return _require_all_parsed(parse_timestamps(timestamps), texts, column, "no time")
 
 
 def _parse_dates(rows: pl.DataFrame, column: str) -> pl.Series:
@@ -81,21 +95,21 @@ def _parse_dates(rows: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _parse_numbers(rows: pl.DataFrame, column: str) -> pl.Series:
-    written = _parse_texts(rows, column)
-    return _require_all_parsed(written.cast(pl.Float32, strict=False), written, column, "no number")
+    texts = _parse_texts(rows, column)
+    return _require_all_parsed(texts.cast(pl.Float32, strict=False), texts, column, "no number")
 
 
 def _parse_prices(rows: pl.DataFrame, column: str) -> pl.Series:
-    written = _parse_texts(rows, column)
-    price = written.cast(pl.Enum(TARIFF_PRICES), strict=False)
-    return _require_all_parsed(price, written, column, f"none of {', '.join(TARIFF_PRICES)}")
+    texts = _parse_texts(rows, column)
+    prices = texts.cast(pl.Enum(TARIFF_PRICES), strict=False)
+    return _require_all_parsed(prices, texts, column, f"none of {', '.join(TARIFF_PRICES)}")
 
 
 def _require_all_parsed(
     parsed: pl.Series, delivered_texts: pl.Series, column: str, problem: str
 ) -> pl.Series:
-    """Refuse cells that hold something which could not be read."""
-    unread = delivered_texts.filter(parsed.is_null() & delivered_texts.is_not_null())
-    if unread.len():
-        raise UserError(f"column {column!r} has a cell that is {problem}: {unread.item(0)!r}")
+    """Return `parsed`, or refuse the first cell that holds text and could not be parsed."""
+    unparsed = delivered_texts.filter(parsed.is_null() & delivered_texts.is_not_null())
+    if unparsed.len():
+        raise UserError(f"column {column!r} has a cell that is {problem}: {unparsed.item(0)!r}")
     return parsed
