@@ -1,4 +1,4 @@
-"""Score nights and keep the result tables."""
+"""Score nights with the champion and replace their result tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ from tasks.score_cache import ScoreCache
 from tasks.settings import get_settings
 
 NIGHTS_PER_SPAN: Final = 31
+"""Nights that are scored at once: 14 nights of 5,567 households, with 13 before them computed for
+the first time, took 2.3 GB."""
 
 
 @dataclass(frozen=True)
 class ScoreReceipt:
-    """What scoring a span of nights did."""
+    """What scoring a span of nights came to."""
 
     first_night: date
     last_night: date
@@ -31,7 +33,7 @@ class ScoreReceipt:
     model_version: str
 
     def line(self) -> str:
-        """What happened, for a terminal."""
+        """Return the outcome in one line, for a terminal."""
         nights = (
             f"{self.first_night}"
             if self.first_night == self.last_night
@@ -39,13 +41,13 @@ class ScoreReceipt:
         )
         statuses = ", ".join(f"{rows:,} {status}" for status, rows in self.counts_by_status.items())
         return (
-            f"{nights}: {self.n_household_nights:,} household-nights ({statuses}), {self.n_flagged:,} flagged, "
-            f"by version {self.model_version}"
+            f"{nights}: {self.n_household_nights:,} household-nights ({statuses}), "
+            f"{self.n_flagged:,} flagged, by version {self.model_version}"
         )
 
 
 def split_into_spans(first_night: date, last_night: date) -> Iterator[tuple[date, date]]:
-    """Cut the nights `first` to `last` into spans that fit in memory."""
+    """Yield the nights `first_night` to `last_night` as spans that fit in memory."""
     step = timedelta(days=NIGHTS_PER_SPAN)
     while first_night <= last_night:
         yield first_night, min(first_night + step - timedelta(days=1), last_night)
@@ -53,7 +55,7 @@ def split_into_spans(first_night: date, last_night: date) -> Iterator[tuple[date
 
 
 def resolve_nights(first_night: date | None, last_night: date | None = None) -> tuple[date, date]:
-    """The nights to score, by default the last one of the lake.
+    """Return the first and last night to score, by default the last one of the lake.
 
     Raises:
         UserError: the lake is empty, or a night lies outside it.
@@ -71,51 +73,59 @@ def resolve_nights(first_night: date | None, last_night: date | None = None) -> 
 
 @task(name="score nights")
 def score_span(span: tuple[date, date]) -> ScoreReceipt:
-    """Score the nights of a span with the champion and replace their tables."""
-    first, last = span
-    if threads := get_settings().threads:
-        torch.set_num_threads(threads)
+    """Score the nights of a span with the champion and replace their tables.
+
+    Raises:
+        UserError: there is no champion, or its calibration cannot hold the alert budget.
+    """
+    first_night, last_night = span
+    settings = get_settings()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     detector, version = registry.load_champion()
     with storage.hold_write_lock():
-        fleet = load_fleet(first_night_needed(first, detector), last)
-        memory = ScoreCache(fleet, f"{version} {get_settings().engine}")
+        fleet = load_fleet(first_night_needed(first_night, detector), last_night)
+        cache = ScoreCache(fleet, f"{version} {settings.engine}", settings.min_readings)
         tables = score_nights(
             detector,
             fleet,
-            first,
-            min_readings=get_settings().min_readings,
-            alert_budget=get_settings().alert_budget,
+            first_night,
+            min_readings=settings.min_readings,
+            alert_budget=settings.alert_budget,
             model_version=version,
-            cached=memory.load_scores(),
+            cached=cache.load_scores(),
         )
-        memory.store_scores(tables.to_cache)
-        for night in pl.date_range(first, last, eager=True):
-            of_night = pl.col("night") == night
-            storage.replace_night("anomalies", night, tables.anomalies.filter(of_night))
-            storage.replace_night("nights", night, tables.nights.filter(of_night))
-            storage.replace_night("scores", night, tables.scores.filter(of_night))
-    return _build_receipt(first, last, tables.scores, version)
+        cache.store_scores(tables.to_cache)
+        for night in pl.date_range(first_night, last_night, eager=True):
+            is_night = pl.col("night") == night
+            storage.replace_night("anomalies", night, tables.anomalies.filter(is_night))
+            storage.replace_night("nights", night, tables.nights.filter(is_night))
+            storage.replace_night("scores", night, tables.scores.filter(is_night))
+    return _build_receipt(first_night, last_night, tables.scores, version)
 
 
 @task(name="join episodes")
 def join_episodes() -> int:
-    """Join all flagged nights to episodes, replace the nights that changed, count the open."""
+    """Join all flagged nights to episodes, replace what changed, and return how many are open."""
     with storage.hold_write_lock():
         flagged = storage.scan_table("anomalies").select(
             "household_id", "night", "excess_kwh", "reason"
         )
-        nights = storage.list_table_nights("scores")
-        joined = build_episodes(storage.collect_with_retry(flagged), last_scored=nights[-1])
-        known, kept = (
-            _partition_by_first_night(storage.read_table("episodes")),
-            set(storage.list_table_nights("episodes")),
+        scored_nights = storage.list_table_nights("scores")
+        episodes = build_episodes(
+            storage.collect_with_retry(flagged), last_scored=scored_nights[-1]
         )
-        found, none = _partition_by_first_night(joined), joined.clear()
-        for night in sorted(kept.union(nights)):
-            begun = found.get((night,), none)
-            if night not in kept or not begun.equals(known.get((night,), none)):
-                storage.replace_night("episodes", night, begun)
-    return int(joined["is_open"].sum())
+        stored = _partition_by_first_night(storage.read_table("episodes"))
+        stored_nights = set(storage.list_table_nights("episodes"))
+        joined = _partition_by_first_night(episodes)
+        no_episode = episodes.clear()
+        for night in sorted(stored_nights.union(scored_nights)):
+            of_night = joined.get((night,), no_episode)
+            is_changed = not of_night.equals(stored.get((night,), no_episode))
+            # A scored night without an episode has an empty file, so that globs see every night.
+            if night not in stored_nights or is_changed:
+                storage.replace_night("episodes", night, of_night)
+    return int(episodes["is_open"].sum())
 
 
 def _partition_by_first_night(episodes: pl.DataFrame) -> dict[tuple[Any, ...], pl.DataFrame]:
@@ -125,7 +135,7 @@ def _partition_by_first_night(episodes: pl.DataFrame) -> dict[tuple[Any, ...], p
 def _build_receipt(
     first_night: date, last_night: date, scores: pl.DataFrame, model_version: str
 ) -> ScoreReceipt:
-    by_status = scores.group_by(pl.col("status").cast(pl.String)).len().sort("status")
+    by_status = scores.group_by("status").len().sort("status")
     return ScoreReceipt(
         first_night=first_night,
         last_night=last_night,
@@ -137,7 +147,7 @@ def _build_receipt(
 
 
 def combine_receipts(receipts: list[ScoreReceipt]) -> ScoreReceipt:
-    """The receipt of consecutive spans together."""
+    """Return the receipt of consecutive spans together."""
     statuses = sorted({status for receipt in receipts for status in receipt.counts_by_status})
     return ScoreReceipt(
         first_night=receipts[0].first_night,
