@@ -83,6 +83,10 @@ class Network(nn.Module, ABC):
     """What the network's score is, which decides how it is calibrated."""
     scoring_batch_size: ClassVar[int] = 2048
     """Household-nights that are judged at once: what is fastest on a CPU."""
+    single_precision_features: bool = False
+    """Whether `loss` may compute features in the precision of the readings in training mode, which
+    is faster on a CPU. Set by the training loop where it trains on a CPU in full precision; never
+    on a GPU or under mixed precision, which round products of singles to three digits."""
     config_class: ClassVar[type[NetworkConfig]]
     recipe: ClassVar[TrainingRecipe] = TrainingRecipe()
 

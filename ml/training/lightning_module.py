@@ -52,6 +52,9 @@ class NetworkModule(L.LightningModule):
         normalisers = [each for each in self.network.modules() if isinstance(each, nn.BatchNorm1d)]
         statistics = ((each.running_mean, each.running_var) for each in normalisers)
         self.running_statistics = [each for pair in statistics for each in pair if each is not None]
+        self.network.single_precision_features = (
+            self.trainer.precision == "32-true" and self.device.type == "cpu"
+        )
         stopping = self.trainer.early_stopping_callback
         if isinstance(stopping, EarlyStopping) and stopping.wait_count >= stopping.patience:
             self.trainer.should_stop = True

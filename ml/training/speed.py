@@ -118,6 +118,8 @@ def _build_training_step(
 ) -> TrainingStep:
     fabric = Fabric(accelerator="auto", devices=1, precision=precision)
     twin = copy.deepcopy(network).train()
+    # As the training loop does.
+    twin.single_precision_features = precision == "32-true" and fabric.device.type == "cpu"
     _, optimizer = fabric.setup(twin, torch.optim.AdamW(twin.parameters()))
     return TrainingStep(fabric, twin, optimizer, windows, indices)
 

@@ -1,197 +1,249 @@
-"""A night against the household's own past: what a person would look at, as tensors.
+"""Named features of a night against the household's own past, as tensors.
 
-Everything is in log units of the household's own level (`in_units`) and is computed for
-each household-night by itself.
+Readings are compared in log units of the household's own level (`to_log_readings`), and each
+household-night is described by itself, whatever shares its batch. `HALF_HOUR_FEATURES` and
+`NIGHT_FEATURES` name every feature in its order; each group of names stands beside the function
+that computes it, and the computation fails where names and values do not agree.
+
+Shapes: B households, K nights to describe, N context nights, 48 half-hours.
+
+Precision: most steps are taken in the precision of the readings. Means, products and distances are
+taken in an explicit `dtype`. In single precision the last bits of a product depend on where in
+memory, and so with whom in a batch, a row lies, and a GPU rounds products of singles to three
+digits, which makes the distance of nearly equal profiles noise. In double precision those bits
+vanish when the score is stored as a single.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ml.models.history.config import HistoryFeatureConfig
+from ml.models.history.numerics import sort_last_dim, split_last_dim
 from ml.schemas import HALF_HOURS
 
 HISTORY_NIGHTS: Final = 42
+"""Context nights that a night is compared with: six weeks, so each weekday is there six times."""
 RECENT_NIGHTS: Final = 14
+"""The last of them, compared apart: an anomaly that has lasted up to two weeks (the longest that
+the benchmark injects) shows as a difference between recent and older nights."""
 NIGHTS_PER_WEEK: Final = 7
-MIN_OBSERVED_HALF_HOURS: Final = 24
-MIN_HISTORY_LEVEL_KWH: Final = 0.02
-READING_TOLERANCE_KWH: Final = 5e-4
-LOG_FLOOR_SHARE: Final = 0.1
-LOG_UNIT_SCALE: Final = 0.6
 
 QUANTILES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Quantiles of each half-hour over the context nights; the outermost two on each side are used as
+bounds, the middle one as the expected reading."""
 NEIGHBOR_DISTANCE_RANKS: Final = (0, 1, 2, 4, 9, 19, 30, 41)
+"""Ranks, from the nearest context night, at which a night's distances are features."""
 TYPICAL_DISTANCE_RANKS: Final = (2, 10, 21, 31, 39)
-"""Ranks among the household's own nights at which their distances are read."""
+"""Ranks among the context nights' own distances to their nearest neighbours."""
 MEDIAN_RANK: Final = HISTORY_NIGHTS // 2
 HISTORY_THIRDS: Final = 3
+"""Parts of the history in which a nearest night is looked for: two weeks each."""
 DAY_QUARTERS: Final = 4
-TIE_WIDTH: Final = 5e-3
-"""Figures of days within half of it are partly above, partly below one another."""
-MIN_SQUARED_DISTANCE: Final = 1e-9
-"""Squared distances below it are differences of rounding errors."""
+"""Parts of a day, six hours each, over which half-hours are pooled."""
+HOURLY_STEP: Final = 2
+"""Half-hours between two shifts at which a profile is correlated with the mean profile."""
+REPEAT_RUN_HALF_HOURS: Final = (7, 13)
+"""Window lengths, 3.5 and 6.5 hours, over which repeated readings are averaged."""
+ORDER_STATISTICS: Final = (47, 45, 2, 12, 24, 36)
+"""Places among a night's 48 sorted readings: highest, third highest, third lowest (a single missed
+or misread half-hour does not move those), lower quartile, median and upper quartile."""
 SELF_DISTANCE_PENALTY: Final = 1e4
-FEATURE_LIMIT: Final = 8.0
+"""Added to a context night's squared distance to itself, so that it is never its own nearest
+neighbour; larger than any distance between two nights."""
+
+PROFILE_VIEWS: Final = ("half_hours", "90_minutes", "6_hours", "sorted", "steps")
+"""Ways in which profiles are compared: by half-hour; by means over 90 minutes and 6 hours, which
+forgive small shifts in time; sorted, which forgives any order; by steps, which forgive a level."""
 
 
 class HistoryFeatures(NamedTuple):
-    """Nights `[B, K]` and what their past says of them."""
+    """Nights `[B, K]` and their features."""
 
     median_profile: Tensor
-    """`[B, K, 48]` the household's median at each half-hour."""
+    """`[B, K, 48]` the household's median at each half-hour, log units."""
     half_hour_features: Tensor
-    """`[B, K, C, 48]` figures of each half-hour."""
+    """`[B, K, C, 48]`, C as `HALF_HOUR_FEATURES`."""
     night_features: Tensor
-    """`[B, K, G]` figures of the night."""
+    """`[B, K, G]`, G as `NIGHT_FEATURES`."""
 
 
-class _HistoryDistribution(NamedTuple):
-    """Nights before `[B, N, 48]`, and each half-hour's distribution among them."""
+class _Moments(NamedTuple):
+    """Mean and standard deviation over nights."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+class _HistorySummary(NamedTuple):
+    """Context nights and each half-hour's distribution among them, in log units."""
 
     log_readings: Tensor
+    """`[B, N, 48]`."""
     quantiles: Tensor
-    """`[B, Q, 48]`."""
-    recent_moments: tuple[Tensor, Tensor]
-    """Mean and standard deviation `[B, 48]` of the last two weeks."""
-    older_moments: tuple[Tensor, Tensor]
-    """The same of the nights before those."""
-    all_moments: tuple[Tensor, Tensor]
+    """`[B, Q, 48]`, as `QUANTILES`."""
+    recent_moments: _Moments
+    """`[B, 48]` of the last two weeks."""
+    older_moments: _Moments
+    """`[B, 48]` of the nights before those."""
+    all_moments: _Moments
+    """`[B, 48]` of all nights."""
+
+    @property
+    def median(self) -> Tensor:
+        """`[B, 1, 48]`."""
+        return self.quantiles[:, None, len(QUANTILES) // 2]
 
 
 class _ProfileVectors(NamedTuple):
-    """Days seen in one way, so that squared distances are means over the half-hours."""
+    """Profiles in one view, scaled so that squared distances are means over the half-hours."""
 
     vectors: Tensor
     """`[B, N + K, W]`."""
     squared_norms: Tensor
-    """`[B, N + K]` squared."""
+    """`[B, N + K]`."""
 
 
-def usual_level_kwh(history: Tensor) -> Tensor:
-    """Median of the daily means `[B]` of nights `[B, N, 48]`, kWh per half-hour."""
-    observed = ~history.isnan()
-    enough = observed.sum(dim=2) >= MIN_OBSERVED_HALF_HOURS
-    means = sort_last_dim(torch.where(enough, history.nanmean(dim=2), torch.inf))
-    middle = (enough.sum(dim=1, keepdim=True) - 1).clamp(min=0) // 2
-    median = means.gather(1, middle)[:, 0]
-    return torch.where(median.isinf(), 0.0, median).clamp(min=MIN_HISTORY_LEVEL_KWH)
+HALF_HOUR_FEATURES: Final = (
+    "minus_median",
+    "z_all_nights",
+    "z_older_nights",
+    "z_recent_nights",
+    "rank",
+    "minus_half_hour_neighbors",
+    "minus_coarse_neighbors",
+    "minus_same_weekdays",
+    "above_maximum",
+    "below_minimum",
+    "above_q90",
+    "below_q10",
+    "is_repeat",
+    "is_zero",
+    "is_observed",
+    "recent_minus_older_mean",
+    "usual_deviation",
+    "q90_minus_q10",
+)
+"""Channels of each half-hour. `z`: deviation in standard deviations among the same half-hours of
+the context nights; `rank`: share of those that are lower; `neighbors`: mean profile of similar
+context nights. The last three are the household's and the same for each of its nights."""
 
 
-def to_log_readings(kwh: Tensor, level: Tensor) -> Tensor:
-    """Readings `[B, N, 48]` on the scale that everything is compared on, about 0 to 3.
+def compute_history_features(
+    history: Tensor,
+    nights: Tensor,
+    level: Tensor,
+    config: HistoryFeatureConfig,
+    dtype: torch.dtype = torch.float64,
+) -> HistoryFeatures:
+    """Return the features of nights `[B, K, 48]` against a history `[B, 42, 48]`, in `dtype`.
 
-    Logarithmic down to a tenth of the level, so that a lost base load shows as well as a peak.
+    Both in kWh per half-hour; `level` `[B]` is the household's usual one. The history has no gaps
+    (`impute_history`); missing half-hours of the nights are NaN and count as the median. The nights
+    follow directly on the history, one after another, which sets their weekdays.
     """
-    return LOG_UNIT_SCALE * stable_log1p(kwh / (LOG_FLOOR_SHARE * level[:, None, None]))
-
-
-def to_kwh(log_readings: Tensor, level: Tensor) -> Tensor:
-    """Back from `in_units`."""
-    return LOG_FLOOR_SHARE * level[:, None, None] * torch.expm1(log_readings / LOG_UNIT_SCALE)
-
-
-def impute_history(history: Tensor, level: Tensor) -> Tensor:
-    """Nights `[B, N, 48]` without gaps: half-hours at their mean, whole nights as another one.
-
-    Nights that are missing are stood in for by those that are there, the latest first.
-    """
-    there = (~history.isnan()).sum(dim=2) >= MIN_OBSERVED_HALF_HOURS
-    known = torch.where(there[:, :, None], history, torch.nan)
-    mean = promote_precision(known).nanmean(dim=1, keepdim=True).to(history.dtype)
-    mean = torch.where(mean.isnan(), level[:, None, None], mean)
-    filled = torch.where(history.isnan(), mean, history)
-    nights = history.shape[1]
-    latest = torch.arange(nights - 1, -1, -1, device=history.device)
-    found = torch.where(there, latest, latest + nights).argsort(dim=1)
-    turn = latest % there.sum(dim=1, keepdim=True).clamp(min=1)
-    stand_in = torch.where(there, nights - 1 - latest, found.gather(1, turn))
-    return filled.gather(1, stand_in[:, :, None].expand_as(filled))
-
-
-def compute_history_features(history: Tensor, nights: Tensor, level: Tensor) -> HistoryFeatures:
-    """Hold nights `[B, K, 48]`, NaN where missing, against `HISTORY_NIGHTS` complete nights.
-
-    Both in kWh; the nights follow upon the history, one after another.
-    """
-    past = _summarize_history(to_log_readings(history, level))
-    observed = ~nights.isnan()
-    median = past.quantiles[:, None, len(QUANTILES) // 2]
-    x = torch.where(observed, to_log_readings(nights, level), median)
-    days = torch.cat((past.log_readings, x), dim=1)
-    by_size = sort_last_dim(days)
-    vectors = [_build_profile_vectors(view) for view in _build_profile_views(days, by_size)]
-    distances = [_compute_distances(view) for view in vectors]
-    near = [
-        _blend_neighbors(distances[view], past.log_readings, width)
-        for view, width in ((0, 0.08), (1, 0.06))
+    past = _summarize_history(to_log_readings(history, level, config), dtype)
+    is_observed = ~nights.isnan()
+    x = torch.where(is_observed, to_log_readings(nights, level, config), past.median)
+    profiles = torch.cat((past.log_readings, x), dim=1)
+    sorted_profiles = sort_last_dim(profiles)
+    vectors = [
+        _build_profile_vectors(view, dtype)
+        for view in _build_profile_views(profiles, sorted_profiles, dtype)
     ]
-    half_hours = [
-        *_compare_half_hours(past, x),
-        *(x - blend for blend in near),
-        x - _average_same_weekdays(past, x),
-    ]
-    outside = _compute_exceedances(past, x, near[0])
-    repeats, zeros, habits = _compute_repeat_features(history, nights)
-    spread = past.quantiles[:, -2] - past.quantiles[:, 1]
-    wide = [past.recent_moments[0] - past.older_moments[0], past.all_moments[1], spread]
-    half_hours += [*outside[:4], repeats, zeros, observed.to(x.dtype)]
-    half_hours += [value[:, None].expand_as(x) for value in wide]
-    figures = [
-        *(
-            _compute_neighbor_features(view, distance)
-            for view, distance in zip(vectors, distances, strict=True)
+    distances = [_compute_distances(view, config) for view in vectors]
+    fine, coarse = distances[:2]
+    neighbors = _blend_neighbors(fine, past.log_readings, config.half_hour_bandwidth, dtype)
+    coarse_neighbors = _blend_neighbors(coarse, past.log_readings, config.coarse_bandwidth, dtype)
+    exceedances = _compute_exceedances(past, x, neighbors, config, dtype)
+    repeats = _compute_repeats(nights, config)
+
+    half_hours: dict[str, Tensor] = {
+        **_compare_half_hours(past, x, config),
+        "minus_half_hour_neighbors": x - neighbors,
+        "minus_coarse_neighbors": x - coarse_neighbors,
+        "minus_same_weekdays": x - _average_same_weekdays(past, x),
+        "above_maximum": exceedances["above_maximum"],
+        "below_minimum": exceedances["below_minimum"],
+        "above_q90": exceedances["above_q90"],
+        "below_q10": exceedances["below_q10"],
+        **repeats,
+        "is_observed": is_observed.to(x.dtype),
+    }
+    household: dict[str, Tensor] = {
+        "recent_minus_older_mean": past.recent_moments.mean - past.older_moments.mean,
+        "usual_deviation": past.all_moments.deviation,
+        "q90_minus_q10": past.quantiles[:, -2] - past.quantiles[:, 1],
+    }
+    half_hours |= {name: value[:, None].expand_as(x) for name, value in household.items()}
+
+    blocks: dict[str, Tensor] = {
+        f"neighbors_{name}": _compute_neighbor_features(view, distance, config)
+        for name, view, distance in zip(PROFILE_VIEWS, vectors, distances, strict=True)
+    } | {
+        "profile": _compute_profile_statistics(
+            profiles, sorted_profiles, past.all_moments, config, dtype
         ),
-        _compute_profile_statistics(days, by_size, past.all_moments),
-        habits,
-        _compute_alignment(past.all_moments[0], x),
-        observed.to(x.dtype).mean(dim=2, keepdim=True),
-        *_pool_exceedances(outside),
-    ]
-    night = torch.cat([promote_precision(each) for each in figures], dim=2).clamp(
-        -FEATURE_LIMIT, FEATURE_LIMIT
-    )
-    half_hours = [promote_precision(each) for each in half_hours]
-    return HistoryFeatures(median.expand_as(x), torch.stack(half_hours, dim=2), night)
+        "repeats": _compute_repeat_features(history, repeats, config),
+        "alignment": _compute_alignment(past.all_moments.mean, x, config, dtype),
+        "observed": is_observed.to(x.dtype).mean(dim=2, keepdim=True),
+        "exceedances": _pool_exceedances(exceedances, config),
+    }
+    night = _concatenate_blocks(blocks, dtype).clamp(-config.limit, config.limit)
+    half_hour = _stack_named(half_hours, HALF_HOUR_FEATURES, dtype)
+    return HistoryFeatures(past.median.expand_as(x), half_hour, night)
 
 
-def sort_last_dim(values: Tensor) -> Tensor:
-    """Sorted along the last dimension; on a CPU by NumPy, which is nine times as fast."""
-    if values.is_cuda or torch.compiler.is_exporting():
-        return values.sort(dim=-1).values
-    return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+def to_log_readings(kwh: Tensor, level: Tensor, config: HistoryFeatureConfig) -> Tensor:
+    """Return readings `[B, N, 48]` in log units, about 0 to 3, given kWh and a level `[B]`.
 
-
-def stable_log1p(values: Tensor) -> Tensor:
-    """The logarithm of 1 + x, of equal readings equal to the last bit wherever they stand.
-
-    ONNX Runtime's single-precision logarithm rounds the last values of a row in another way.
+    Logarithmic down to a tenth of the level, so that a lost baseload shows as well as a peak.
     """
-    if torch.compiler.is_exporting():
-        return values.double().log1p().to(values.dtype)
-    return values.log1p()
+    floor = config.log_floor_share * level[:, None, None]
+    return config.log_unit_scale * torch.log1p(kwh / floor)
 
 
-def promote_precision(values: Tensor) -> Tensor:
-    """In double precision where nothing is learned, and where a product would be rounded.
+def to_kwh(log_readings: Tensor, level: Tensor, config: HistoryFeatureConfig) -> Tensor:
+    """Return the kWh of readings `[B, N, 48]` in log units; the inverse of `to_log_readings`."""
+    floor = config.log_floor_share * level[:, None, None]
+    return floor * torch.expm1(log_readings / config.log_unit_scale)
 
-    The last bits of a product depend on where in memory, so with whom in a batch, a row lies;
-    those of a double vanish when the score is stored as a single. A GPU and mixed precision round
-    products of singles to three digits: distances among alike days would be noise.
+
+def _stack_named(values: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> Tensor:
+    """Return the values `[B, K, ...]` stacked along a new dimension 2, in `dtype`.
+
+    Raises:
+        ValueError: their names are not the given ones, in this order.
     """
-    if torch.is_grad_enabled() and not values.is_cuda:
-        return values.double() if torch.is_autocast_enabled(values.device.type) else values
-    return values.double()
+    if tuple(values) != tuple(names):
+        raise ValueError(f"features {tuple(values)} are computed, {tuple(names)} are named")
+    return torch.stack([value.to(dtype) for value in values.values()], dim=2)
 
 
-def _summarize_history(log_readings: Tensor) -> _HistoryDistribution:
+def _concatenate_blocks(blocks: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the night features `[B, K, G]` of all blocks `[B, K, *]`, in `dtype`.
+
+    Raises:
+        ValueError: the blocks or their widths are not those of `NIGHT_FEATURE_BLOCKS`.
+    """
+    computed = {name: values.shape[2] for name, values in blocks.items()}
+    named = {name: len(names) for name, names in NIGHT_FEATURE_BLOCKS.items()}
+    if list(computed.items()) != list(named.items()):
+        raise ValueError(f"blocks of widths {computed} are computed, {named} are named")
+    return torch.cat([values.to(dtype) for values in blocks.values()], dim=2)
+
+
+def _summarize_history(log_readings: Tensor, dtype: torch.dtype) -> _HistorySummary:
     by_half_hour = sort_last_dim(log_readings.transpose(1, 2).contiguous())
-    precise = promote_precision(log_readings)
+    precise = log_readings.to(dtype)
     places = [round(q * (HISTORY_NIGHTS - 1)) for q in QUANTILES]
-    return _HistoryDistribution(
+    return _HistorySummary(
         log_readings=log_readings,
+        # A contiguous copy, since every comparison below reads them half-hour by half-hour.
         quantiles=by_half_hour[:, :, places].transpose(1, 2).contiguous(),
         recent_moments=_compute_moments(precise[:, -RECENT_NIGHTS:], log_readings.dtype),
         older_moments=_compute_moments(precise[:, :-RECENT_NIGHTS], log_readings.dtype),
@@ -199,241 +251,413 @@ def _summarize_history(log_readings: Tensor) -> _HistoryDistribution:
     )
 
 
-def _compute_moments(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over dimension 1, rounded to `kind`."""
+def _compute_moments(values: Tensor, dtype: torch.dtype) -> _Moments:
+    """Return mean and standard deviation over dimension 1, rounded to `dtype`."""
     mean = values.mean(dim=1)
     deviation = ((values**2).mean(dim=1) - mean**2).clamp(min=0).sqrt()
-    return mean.to(dtype), deviation.to(dtype)
+    return _Moments(mean.to(dtype), deviation.to(dtype))
 
 
-def _compute_z_scores(log_readings: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-    mean, deviation = (value[:, None] for value in moments)
-    return ((log_readings - mean) / (deviation + 0.12)).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
+def _compute_z_scores(
+    log_readings: Tensor, moments: _Moments, config: HistoryFeatureConfig
+) -> Tensor:
+    """Return readings `[B, R, 48]` as deviations from the mean in standard deviations, clipped."""
+    spread = moments.deviation[:, None] + config.half_hour_spread_floor
+    z = (log_readings - moments.mean[:, None]) / spread
+    return z.clamp(-config.limit, config.limit)
 
 
-def _compute_percentile_ranks(reference: Tensor, values: Tensor) -> Tensor:
-    """Share of `among` `[..., N]` below each of `values` `[..., K]`, half of what is alike.
+def _compute_percentile_ranks(
+    reference: Tensor, values: Tensor, config: HistoryFeatureConfig
+) -> Tensor:
+    """Return the share of `reference` `[..., N]` below each of `values` `[..., K]`, 0 to 1.
 
-    What is alike is weighed by a ramp: with a step, the last bit of a figure could change a score.
+    Equal values count half (mid-rank).
     """
-    above = values[..., None] - reference[..., None, :]
-    return _soft_step(above).mean(dim=-1, dtype=torch.float64).to(values.dtype)
+    difference = values[..., None] - reference[..., None, :]
+    share = _soft_step(difference, config).mean(dim=-1, dtype=torch.float64)
+    return share.to(values.dtype)
 
 
-def _soft_step(difference: Tensor) -> Tensor:
-    """0 where below zero, 1 where above, a ramp where alike."""
-    return (difference / TIE_WIDTH + 0.5).clamp(0, 1)
+def _soft_step(difference: Tensor, config: HistoryFeatureConfig) -> Tensor:
+    """Return 0 where below zero, 1 where above, and a ramp in between.
+
+    A true step would let the last bit of a figure, which engines round differently, change a rank
+    by a whole place.
+    """
+    return (difference / config.tie_width + 0.5).clamp(0, 1)
 
 
-def _compare_half_hours(history: _HistoryDistribution, log_readings: Tensor) -> list[Tensor]:
-    """Where each half-hour stands among the same half-hours of the nights before."""
+def _compare_half_hours(
+    history: _HistorySummary, log_readings: Tensor, config: HistoryFeatureConfig
+) -> dict[str, Tensor]:
+    """Return features `[B, K, 48]` of each half-hour among the same ones of the context nights."""
     rank = _compute_percentile_ranks(
-        history.log_readings.transpose(1, 2), log_readings.transpose(1, 2)
+        history.log_readings.transpose(1, 2), log_readings.transpose(1, 2), config
     ).transpose(1, 2)
-    median = history.quantiles[:, None, len(QUANTILES) // 2]
-    return [
-        log_readings - median,
-        _compute_z_scores(log_readings, history.all_moments),
-        _compute_z_scores(log_readings, history.older_moments),
-        _compute_z_scores(log_readings, history.recent_moments),
-        rank,
-    ]
+    return {
+        "minus_median": log_readings - history.median,
+        "z_all_nights": _compute_z_scores(log_readings, history.all_moments, config),
+        "z_older_nights": _compute_z_scores(log_readings, history.older_moments, config),
+        "z_recent_nights": _compute_z_scores(log_readings, history.recent_moments, config),
+        "rank": rank,
+    }
 
 
-def _average_same_weekdays(history: _HistoryDistribution, log_readings: Tensor) -> Tensor:
-    """Mean of the nights one, two, three ... weeks before each night."""
+def _average_same_weekdays(history: _HistorySummary, log_readings: Tensor) -> Tensor:
+    """Return the mean `[B, K, 48]` of the context nights 1, 2, 3 ... weeks before each night."""
     means = []
     for night in range(log_readings.shape[1]):
-        last = HISTORY_NIGHTS + night
-        weeks = [
-            place
-            for place in range(last - NIGHTS_PER_WEEK, -1, -NIGHTS_PER_WEEK)
-            if place < HISTORY_NIGHTS
+        position = HISTORY_NIGHTS + night
+        # A week before a later night may be one of the nights themselves, which is not context.
+        same_weekdays = [
+            earlier
+            for earlier in range(position - NIGHTS_PER_WEEK, -1, -NIGHTS_PER_WEEK)
+            if earlier < HISTORY_NIGHTS
         ]
-        means.append(history.log_readings[:, weeks].mean(dim=1))
+        means.append(history.log_readings[:, same_weekdays].mean(dim=1))
     return torch.stack(means, dim=1)
 
 
+EXCEEDANCES: Final = (
+    "above_maximum",
+    "below_minimum",
+    "above_q90",
+    "below_q10",
+    "above_neighbors",
+    "below_neighbors",
+    "z_above_older",
+    "z_below_older",
+)
+
+
 def _compute_exceedances(
-    history: _HistoryDistribution, log_readings: Tensor, nearest_blend: Tensor
+    history: _HistorySummary,
+    log_readings: Tensor,
+    neighbors: Tensor,
+    config: HistoryFeatureConfig,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return how far `[B, K, 48]` each half-hour leaves its usual range, 0 inside; `EXCEEDANCES`.
+
+    The bounds at a half-hour are the widest of its own and both adjacent ones', so that a habit
+    half an hour early or late is inside.
+    """
+    upper = nn.functional.max_pool1d(history.quantiles[:, -2:], 3, 1, 1)[:, None]
+    lower = -nn.functional.max_pool1d(-history.quantiles[:, :2], 3, 1, 1)[:, None]
+    z = _compute_z_scores(log_readings, history.older_moments, config) / config.exceedance_z_scale
+    signed = {
+        "above_maximum": log_readings - upper[:, :, 1],
+        "below_minimum": lower[:, :, 0] - log_readings,
+        "above_q90": log_readings - upper[:, :, 0],
+        "below_q10": lower[:, :, 1] - log_readings,
+        "above_neighbors": log_readings - neighbors,
+        "below_neighbors": neighbors - log_readings,
+        "z_above_older": z,
+        "z_below_older": -z,
+    }
+    return {name: value.to(dtype).clamp(min=0) for name, value in signed.items()}
+
+
+_EXCEEDANCE_BLOCK: Final = (
+    *(
+        f"{name}_mean_quarter_{quarter}"
+        for name in EXCEEDANCES
+        for quarter in range(1, DAY_QUARTERS + 1)
+    ),
+    *(f"{name}_mean" for name in EXCEEDANCES),
+    *(
+        f"{name}_maximum_quarter_{quarter}"
+        for name in EXCEEDANCES
+        for quarter in range(1, DAY_QUARTERS + 1)
+    ),
+    *(f"{name}_maximum" for name in EXCEEDANCES),
+    *(f"{name}_log_mean" for name in EXCEEDANCES),
+)
+
+
+def _pool_exceedances(exceedances: dict[str, Tensor], config: HistoryFeatureConfig) -> Tensor:
+    """Return means and maxima over the quarters of the day and over the day, `[B, K, 88]`."""
+    if tuple(exceedances) != EXCEEDANCES:
+        raise ValueError(f"{tuple(exceedances)} are computed, {EXCEEDANCES} are named")
+    quarters = split_last_dim(torch.stack(list(exceedances.values()), dim=2), DAY_QUARTERS)
+    mean = quarters.mean(dim=4)
+    maximum = quarters.amax(dim=4)
+    night_mean = mean.mean(dim=3)
+    return torch.cat(
+        (
+            config.exceedance_mean_gain * mean.flatten(2),
+            config.exceedance_mean_gain * night_mean,
+            maximum.flatten(2),
+            maximum.amax(dim=3),
+            torch.log1p(config.exceedance_log_gain * night_mean),
+        ),
+        dim=2,
+    )
+
+
+def _build_profile_views(
+    profiles: Tensor, sorted_profiles: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
-    """How far each half-hour leaves what was seen at that time of day, an hour's slack given."""
-    high = nn.functional.max_pool1d(history.quantiles[:, -2:], 3, 1, 1)[:, None]
-    low = -nn.functional.max_pool1d(-history.quantiles[:, :2], 3, 1, 1)[:, None]
-    z = _compute_z_scores(log_readings, history.older_moments) / 4
-    signed = (
-        log_readings - high[:, :, 1],
-        low[:, :, 0] - log_readings,
-        log_readings - high[:, :, 0],
-        low[:, :, 1] - log_readings,
-    )
-    return [
-        promote_precision(value).clamp(min=0)
-        for value in (*signed, log_readings - nearest_blend, nearest_blend - log_readings, z, -z)
-    ]
+    """Return profiles `[B, N + K, 48]` in each of `PROFILE_VIEWS`, `[B, N + K, *]`."""
+    by_90_minutes = split_last_dim(profiles.to(dtype), 16).mean(dim=3)
+    by_6_hours = split_last_dim(by_90_minutes, 4).mean(dim=3)
+    return [profiles, by_90_minutes, by_6_hours, sorted_profiles, profiles.diff(dim=2)]
 
 
-def _pool_exceedances(exceedances: list[Tensor]) -> list[Tensor]:
-    """Means and maxima over the quarters of the day, and over the day."""
-    quarters = _split_last_dim(torch.stack(exceedances, dim=2), DAY_QUARTERS)
-    mean, most = quarters.mean(dim=4), quarters.amax(dim=4)
-    day = mean.mean(dim=3)
-    pooled = (3 * mean.flatten(2), 3 * day, most.flatten(2), most.amax(dim=3))
-    return [*pooled, torch.log1p(20 * day)]
+def _build_profile_vectors(view: Tensor, dtype: torch.dtype) -> _ProfileVectors:
+    vectors = view.to(dtype) / math.sqrt(view.shape[2])
+    return _ProfileVectors(vectors, (vectors * vectors).sum(dim=2))
 
 
-def _build_profile_views(profiles: Tensor, sorted_readings: Tensor) -> list[Tensor]:
-    """Days `[B, N, 48]` as vectors: by half-hour, coarser, sorted, and their steps."""
-    coarse = _split_last_dim(promote_precision(profiles), 16).mean(dim=3)
-    coarser = _split_last_dim(coarse, 4).mean(dim=3)
-    return [profiles, coarse, coarser, sorted_readings, profiles.diff(dim=2)]
-
-
-def _build_profile_vectors(view: Tensor) -> _ProfileVectors:
-    days = promote_precision(view) / math.sqrt(view.shape[2])
-    return _ProfileVectors(days, (days * days).sum(dim=2))
-
-
-def _compute_distances(vectors: _ProfileVectors) -> Tensor:
-    """Root mean square distances `[B, K, N]` of the nights to those before."""
-    return (
-        _compute_squared_distances(vectors, slice(HISTORY_NIGHTS, None))
-        .clamp(min=MIN_SQUARED_DISTANCE)
-        .sqrt()
-    )
+def _compute_distances(vectors: _ProfileVectors, config: HistoryFeatureConfig) -> Tensor:
+    """Return root mean square distances `[B, K, N]` of the nights to the context nights."""
+    squared = _compute_squared_distances(vectors, slice(HISTORY_NIGHTS, None))
+    return squared.clamp(min=config.min_squared_distance).sqrt()
 
 
 def _compute_squared_distances(vectors: _ProfileVectors, rows: slice) -> Tensor:
-    """Mean squared distances `[B, R, N]` of some nights to the history, by a Gram matrix."""
-    ours, past = vectors.vectors[:, rows], vectors.vectors[:, :HISTORY_NIGHTS]
-    norm = vectors.squared_norms[:, rows, None] + vectors.squared_norms[:, None, :HISTORY_NIGHTS]
-    return torch.baddbmm(norm, ours, past.transpose(1, 2), alpha=-2)
+    """Return mean squared distances `[B, R, N]` of some nights to the context nights.
+
+    By a Gram matrix, |a - b|^2 = |a|^2 + |b|^2 - 2 ab, which spares a tensor `[B, R, N, 48]`; it
+    cancels to rounding errors for nearly equal profiles, hence the double precision.
+    """
+    ours = vectors.vectors[:, rows]
+    context = vectors.vectors[:, :HISTORY_NIGHTS]
+    norms = vectors.squared_norms[:, rows, None] + vectors.squared_norms[:, None, :HISTORY_NIGHTS]
+    return torch.baddbmm(norms, ours, context.transpose(1, 2), alpha=-2)
 
 
-def _compute_neighbor_features(vectors: _ProfileVectors, distances: Tensor) -> Tensor:
-    """How near the nights before are, next to how near they are to one another, `[B, K, 18]`.
+_NEIGHBOR_BLOCK: Final = (
+    *(f"distance_rank_{rank + 1}" for rank in NEIGHBOR_DISTANCE_RANKS),
+    *(f"usual_distance_rank_{rank + 1}" for rank in TYPICAL_DISTANCE_RANKS),
+    "log_ratio_all_thirds",
+    "log_ratio_older_thirds",
+    "log_ratio_latest_third",
+    "distance_percentile_all_thirds",
+    "distance_percentile_older_thirds",
+)
 
-    Nearest neighbours are taken in each third of the history, so that a recent anomaly that lasts
-    does not pass for a habit.
+
+def _compute_neighbor_features(
+    vectors: _ProfileVectors, distances: Tensor, config: HistoryFeatureConfig
+) -> Tensor:
+    """Return how near context nights are beside how near they are to one another, `[B, K, 18]`.
+
+    A night's nearest neighbour is taken in each third of the history and averaged, so that a recent
+    anomaly that lasts does not pass for a habit: it has near neighbours in the last third only.
     """
     among = _compute_squared_distances(vectors, slice(0, HISTORY_NIGHTS))
     among = among + SELF_DISTANCE_PENALTY * torch.eye(HISTORY_NIGHTS, device=among.device)
-    own = sort_last_dim(_min_by_third(among).clamp(min=MIN_SQUARED_DISTANCE).sqrt().mean(dim=2))
+    nearest_among = _min_by_third(among).clamp(min=config.min_squared_distance).sqrt().mean(dim=2)
+    usual = sort_last_dim(nearest_among)
     thirds = _min_by_third(distances)
     nearest = torch.stack(
         (thirds.mean(dim=2), thirds[:, :, :-1].mean(dim=2), thirds[:, :, -1]), dim=2
     )
-    ratio = (nearest / (own[:, MEDIAN_RANK, None, None] + 0.03)).log().clamp(min=-FEATURE_LIMIT)
-    rank = _compute_percentile_ranks(own, nearest[:, :, :2].flatten(1))
+    usual_median = usual[:, MEDIAN_RANK, None, None] + config.distance_floor
+    log_ratio = (nearest / usual_median).log().clamp(min=-config.limit)
+    percentile = _compute_percentile_ranks(usual, nearest[:, :, :2].flatten(1), config)
     return torch.cat(
         (
             sort_last_dim(distances)[:, :, NEIGHBOR_DISTANCE_RANKS],
-            own[:, None, TYPICAL_DISTANCE_RANKS].expand(-1, distances.shape[1], -1),
-            ratio,
-            rank.view(*nearest.shape[:2], 2),
+            usual[:, None, TYPICAL_DISTANCE_RANKS].expand(-1, distances.shape[1], -1),
+            log_ratio,
+            percentile.view(*nearest.shape[:2], 2),
         ),
         dim=2,
     )
 
 
 def _min_by_third(distances: Tensor) -> Tensor:
-    """The least distance `[B, R, 3]` to each third of the history."""
-    return _split_last_dim(distances, HISTORY_THIRDS).amin(dim=3)
+    """Return the least distance `[B, R, 3]` to each third of the history."""
+    return split_last_dim(distances, HISTORY_THIRDS).amin(dim=3)
 
 
-def _blend_neighbors(distances: Tensor, history: Tensor, bandwidth: float) -> Tensor:
-    """The nights before, weighted by how near they are."""
-    weights = torch.softmax(-promote_precision(distances) / bandwidth, dim=2)
-    return torch.bmm(weights, promote_precision(history))
+def _blend_neighbors(
+    distances: Tensor, history: Tensor, bandwidth: float, dtype: torch.dtype
+) -> Tensor:
+    """Return the mean profile `[B, K, 48]` of context nights, weighted by exp(-d / bandwidth)."""
+    weights = torch.softmax(-distances.to(dtype) / bandwidth, dim=2)
+    return torch.bmm(weights, history.to(dtype))
+
+
+PROFILE_STATISTICS: Final = (
+    "mean",
+    *(f"sorted_{place}" for place in ORDER_STATISTICS),
+    "mean_step",
+    "largest_step",
+    "deviation",
+    *(f"mean_quarter_{quarter}" for quarter in range(1, DAY_QUARTERS + 1)),
+    "slope",
+    "z_root_mean_square",
+    "z_mean",
+    "z_maximum",
+    "z_minimum",
+    "high_share",
+    "low_share",
+    "mean_profile_correlation",
+    "equal_step_share",
+)
+_PROFILE_BLOCK: Final = tuple(
+    f"{name}_{kind}"
+    for kind in ("z_all_nights", "z_older_nights", "rank")
+    for name in PROFILE_STATISTICS
+)
 
 
 def _compute_profile_statistics(
-    profiles: Tensor, sorted_readings: Tensor, history_moments: tuple[Tensor, Tensor]
+    profiles: Tensor,
+    sorted_profiles: Tensor,
+    history_moments: _Moments,
+    config: HistoryFeatureConfig,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Plain figures of a day, each as z, as z against the older nights, and as rank."""
-    # Days of the same readings in another order have the same mean to the last bit.
-    precise = promote_precision(profiles)
-    means = precise.mean(dim=2)
-    spreads = ((precise**2).mean(dim=2) - means**2).clamp(min=0).sqrt()
-    mean, spread = means.to(profiles.dtype), spreads.to(profiles.dtype)
-    quarters = _split_last_dim(precise, DAY_QUARTERS).mean(dim=3).to(profiles.dtype)
-    step = profiles.diff(dim=2)
-    slope = torch.linspace(-1, 1, HALF_HOURS, device=profiles.device, dtype=profiles.dtype)
-    z = _compute_z_scores(profiles, history_moments)
-    profile = (history_moments[0] - history_moments[0].mean(dim=1, keepdim=True))[:, None]
+    """Return `PROFILE_STATISTICS` of the nights among those of the context nights, `[B, K, 69]`.
+
+    Each as z-score among all context nights, as z-score among the older ones, and as rank.
+    """
+    # In `dtype`, so that profiles of the same readings in another order have the same mean.
+    precise = profiles.to(dtype)
+    precise_mean = precise.mean(dim=2)
+    precise_deviation = ((precise**2).mean(dim=2) - precise_mean**2).clamp(min=0).sqrt()
+    mean = precise_mean.to(profiles.dtype)
+    quarters = split_last_dim(precise, DAY_QUARTERS).mean(dim=3).to(profiles.dtype)
+    step = profiles.diff(dim=2).abs()
+    ramp = torch.linspace(-1, 1, HALF_HOURS, device=profiles.device, dtype=profiles.dtype)
+    z = _compute_z_scores(profiles, history_moments, config)
+    usual = (history_moments.mean - history_moments.mean.mean(dim=1, keepdim=True))[:, None]
     centered = profiles - mean[:, :, None]
-    alike = (centered * profile).sum(dim=2) / (centered.norm(dim=2) * profile.norm(dim=2) + 0.1)
-    figures = torch.stack(
-        (
-            mean,
-            *(sorted_readings[:, :, place] for place in (47, 45, 2, 12, 24, 36)),
-            promote_precision(step.abs()).mean(dim=2).to(profiles.dtype),
-            step.abs().amax(dim=2),
-            spread,
-            *quarters.unbind(dim=2),
-            (centered * slope).mean(dim=2),
-            (z**2).mean(dim=2).sqrt(),
-            z.mean(dim=2),
-            z.amax(dim=2),
-            z.amin(dim=2),
-            _soft_step(z - 1.5).mean(dim=2),
-            _soft_step(-1 - z).mean(dim=2),
-            alike,
-            (step.abs() < 1e-6).to(profiles.dtype).mean(dim=2),
-        ),
-        dim=2,
-    )
-    before, nights = figures[:, :HISTORY_NIGHTS], figures[:, HISTORY_NIGHTS:]
-    center, usual_spread = (
-        value[:, None] for value in _compute_moments(promote_precision(before), profiles.dtype)
-    )
-    older, older_spread = (
-        value[:, None]
-        for value in _compute_moments(promote_precision(before[:, :-RECENT_NIGHTS]), profiles.dtype)
-    )
-    rank = _compute_percentile_ranks(before.transpose(1, 2), nights.transpose(1, 2)).transpose(1, 2)
-    far = (nights - center) / (usual_spread + 0.03)
-    older_far = (nights - older) / (older_spread + 0.03)
+    norms = centered.norm(dim=2) * usual.norm(dim=2) + config.norm_floor
+    statistics = {
+        "mean": mean,
+        **{f"sorted_{place}": sorted_profiles[:, :, place] for place in ORDER_STATISTICS},
+        "mean_step": step.to(dtype).mean(dim=2).to(profiles.dtype),
+        "largest_step": step.amax(dim=2),
+        "deviation": precise_deviation.to(profiles.dtype),
+        **{
+            f"mean_quarter_{number}": quarter
+            for number, quarter in enumerate(quarters.unbind(dim=2), start=1)
+        },
+        "slope": (centered * ramp).mean(dim=2),
+        "z_root_mean_square": (z**2).mean(dim=2).sqrt(),
+        "z_mean": z.mean(dim=2),
+        "z_maximum": z.amax(dim=2),
+        "z_minimum": z.amin(dim=2),
+        "high_share": _soft_step(z - config.high_z, config).mean(dim=2),
+        "low_share": _soft_step(config.low_z - z, config).mean(dim=2),
+        "mean_profile_correlation": (centered * usual).sum(dim=2) / norms,
+        "equal_step_share": (step < config.equal_step).to(profiles.dtype).mean(dim=2),
+    }
+    stacked = _stack_named(statistics, PROFILE_STATISTICS, profiles.dtype)
+    context = stacked[:, :HISTORY_NIGHTS]
+    nights = stacked[:, HISTORY_NIGHTS:]
+    rank = _compute_percentile_ranks(
+        context.transpose(1, 2), nights.transpose(1, 2), config
+    ).transpose(1, 2)
     return torch.cat(
         (
-            far.clamp(-FEATURE_LIMIT, FEATURE_LIMIT),
-            older_far.clamp(-FEATURE_LIMIT, FEATURE_LIMIT),
+            _standardize_statistics(nights, context, config, dtype),
+            _standardize_statistics(nights, context[:, :-RECENT_NIGHTS], config, dtype),
             rank,
         ),
         dim=2,
     )
 
 
-def _compute_repeat_features(history: Tensor, nights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Half-hours that repeat the one before, and zeros; runs of them beside the habit."""
-    repeated = nn.functional.pad(
-        (nights.diff(dim=2).abs() < READING_TOLERANCE_KWH).to(nights.dtype), (1, 0)
+def _standardize_statistics(
+    nights: Tensor, context: Tensor, config: HistoryFeatureConfig, dtype: torch.dtype
+) -> Tensor:
+    """Return statistics `[B, K, S]` as z-scores among those of context nights `[B, *, S]`."""
+    moments = _compute_moments(context.to(dtype), nights.dtype)
+    spread = moments.deviation[:, None] + config.night_spread_floor
+    return ((nights - moments.mean[:, None]) / spread).clamp(-config.limit, config.limit)
+
+
+def _compute_repeats(nights: Tensor, config: HistoryFeatureConfig) -> dict[str, Tensor]:
+    """Return where `[B, K, 48]` readings repeat the half-hour before, and are zero: 1, else 0."""
+    tolerance = config.reading_tolerance_kwh
+    is_repeat = (nights.diff(dim=2).abs() < tolerance).to(nights.dtype)
+    return {
+        "is_repeat": nn.functional.pad(is_repeat, (1, 0)),
+        "is_zero": (nights < tolerance).to(nights.dtype),
+    }
+
+
+_REPEAT_BLOCK: Final = (
+    *(f"most_repeats_in_{length}_half_hours" for length in REPEAT_RUN_HALF_HOURS),
+    "repeat_share",
+    "zero_share",
+    "usual_repeat_share",
+    "usual_zero_share",
+)
+
+
+def _compute_repeat_features(
+    history: Tensor, repeats: dict[str, Tensor], config: HistoryFeatureConfig
+) -> Tensor:
+    """Return repeats and zeros of the nights, and how usual they are, `[B, K, 6]`."""
+    usual = _compute_repeats(history, config)
+    # The first half-hour of a night has none before it, so it does not count for the usual share.
+    usual_shares = torch.stack(
+        (usual["is_repeat"][:, :, 1:].mean(dim=(1, 2)), usual["is_zero"].mean(dim=(1, 2))), dim=1
     )
-    zero = (nights < READING_TOLERANCE_KWH).to(nights.dtype)
-    habit = torch.stack(
-        (
-            (history.diff(dim=2).abs() < READING_TOLERANCE_KWH).to(nights.dtype).mean(dim=(1, 2)),
-            (history < READING_TOLERANCE_KWH).to(nights.dtype).mean(dim=(1, 2)),
-        ),
-        dim=1,
+    is_repeat = repeats["is_repeat"]
+    runs = [
+        nn.functional.avg_pool1d(is_repeat, length, 1, length // 2).amax(dim=2)
+        for length in REPEAT_RUN_HALF_HOURS
+    ]
+    own = torch.stack((*runs, is_repeat.mean(dim=2), repeats["is_zero"].mean(dim=2)), dim=2)
+    return torch.cat((own, usual_shares[:, None].expand(-1, own.shape[1], -1)), dim=2)
+
+
+_ALIGNMENT_BLOCK: Final = (
+    *(
+        f"correlation_shifted_{shift // HOURLY_STEP}_hours"
+        for shift in range(0, HALF_HOURS, HOURLY_STEP)
+    ),
+    "correlation_mirrored_at_1_00",
+    "best_shift_gain",
+)
+
+
+def _compute_alignment(
+    mean_profile: Tensor, log_readings: Tensor, config: HistoryFeatureConfig, dtype: torch.dtype
+) -> Tensor:
+    """Return correlations of nights with the mean profile `[B, 48]`, `[B, K, 26]`.
+
+    With the night moved earlier by each full hour, with the night mirrored in time, and how much
+    the best shift gains over none. All shifts at once by a Fourier transform (circular
+    cross-correlation, or convolution where mirrored).
+    """
+    usual = mean_profile.to(dtype)[:, None]
+    night = log_readings.to(dtype)
+    usual = usual - usual.mean(dim=2, keepdim=True)
+    night = night - night.mean(dim=2, keepdim=True)
+    norms = (night.norm(dim=2) * usual.norm(dim=2) + config.norm_floor)[:, :, None]
+    waves = torch.fft.rfft(night)
+    usual_waves = torch.fft.rfft(usual).conj()
+    shifted = torch.fft.irfft(waves * usual_waves, n=HALF_HOURS) / norms
+    mirrored = torch.fft.irfft(waves.conj() * usual_waves, n=HALF_HOURS) / norms
+    # Place s compares half-hour t with -s - t: place 46 holds 2 - t, a mirror at 01:00. (The night
+    # read backwards, 47 - t, would be place 1; weights were learned with place 46.)
+    at_1_00 = mirrored[:, :, 46:47]
+    best_gain = shifted.amax(dim=2, keepdim=True) - shifted[:, :, :1]
+    return torch.cat((shifted[:, :, ::HOURLY_STEP], at_1_00, best_gain), dim=2)
+
+
+NIGHT_FEATURE_BLOCKS: Final[dict[str, tuple[str, ...]]] = {
+    **{f"neighbors_{view}": _NEIGHBOR_BLOCK for view in PROFILE_VIEWS},
+    "profile": _PROFILE_BLOCK,
+    "repeats": _REPEAT_BLOCK,
+    "alignment": _ALIGNMENT_BLOCK,
+    "observed": ("share",),
+    "exceedances": _EXCEEDANCE_BLOCK,
+}
+"""Names of the night features by block, in the order in which they are concatenated."""
+NIGHT_FEATURES: Final = tuple(
+    chain.from_iterable(
+        (f"{block}.{name}" for name in names) for block, names in NIGHT_FEATURE_BLOCKS.items()
     )
-    runs = [nn.functional.avg_pool1d(repeated, 2 * n + 1, 1, n).amax(dim=2) for n in (3, 6)]
-    own = torch.stack((*runs, repeated.mean(dim=2), zero.mean(dim=2)), dim=2)
-    return repeated, zero, torch.cat((own, habit[:, None].expand(-1, own.shape[1], -1)), dim=2)
-
-
-def _compute_alignment(mean_profile: Tensor, log_readings: Tensor) -> Tensor:
-    """Correlation with the mean day, turned by every hour, and with the mean day backwards."""
-    usual, day = promote_precision(mean_profile)[:, None], promote_precision(log_readings)
-    usual, day = (values - values.mean(dim=2, keepdim=True) for values in (usual, day))
-    size = (day.norm(dim=2) * usual.norm(dim=2) + 0.1)[:, :, None]
-    waves, usual_waves = torch.fft.rfft(day), torch.fft.rfft(usual).conj()
-    turned = torch.fft.irfft(waves * usual_waves, n=HALF_HOURS) / size
-    backwards = torch.fft.irfft(waves.conj() * usual_waves, n=HALF_HOURS) / size
-    gain = turned.amax(dim=2, keepdim=True) - turned[:, :, :1]
-    return torch.cat((turned[:, :, ::2], backwards[:, :, -2:-1], gain), dim=2)
-
-
-def _split_last_dim(values: Tensor, n_parts: int) -> Tensor:
-    """The last dimension in `count` equal parts, `[..., count, width]`."""
-    return values.reshape(*values.shape[:-1], n_parts, -1)
+)
+"""Features of the night, such as `neighbors_sorted.distance_rank_1`."""
