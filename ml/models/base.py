@@ -69,9 +69,6 @@ class TrainingRecipe(BaseModel):
     validation_size: int = Field(1 << 16, ge=1, description="most household-nights validated on")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
-    ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="of the running mean of the weights, if one is kept"
-    )
 
 
 class Network(nn.Module, ABC):
