@@ -83,7 +83,7 @@ def test_every_table_is_read_with_the_present_columns(first_release_home: Path, 
 
 @pytest.mark.parametrize("name", QUERY_NAMES)
 def test_named_query_answers(first_release_home: Path, name: str) -> None:
-    household = {"household": "MAC000001"} if name == "household_history" else {}
+    household = {"household_id": "MAC000001"} if name == "household_history" else {}
     assert queries.run_query(name, household).columns
 
 
@@ -94,9 +94,9 @@ def test_checks_pass_before_and_after_the_next_night(first_release_home: Path) -
 
 
 def test_reason_and_column_are_added_without_rewriting_earlier_nights(
-    first_release_home: Path, monkeypatch: pytest.MonkeyPatch
+    first_release_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_reason_and_column(monkeypatch)
+    add_reason_and_column(tmp_path / "later_sql", monkeypatch)
     earlier = NEXT_NIGHT - timedelta(days=1)
     before = (first_release_home / f"tables/scores/night={earlier}/scores.parquet").read_bytes()
 
@@ -120,8 +120,15 @@ def test_reason_and_column_are_added_without_rewriting_earlier_nights(
     assert by_sql.filter(~is_next)["confidence"].is_null().all()
 
 
-def add_reason_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def add_reason_and_column(sql_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later release: a reason that every flagged night gets, and a column `confidence`."""
+    shutil.copytree(Path(sql.__file__).parent, sql_dir)
+    tables = (sql_dir / "tables.sql").read_text()
+    of_scores = "'expected_kwh': 'FLOAT',\n    'reason': 'VARCHAR',"
+    assert of_scores in tables
+    later_tables = tables.replace(of_scores, of_scores + "\n    'confidence': 'FLOAT',")
+    (sql_dir / "tables.sql").write_text(later_tables)
+    monkeypatch.setattr(queries, "files", lambda _package: sql_dir)
     with_new_reason = f"^({'|'.join((*ANOMALY_REASONS, NEW_REASON))})$"
 
     class LaterScores(Scores):
