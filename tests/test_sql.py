@@ -107,7 +107,7 @@ ANSWERS: dict[str, tuple[dict[str, str], str, list[tuple[Any, ...]]]] = {
         ],
     ),
     "top_anomalies": (
-        {"limit": "1"},
+        {"n": "1"},
         "rank household_id reason start_utc excess_kwh actual_kwh expected_kwh evidence",
         [(1, "C", "spike", datetime(2014, 2, 2, 8), 4.0, 24.0, 20.0, 3.0)],
     ),
@@ -138,7 +138,7 @@ def test_named_query_returns_the_expected_rows(name: str) -> None:
         ("top_anomalies", {"night": "2014-02-01"}, "household_id", ["C"]),
         ("scores_of_night", {"night": "2014-02-01"}, "rank", [1, 2, None, None]),
         ("household_history", {"household_id": "A", "last_night": "2014-02-01"}, "night", [FEB_1]),
-        ("coverage_by_night", {"limit": "1"}, "night", [FEB_2]),
+        ("coverage_by_night", {"n": "1"}, "night", [FEB_2]),
         ("missing_nights", {"household_id": "C"}, "household_id", ["C"]),
         # Without 2 Feb, B's last reading is 23:30 on 30 Jan: nothing is missing before it.
         ("gaps_by_household", {"last_night": "2014-02-01"}, "household_id", ["A"]),

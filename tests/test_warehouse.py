@@ -137,13 +137,13 @@ def test_empty_home_answers_every_query_and_check() -> None:
             r"no query named 'top_anomaly'; there are: alert_load, .*top_anomalies",
         ),
         ("", {}, "no query named ''"),
-        ("top_anomalies", {"nigth": "1"}, "has no parameter 'nigth'; it takes: night, n"),
+        ("top_anomalies", {"nigth": "1"}, "has no parameter 'nigth'; it takes: of_night, n"),
         ("quarantine_by_rule", {"night": "1"}, "has no parameter 'night'; it takes: none"),
-        ("top_anomalies", {"night": "soon"}, "top_anomalies: night is 'soon', expected DATE"),
+        ("top_anomalies", {"night": "soon"}, "top_anomalies: of_night is 'soon', expected DATE"),
         ("top_anomalies", {"n": "x"}, "top_anomalies: n is 'x', expected INTEGER"),
         ("top_anomalies", {"limit": "x"}, "top_anomalies: n is 'x', expected INTEGER"),
         ("top_anomalies", {"n": "-1"}, "cannot be negative"),
-        ("household_history", {}, "household_history needs --param household_id=..."),
+        ("household_history", {}, "household_history needs --param of_household=..."),
         ("SELCT 1", {}, r'Parser Error: syntax error at or near "SELCT"'),
         ("SELECT * FROM nothing", {}, "Table with name nothing does not exist"),
         ("SELECT $a", {}, "a"),
@@ -191,11 +191,73 @@ def test_named_queries_describe_their_parameters() -> None:
     question = queries.list_queries()["top_anomalies"]
     assert question.description.startswith("the most urgent anomalies of a night")
     assert [(p.name, p.sql_type) for p in question.parameters] == [
-        ("night", "DATE"),
+        ("of_night", "DATE"),
         ("n", "INTEGER"),
     ]
     described = [*queries.list_queries().values(), *queries.list_checks().values()]
     assert all(10 < len(each.description) < 100 for each in described)
+
+
+@pytest.mark.usefixtures("small")
+def test_no_macro_parameter_is_named_as_a_column_of_a_view() -> None:
+    columns = {
+        column
+        for view in [*paths.TABLE_GLOBS, "readings", "profiles"]
+        for column in queries.run_query(f"SELECT * FROM {view} LIMIT 0").columns
+    }
+    for named_query in queries.list_queries().values():
+        assert columns.isdisjoint(parameter.name for parameter in named_query.parameters)
+        assert {queries.PARAMETER_ALIASES.get(name, name) for name in columns} >= {
+            parameter.name for parameter in named_query.parameters if parameter.name != "n"
+        }
+
+
+@pytest.mark.usefixtures("small")
+def test_named_query_is_a_table_inside_user_sql() -> None:
+    sql = "SELECT household_id FROM top_anomalies(n := 5) JOIN households USING (household_id)"
+    assert queries.run_query(f"{sql} ORDER BY ALL")["household_id"].to_list() == ["A", "C"]
+    earlier = "SELECT household_id FROM top_anomalies(of_night := DATE '2014-02-01')"
+    assert queries.run_query(earlier)["household_id"].to_list() == ["C"]
+
+
+FORMER_COLUMNS = {
+    ("nights", f"tables/nights/night={FEB_1}/nights.parquet"): {
+        "common_movement": "fleet_shift",
+        "tail_height": "tail_inflation",
+        "tail_height_learnt": "tail_inflation_training",
+    },
+    ("deliveries", "lake/deliveries/first.parquet"): {"rows_set_aside": "rows_quarantined"},
+    ("runs", "runs/r1.parquet"): {"rows_set_aside": "rows_quarantined"},
+}
+
+
+@pytest.mark.parametrize(("table", "file"), FORMER_COLUMNS)
+def test_view_reads_columns_under_their_former_names(small: Path, table: str, file: str) -> None:
+    expected = queries.run_query(f"SELECT * FROM {table}")
+    former_names = {new: old for old, new in FORMER_COLUMNS[table, file].items()}
+    storage.replace_parquet(small / file, pl.read_parquet(small / file).rename(former_names))
+    assert queries.run_query(f"SELECT * FROM {table}").equals(expected)
+
+
+@pytest.mark.parametrize("table", ["scores", "anomalies", "nights", "episodes"])
+def test_column_that_an_older_night_lacks_is_null_in_its_view(small: Path, table: str) -> None:
+    path = small / f"tables/{table}/night={FEB_1}/{table}.parquet"
+    column = pl.read_parquet_schema(path).names()[-1]
+    storage.replace_parquet(path, pl.read_parquet(path).drop(column))
+    first_column = "first_night" if table == "episodes" else "night"
+    found = queries.run_query(f"SELECT {first_column} AS night, {column} AS value FROM {table}")
+    assert found.filter(night=FEB_1)["value"].is_null().all()
+    assert not found.filter(night=FEB_2)["value"].is_null().any()
+
+
+def test_column_and_reason_of_a_newer_release_do_not_break_a_view(small: Path) -> None:
+    path = small / f"tables/scores/night={FEB_2}/scores.parquet"
+    newer = pl.read_parquet(path).with_columns(
+        pl.lit("meter_swap").alias("reason"), novelty=pl.lit(1)
+    )
+    storage.replace_parquet(path, newer)
+    found = queries.run_query("SELECT DISTINCT reason FROM scores WHERE night = '2014-02-02'")
+    assert found["reason"].to_list() == ["meter_swap"]
 
 
 @pytest.mark.usefixtures("small")

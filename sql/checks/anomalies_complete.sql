@@ -1,5 +1,4 @@
 -- an anomaly has its 48 half-hours and begins and ends within its night
--- :since DATE = DATE '0001-01-01'
 SELECT
     night,
     household_id,

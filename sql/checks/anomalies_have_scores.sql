@@ -1,5 +1,4 @@
 -- every anomaly is a flagged row of scores, and every flagged row an anomaly, once
--- :since DATE = DATE '0001-01-01'
 WITH flagged_scores AS (
     SELECT night, household_id, reason, rank, score FROM scores
     WHERE is_anomaly AND night >= $since

@@ -6,13 +6,28 @@ WITH result_files AS (
 ),
 file_rows AS (
     SELECT filename AS file, night
-    FROM read_parquet(getvariable('scores'), hive_partitioning = false, filename = true)
+    FROM read_parquet(
+        getvariable('scores'),
+        schema = getvariable('scores_columns'),
+        hive_partitioning = false,
+        filename = true
+    )
     UNION ALL
     SELECT filename, night
-    FROM read_parquet(getvariable('anomalies'), hive_partitioning = false, filename = true)
+    FROM read_parquet(
+        getvariable('anomalies'),
+        schema = getvariable('anomalies_columns'),
+        hive_partitioning = false,
+        filename = true
+    )
     UNION ALL
     SELECT filename, first_night
-    FROM read_parquet(getvariable('episodes'), hive_partitioning = false, filename = true)
+    FROM read_parquet(
+        getvariable('episodes'),
+        schema = getvariable('episodes_columns'),
+        hive_partitioning = false,
+        filename = true
+    )
 )
 SELECT file, 'foreign file' AS problem
 FROM result_files

@@ -1,5 +1,4 @@
 -- flagged households rank before households that are not flagged
--- :since DATE = DATE '0001-01-01'
 WITH unflagged AS (
     SELECT night, min(rank) AS first_unflagged_rank
     FROM scores

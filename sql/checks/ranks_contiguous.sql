@@ -1,5 +1,4 @@
 -- the scored households of a night are ranked 1 to n
--- :since DATE = DATE '0001-01-01'
 WITH ranked AS (
     SELECT
         night,

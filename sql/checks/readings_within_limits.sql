@@ -1,5 +1,4 @@
 -- readings lie between 0 and what the supply can deliver, and no household-night is without any
--- :since DATE = DATE '0001-01-01'
 SELECT night, household_id, n_readings, list_min(kwh) AS min_kwh, peak_kwh
 FROM profiles
 WHERE night >= $since AND NOT coalesce(

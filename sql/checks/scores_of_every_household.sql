@@ -1,6 +1,5 @@
 -- every registered household has one row in each night scored since it was first known
 -- Who has a row in the night before the first one looked at was known by then.
--- :since DATE = DATE '0001-01-01'
 WITH
 checked_scores AS (
     SELECT household_id, night FROM scores WHERE night >= $since

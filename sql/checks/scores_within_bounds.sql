@@ -1,5 +1,4 @@
 -- scores lie within their bounds and agree with their status
--- :since DATE = DATE '0001-01-01'
 WITH checked_scores AS (
     SELECT *, status IN ('scored', 'cold_start') AS is_scored
     FROM scores

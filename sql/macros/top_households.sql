@@ -1,7 +1,9 @@
 -- households with the most urgent anomalies of a span of nights, by default the last one scored
--- :first_night DATE = (SELECT max(night) FROM scores)
--- :last_night DATE = (SELECT max(night) FROM scores)
--- :limit INTEGER = 20
+CREATE MACRO top_households(
+    from_night DATE := NULL,
+    to_night DATE := NULL,
+    n INTEGER := 20
+) AS TABLE
 SELECT
     household_id,
     h.tariff,
@@ -16,7 +18,11 @@ SELECT
 FROM anomalies AS a
 JOIN scores AS s USING (household_id, night)
 LEFT JOIN households AS h USING (household_id)
-WHERE a.night BETWEEN $first_night AND $last_night AND s.night BETWEEN $first_night AND $last_night
+WHERE
+    a.night >= coalesce(from_night, getvariable('last_scored_night'))
+    AND a.night <= coalesce(to_night, getvariable('last_scored_night'))
+    AND s.night >= coalesce(from_night, getvariable('last_scored_night'))
+    AND s.night <= coalesce(to_night, getvariable('last_scored_night'))
 GROUP BY household_id, h.tariff, h.acorn_group
 ORDER BY p_value, evidence DESC, household_id
-LIMIT $limit
+LIMIT n;

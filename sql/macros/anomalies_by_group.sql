@@ -1,6 +1,5 @@
 -- flagged nights by Acorn group and tariff
--- :first_night DATE = NULL
--- :last_night DATE = NULL
+CREATE MACRO anomalies_by_group(from_night DATE := NULL, to_night DATE := NULL) AS TABLE
 WITH household_counts AS (
     SELECT
         household_id,
@@ -8,8 +7,8 @@ WITH household_counts AS (
         count(*) FILTER (is_anomaly) AS flagged
     FROM scores
     WHERE
-        night >= coalesce($first_night, DATE '-infinity')
-        AND night <= coalesce($last_night, DATE 'infinity')
+        night >= coalesce(from_night, DATE '-infinity')
+        AND night <= coalesce(to_night, DATE 'infinity')
     GROUP BY household_id
 )
 SELECT
@@ -23,4 +22,4 @@ SELECT
 FROM household_counts
 LEFT JOIN households USING (household_id)
 GROUP BY acorn_group, tariff
-ORDER BY flagged_per_1000 DESC NULLS LAST, acorn_group, tariff
+ORDER BY flagged_per_1000 DESC NULLS LAST, acorn_group, tariff;

@@ -1,7 +1,9 @@
 -- households delivered and scored, night by night, the last night first
--- :first_night DATE = NULL
--- :last_night DATE = NULL
--- :limit INTEGER = NULL
+CREATE MACRO coverage_by_night(
+    from_night DATE := NULL,
+    to_night DATE := NULL,
+    n INTEGER := NULL
+) AS TABLE
 WITH
 delivery_counts AS (
     SELECT night, count(*) AS delivered FROM days GROUP BY night
@@ -26,7 +28,7 @@ SELECT
 FROM delivery_counts
 FULL JOIN score_counts USING (night)
 WHERE
-    night >= coalesce($first_night, DATE '-infinity')
-    AND night <= coalesce($last_night, DATE 'infinity')
+    night >= coalesce(from_night, DATE '-infinity')
+    AND night <= coalesce(to_night, DATE 'infinity')
 ORDER BY night DESC
-LIMIT $limit
+LIMIT n;

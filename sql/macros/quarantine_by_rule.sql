@@ -1,4 +1,5 @@
 -- quarantined rows by the rule they broke
+CREATE MACRO quarantine_by_rule() AS TABLE
 SELECT
     rule,
     count(*) AS "rows",
@@ -8,4 +9,4 @@ SELECT
     max(ts_utc) AS last_utc
 FROM quarantine
 GROUP BY rule
-ORDER BY "rows" DESC, rule
+ORDER BY "rows" DESC, rule;

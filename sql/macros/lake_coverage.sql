@@ -1,4 +1,5 @@
 -- households, nights and readings in the lake
+CREATE MACRO lake_coverage() AS TABLE
 WITH coverage AS (
     SELECT
         (SELECT count(*) FROM households) AS registered,
@@ -22,4 +23,4 @@ SELECT
     household_nights,
     coalesce(readings, 0) AS readings,
     round(1 - readings / nullif(48 * household_nights, 0), 5) AS missing_share
-FROM coverage, stored_readings
+FROM coverage, stored_readings;

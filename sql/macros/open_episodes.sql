@@ -1,5 +1,5 @@
 -- anomalies that last: open episodes, the longest first
--- :limit INTEGER = NULL
+CREATE MACRO open_episodes(n INTEGER := NULL) AS TABLE
 SELECT
     household_id,
     h.tariff,
@@ -13,4 +13,4 @@ FROM episodes AS e
 LEFT JOIN households AS h USING (household_id)
 WHERE e.is_open
 ORDER BY e.nights DESC, e.first_night, household_id
-LIMIT $limit
+LIMIT n;

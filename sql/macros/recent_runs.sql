@@ -1,5 +1,5 @@
 -- the most recent runs
--- :limit INTEGER = 20
+CREATE MACRO recent_runs(n INTEGER := 20) AS TABLE
 SELECT
     started_utc,
     verb,
@@ -14,4 +14,4 @@ SELECT
     "message"
 FROM runs
 ORDER BY started_utc DESC, run_id DESC
-LIMIT $limit
+LIMIT n;

@@ -1,6 +1,5 @@
 -- the most urgent anomalies of a night, by default the last one scored
--- :night DATE = (SELECT max(night) FROM scores)
--- :limit INTEGER = 20
+CREATE MACRO top_anomalies(of_night DATE := NULL, n INTEGER := 20) AS TABLE
 SELECT
     a.rank,
     a.household_id,
@@ -21,6 +20,8 @@ JOIN scores AS s USING (household_id, night)
 LEFT JOIN households AS h USING (household_id)
 LEFT JOIN episodes AS e
     ON e.household_id = a.household_id AND a.night BETWEEN e.first_night AND e.last_night
-WHERE a.night = $night AND s.night = $night
+WHERE
+    a.night = coalesce(of_night, getvariable('last_scored_night'))
+    AND s.night = coalesce(of_night, getvariable('last_scored_night'))
 ORDER BY a.rank
-LIMIT $limit
+LIMIT n;
