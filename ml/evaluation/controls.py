@@ -6,9 +6,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.arrays import FloatArray, median_and_mad, rolling_windows
+from ml.arrays import BoolArray, FloatArray, IntArray, median_and_mad, rolling_windows
 from ml.conditions import CONDITIONS
-from ml.evaluation.inject import Bools, Ints
 from ml.evaluation.metrics import METRICS_SCHEMA
 from ml.fleet import LEVEL_NIGHTS, Fleet
 
@@ -28,11 +27,11 @@ class ControlFleet:
     """A fleet in which nothing was planted, and the nights of each control, `[H, D]`."""
 
     fleet: Fleet
-    nights_by_control: dict[str, Bools]
+    nights_by_control: dict[str, BoolArray]
 
 
 def build_control_fleets(
-    fleet: Fleet, household_indices: Ints, test_nights: slice, min_readings: int
+    fleet: Fleet, household_indices: IntArray, test_nights: slice, min_readings: int
 ) -> list[ControlFleet]:
     """Real nights, a cold snap, new meters and missing half-hours, each a fleet of these rows."""
     tested = np.zeros(fleet.kwh[household_indices].shape[:2], dtype=np.bool_)
@@ -61,7 +60,9 @@ def measure_control_alarms(
     return table.with_columns(low=unknown, high=unknown).cast(METRICS_SCHEMA)  # type: ignore[arg-type]
 
 
-def _mark_real_nights(fleet: Fleet, is_tested: Bools, min_readings: int) -> dict[str, Bools]:
+def _mark_real_nights(
+    fleet: Fleet, is_tested: BoolArray, min_readings: int
+) -> dict[str, BoolArray]:
     changes = np.diff(fleet.get_condition("is_summer_time"), axis=1, prepend=np.nan) ** 2 > 0
     weekend = (fleet.get_condition("is_saturday") + fleet.get_condition("is_sunday")) > 0
     return {
@@ -74,7 +75,7 @@ def _mark_real_nights(fleet: Fleet, is_tested: Bools, min_readings: int) -> dict
     }
 
 
-def _find_absences(fleet: Fleet, min_readings: int) -> Bools:
+def _find_absences(fleet: Fleet, min_readings: int) -> BoolArray:
     """Nights within `ABSENT_NIGHTS` or more in a row of little use, `[H, D]`."""
     enough = fleet.n_readings >= min_readings
     daily = np.where(enough, np.nansum(fleet.kwh, axis=2), np.nan)
@@ -87,7 +88,7 @@ def _find_absences(fleet: Fleet, min_readings: int) -> Bools:
     return absent
 
 
-def _simulate_cold_snap(fleet: Fleet, is_tested: Bools, test_nights: slice) -> ControlFleet:
+def _simulate_cold_snap(fleet: Fleet, is_tested: BoolArray, test_nights: slice) -> ControlFleet:
     """Everybody uses more on a few nights in the middle, and the weather says why."""
     middle = (test_nights.start + test_nights.stop) // 2
     span = slice(middle, middle + COLD_SNAP_NIGHTS)
@@ -100,7 +101,7 @@ def _simulate_cold_snap(fleet: Fleet, is_tested: Bools, test_nights: slice) -> C
     )
 
 
-def _simulate_new_meters(fleet: Fleet, is_tested: Bools, test_nights: slice) -> ControlFleet:
+def _simulate_new_meters(fleet: Fleet, is_tested: BoolArray, test_nights: slice) -> ControlFleet:
     """Every other meter begins a week before the test; the nights until it has a whole past."""
     kwh = fleet.kwh.copy()
     begin = max(test_nights.start - NEW_METER_HISTORY_NIGHTS, 0)
@@ -112,7 +113,7 @@ def _simulate_new_meters(fleet: Fleet, is_tested: Bools, test_nights: slice) -> 
     )
 
 
-def _hide_half_hours(fleet: Fleet, is_tested: Bools, min_readings: int) -> ControlFleet:
+def _hide_half_hours(fleet: Fleet, is_tested: BoolArray, min_readings: int) -> ControlFleet:
     """Some half-hours of each night are hidden, on every other night those of one gap."""
     random = np.random.default_rng(0)
     hidden = random.choice(MISSING_HALF_HOURS, size=is_tested.shape)
@@ -126,14 +127,14 @@ def _hide_half_hours(fleet: Fleet, is_tested: Bools, min_readings: int) -> Contr
     return ControlFleet(_copy_fleet(fleet, np.arange(len(kwh)), kwh, fleet.conditions), nights)
 
 
-def _restrict_to_span(is_tested: Bools, span: slice) -> Bools:
+def _restrict_to_span(is_tested: BoolArray, span: slice) -> BoolArray:
     kept = np.zeros_like(is_tested)
     kept[:, span] = is_tested[:, span]
     return kept
 
 
 def _copy_fleet(
-    fleet: Fleet, household_indices: Ints, kwh: FloatArray, conditions: FloatArray
+    fleet: Fleet, household_indices: IntArray, kwh: FloatArray, conditions: FloatArray
 ) -> Fleet:
     ids = [fleet.household_ids[row] for row in household_indices]
     return Fleet(

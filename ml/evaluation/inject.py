@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.arrays import median_and_mad
+from ml.arrays import BoolArray, IntArray, median_and_mad
 from ml.evaluation.injections import (
     EPISODE_NIGHTS,
     GRADUAL_KINDS,
@@ -31,9 +31,6 @@ from ml.fleet import Fleet
 
 INJECTED_SHARE: Final = 0.08
 KIND_NAMES: Final = tuple(INJECTION_KINDS)
-
-Ints = NDArray[np.int_]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -50,29 +47,29 @@ class InjectedEpisode:
 class GroundTruth:
     """What was planted in `R` rows over `D` nights, and which of their nights count."""
 
-    household_index: Ints
+    household_index: IntArray
     """`[R]` place of the row's household in the fleet; copies of a household share it."""
-    is_tested: Bools
+    is_tested: BoolArray
     """`[R, D]` whether the night belongs to the test and has readings enough."""
     kind_code: NDArray[np.int8]
     """`[R, D]` 0 where nothing was planted, otherwise 1 + the kind's place in `NAMES`."""
     episodes: tuple[InjectedEpisode, ...]
 
     @property
-    def is_injected(self) -> Bools:
+    def is_injected(self) -> BoolArray:
         """`[R, D]` the nights that count and on which something was planted."""
         return np.asarray(self.is_tested & (self.kind_code > 0))
 
     @property
-    def is_normal(self) -> Bools:
+    def is_normal(self) -> BoolArray:
         """`[R, D]` the nights that count and on which nothing was planted."""
         return np.asarray(self.is_tested & (self.kind_code == 0))
 
-    def find_nights_of_kind(self, kind: str) -> Bools:
+    def find_nights_of_kind(self, kind: str) -> BoolArray:
         """`[R, D]` the nights that count and on which this kind was planted."""
         return np.asarray(self.is_tested & (self.kind_code == 1 + KIND_NAMES.index(kind)))
 
-    def restrict_to_households(self, household_indices: Ints) -> "GroundTruth":
+    def restrict_to_households(self, household_indices: IntArray) -> "GroundTruth":
         """The same rows, where only those of these households count."""
         kept = np.isin(self.household_index, household_indices)
         lasting = tuple(episode for episode in self.episodes if kept[episode.row])
@@ -80,7 +77,7 @@ class GroundTruth:
             self.household_index, self.is_tested & kept[:, None], self.kind_code, lasting
         )
 
-    def select_rows(self, is_kept: Bools) -> "GroundTruth":
+    def select_rows(self, is_kept: BoolArray) -> "GroundTruth":
         """These rows `[R]` alone."""
         place = np.cumsum(is_kept) - 1
         lasting = tuple(
@@ -93,14 +90,14 @@ class GroundTruth:
         )
 
 
-def repeat_households(household_indices: Ints, n_copies: int) -> Ints:
+def repeat_households(household_indices: IntArray, n_copies: int) -> IntArray:
     """Rows `[copies * H]` that plant each household `copies` times; `len(NAMES)` is every kind."""
     return np.tile(household_indices, n_copies)
 
 
 def inject_anomalies(
     fleet: Fleet,
-    household_indices: Ints,
+    household_indices: IntArray,
     test_nights: slice,
     *,
     seed: int,
@@ -142,7 +139,7 @@ def inject_anomalies(
     return planted, GroundTruth(household_indices, counts, kind, tuple(lasting))
 
 
-def _assign_kinds(household_indices: Ints, random: RandomGenerator) -> list[str]:
+def _assign_kinds(household_indices: IntArray, random: RandomGenerator) -> list[str]:
     """The kind of each row: the copies of a household take consecutive kinds, in a drawn order."""
     order = random.permutation(len(KIND_NAMES))
     _, household, copies = np.unique(household_indices, return_inverse=True, return_counts=True)
@@ -152,7 +149,7 @@ def _assign_kinds(household_indices: Ints, random: RandomGenerator) -> list[str]
 
 
 def _draw_episodes(
-    is_tested: Bools, kind: str, injected_share: float, random: RandomGenerator
+    is_tested: BoolArray, kind: str, injected_share: float, random: RandomGenerator
 ) -> list[tuple[int, int]]:
     """Where to plant in one row: first night and length, nights apart unless they last."""
     places = np.flatnonzero(is_tested)
@@ -168,7 +165,7 @@ def _draw_episodes(
     return found + [(int(place), 1) for place in drawn]
 
 
-def _draw_other_household(household_indices: Ints, row: int, random: RandomGenerator) -> int:
+def _draw_other_household(household_indices: IntArray, row: int, random: RandomGenerator) -> int:
     others = household_indices[household_indices != household_indices[row]]
     return int(random.choice(others)) if len(others) else int(household_indices[row])
 

@@ -1,15 +1,16 @@
-"""The figures of the benchmark, each with a bootstrap interval over households.
+"""Detection metrics, each with a bootstrap interval over households.
 
-    table = figures(score, truth)              # figure, of, value, low, high
-    better(score_a, score_b, truth)            # share of resamples in which a is better
+    table = compute_metrics(score, truth)            # metric, subset, value, low, high
+    table = measure_flags(is_flagged, truth)         # the same, of flags as the product raises them
+    estimate_superiority(score_a, score_b, truth)    # share of resamples in which a is better
 
-A score `[R, D]` is higher where a night is more anomalous; a night that counts and has none ranks
+A score `[R, D]` is higher where a night is more anomalous; a tested night without a score ranks
 last. Thresholds are read off the normal nights: a false alarm is a normal night at or above it.
 Alerts are joined into episodes as everywhere (`ml.episodes`); an episode that a normal night opens
 is a false episode. An injected night is found where its score reaches the threshold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -19,23 +20,38 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
-from ml.arrays import FloatArray
+from ml.arrays import BoolArray, FloatArray, IntArray
 from ml.episodes import find_episode_starts
-from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth, Ints
+from ml.evaluation.inject import KIND_NAMES, GroundTruth
 from ml.evaluation.injections import EPISODE_NIGHTS
 
 ALERT_BUDGETS: Final = (1, 3, 10)
-"""False alert episodes in 1,000 clean household-nights."""
+"""False alert episodes in 1,000 normal household-nights that thresholds are taken at."""
 HEADLINE_BUDGET: Final = 3
+"""The budget of metrics by kind, controls and pictures: about one false episode a household and
+year, the default of METERWATCH_ALERT_BUDGET."""
 DETECTION_DELAY_NIGHTS: Final = (1, 3, 7, 14)
+"""Nights within which an injected episode is to be found."""
+HEADLINE_DELAY_NIGHTS: Final = 7
+"""The delay of the table's main columns: half of an injected episode."""
 PREVALENCES: Final = (0.005, 0.02, 0.08)
+"""Anomalous shares of the nights that average precision is taken at. In service they are rare; 8 %
+is the share that is injected."""
 FALSE_ALARM_RATES: Final = (0.01, 0.001)
+"""Shares of the normal nights that may pass the threshold of a recall."""
 TOP_RANKS: Final = (10, 50)
+"""Highest scores of a night that precision is taken of: what a person can look at."""
 WORST_HOUSEHOLD_SHARE: Final = 0.01
+"""Share of the households whose part of the false alarms is told; few make most of them."""
 N_RESAMPLES: Final = 200
+"""Bootstrap resamples: 5 lie beyond either end of an interval of 95 %. Chosen for the time: most
+of a detector's evaluation goes into them."""
 N_THRESHOLDS: Final = 256
-# The loosest threshold considered lets this share of the clean nights pass.
+"""Thresholds at which false episodes are counted, at even ratios of the normal nights that pass."""
 MAX_FALSE_ALARM_RATE: Final = 0.1
+"""Share of the normal nights that pass the lowest of these thresholds: far above any budget."""
+FLAG_THRESHOLD: Final = 0.5
+"""Threshold that tells a flag, 1, from none, 0."""
 
 METRICS_SCHEMA: Final = {
     "metric": pl.String,
@@ -46,43 +62,50 @@ METRICS_SCHEMA: Final = {
 }
 
 Doubles = NDArray[np.float64]
+MetricValues = dict[tuple[str, str | None], float]
+"""Values by metric and subset; the subset is a kind of injection, or None for all."""
 
 
 @dataclass(frozen=True)
 class RocCurve:
-    """A receiver operating characteristic of weighted nights; thresholds fall."""
+    """A receiver operating characteristic of weighted nights, `[T]` by falling threshold."""
 
     false_alarm_rate: Doubles
     recall: Doubles
     thresholds: Doubles
 
     def average_precision(self, prevalence: float) -> float:
-        """Average precision where this share of the nights is anomalous."""
+        """Return the average precision if this share of the nights were anomalous."""
         hits = prevalence * self.recall[1:]
         alarms = (1 - prevalence) * self.false_alarm_rate[1:]
         return float(np.sum(np.diff(self.recall) * hits / (hits + alarms)))
 
     def find_threshold(self, max_false_alarm_rate: float) -> float:
-        """The lowest threshold at which no more than this share of the clean nights pass."""
+        """Return the lowest threshold that at most this share of the normal nights reaches."""
         place = np.searchsorted(self.false_alarm_rate, max_false_alarm_rate, side="right") - 1
         return float(self.thresholds[place])
 
     def share_normal_above(self, score: Doubles) -> Doubles:
-        """The share of clean nights above each score, half of those that are equal."""
+        """Return the share of normal nights above each score, counting half of equal ones.
+
+        One minus its mean over a kind's nights is the kind's AUC.
+        """
         place = np.searchsorted(-self.thresholds, -score, side="left")
         place = np.minimum(place, len(self.thresholds) - 1)
         return (self.false_alarm_rate[place] + self.false_alarm_rate[np.maximum(place - 1, 0)]) / 2
 
 
 class DetectorScores:
-    """A detector's scores laid beside the truth, ready to be weighed by household.
+    """A detector's scores `[R, D]` beside the truth, ready to be weighted by household.
 
-    Rows of which no night counts are left out.
+    Rows without a tested night are left out. A tested night without a score gets one below all
+    others, so that refusing to score a night never improves a metric.
     """
 
     def __init__(self, score: FloatArray, truth: GroundTruth) -> None:
-        kept = np.asarray(truth.is_tested.any(axis=1))
-        score, truth = score[kept], truth.select_rows(kept)
+        has_tested_night = np.asarray(truth.is_tested.any(axis=1))
+        score = score[has_tested_night]
+        truth = truth.select_rows(has_tested_night)
         lowest = float(np.nanmin(score[truth.is_tested], initial=0.0)) - 1
         self.truth = truth
         self.score: Doubles = np.where(np.isfinite(score), score, lowest).astype(np.float64)
@@ -93,7 +116,7 @@ class DetectorScores:
         self.is_injected = truth.kind_code[truth.is_tested] > 0
 
     def compute_roc_curve(self, household_weights: Doubles) -> RocCurve:
-        """The curve with each household's nights counted `weights` times, `[H]`."""
+        """Return the curve with each household's nights counted `household_weights` `[H]` times."""
         return RocCurve(
             *roc_curve(
                 self.is_injected,
@@ -104,51 +127,56 @@ class DetectorScores:
         )
 
     def sum_per_household(self, values: NDArray[Any]) -> Doubles:
-        """Sum values `[R, ...]` over the rows of each household, `[H, ...]`."""
+        """Return the sums of values `[R, ...]` over the rows of each household, `[H, ...]`."""
         total = np.zeros((self.n_households, *values.shape[1:]))
         np.add.at(total, self.household_index, values)
         return total
 
     @cached_property
     def thresholds(self) -> Doubles:
-        """Thresholds from where no clean night passes to `LOOSEST`, `[T]`, falling."""
-        clean = np.sort(self.tested_scores[~self.is_injected])[::-1]
-        loosest = max(2, int(MAX_FALSE_ALARM_RATE * len(clean)))
-        places = np.unique(np.geomspace(1, loosest, N_THRESHOLDS).round().astype(int)) - 1
-        return np.append(np.nextafter(clean[0], np.inf), clean[np.minimum(places, len(clean) - 1)])
+        """Thresholds `[T]`, falling: at first no normal night passes, at last one in ten."""
+        descending = np.sort(self.tested_scores[~self.is_injected])[::-1]
+        n_passing = max(2, int(MAX_FALSE_ALARM_RATE * len(descending)))
+        places = np.unique(np.geomspace(1, n_passing, N_THRESHOLDS).round().astype(int)) - 1
+        above_all = np.nextafter(descending[0], np.inf)
+        return np.append(above_all, descending[np.minimum(places, len(descending) - 1)])
 
     @cached_property
     def n_normal_nights(self) -> Doubles:
-        """Clean nights of each household, `[H]`."""
+        """Tested normal nights of each household, `[H]`."""
         return self.sum_per_household(self.truth.is_normal.sum(axis=1))
 
     @cached_property
     def n_false_episodes(self) -> Doubles:
-        """Cases that a clean night opened, `[H, T]`."""
+        """False episodes of each household at each of `thresholds`, `[H, T]`."""
         return self.sum_per_household(count_false_episodes(self.score, self.truth, self.thresholds))
 
     def find_budget_threshold(self, budget: float, household_weights: Doubles) -> float:
-        """The lowest threshold up to which false episodes stay within `budget` of 1,000 nights."""
+        """Return the lowest threshold at which false episodes keep to a budget.
+
+        `budget` is false episodes per 1,000 normal household-nights. The first threshold beyond
+        it ends the search: further down, episodes may join and their number fall again.
+        """
         rate = (
             household_weights @ self.n_false_episodes / (household_weights @ self.n_normal_nights)
         )
-        over = rate > budget / 1000
-        place = int(over.argmax()) - 1 if over.any() else len(over) - 1
+        is_over = rate > budget / 1000
+        place = int(is_over.argmax()) - 1 if is_over.any() else len(is_over) - 1
         return float(self.thresholds[max(place, 0)])
 
     def count_false_alarms(self, threshold: float) -> Doubles:
-        """Clean nights of each household at or above a threshold, `[H]`."""
+        """Return the normal nights of each household at or above a threshold, `[H]`."""
         return self.sum_per_household(
             ((self.score >= threshold) & self.truth.is_normal).sum(axis=1)
         )
 
-    def is_found_within(self, threshold: float, n_nights: int) -> Bools:
-        """Whether each lasting anomaly reaches a threshold within its first `nights`."""
+    def is_found_within(self, threshold: float, n_nights: int) -> BoolArray:
+        """Return which injected episodes `[E]` reach a threshold within their first `n_nights`."""
         return np.asarray(self.running_peak_scores[:, n_nights - 1] >= threshold)
 
     @cached_property
     def running_peak_scores(self) -> Doubles:
-        """Highest score of each lasting anomaly up to each of its nights, `[E, 14]`."""
+        """Highest score of each injected episode up to each of its nights, `[E, 14]`."""
         peaks = np.full((len(self.truth.episodes), EPISODE_NIGHTS), -np.inf)
         for place, episode in enumerate(self.truth.episodes):
             span = slice(episode.first_night, episode.first_night + episode.n_nights)
@@ -156,21 +184,25 @@ class DetectorScores:
         return np.maximum.accumulate(peaks, axis=1)
 
     @cached_property
-    def rows_by_score(self) -> Ints:
-        """Rows by falling score of each tested night, `[R, D]`; those that do not count last."""
+    def rows_by_score(self) -> IntArray:
+        """Rows by falling score of each tested night, `[R, D]`; rows not tested then come last."""
         score = np.where(self.truth.is_tested, self.score, -np.inf)[:, self.is_tested_night]
         return np.asarray(np.argsort(-score, axis=0, kind="stable"))
 
     @cached_property
-    def is_tested_night(self) -> Bools:
-        """`[D]` nights of which any row counts."""
+    def is_tested_night(self) -> BoolArray:
+        """`[D]` nights on which any row is tested."""
         return np.asarray(self.truth.is_tested.any(axis=0))
 
     @cached_property
-    def episode_households(self) -> Ints:
-        """The place of each lasting anomaly's household."""
+    def episode_households(self) -> IntArray:
+        """`[E]` place of each injected episode's household in the weights."""
         rows = [episode.row for episode in self.truth.episodes]
         return np.asarray(self.household_index[np.array(rows, dtype=np.int_)])
+
+
+ValueFunction = Callable[[DetectorScores, Doubles], MetricValues]
+"""Computes metrics with each household's nights counted by its weight, `[H]`."""
 
 
 def count_false_episodes(
@@ -198,9 +230,9 @@ def count_false_episodes(
 def compute_metrics(
     score: FloatArray, truth: GroundTruth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> pl.DataFrame:
-    """Every figure of a detector: `figure`, `of` (a kind, or null for all), `value`, `low`, `high`.
+    """Return every metric of a score `[R, D]`, in `METRICS_SCHEMA`.
 
-    Average precision is taken where 0.5, 2 and 8 % of the nights are anomalous.
+    `subset` is a kind of injection, or null for all; `low` and `high` bound 95 % of the resamples.
     """
     return bootstrap_metrics(DetectorScores(score, truth), seed=seed, n_resamples=n_resamples)
 
@@ -208,18 +240,62 @@ def compute_metrics(
 def bootstrap_metrics(
     scored: DetectorScores, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> pl.DataFrame:
-    """As `figures`, of scores that lie beside the truth already."""
-    values = _compute_metric_values(scored, np.ones(scored.n_households))
-    drawn = [
-        _compute_metric_values(scored, weights)
+    """Return what `compute_metrics` returns, of scores that lie beside the truth already."""
+    return _bootstrap(scored, _compute_metric_values, seed, n_resamples)
+
+
+def measure_flags(
+    is_flagged: BoolArray, truth: GroundTruth, *, seed: int = 0, n_resamples: int = N_RESAMPLES
+) -> pl.DataFrame:
+    """Return the metrics of flags `[R, D]` as a product raises them, in `METRICS_SCHEMA`.
+
+    `flagged_false_episodes`: episodes that a normal night opens, per 1,000 normal nights: the
+    alert budget as it came out. `flagged_recall`: share of injected nights that are flagged.
+    `flagged_found_within_7_nights`: share of injected episodes with a flag on their first 7
+    nights. Unlike all other metrics, no threshold is taken from the nights that are measured.
+    """
+    flagged = DetectorScores(is_flagged.astype(np.float64), truth)
+    episodes = count_false_episodes(flagged.score, flagged.truth, np.array([FLAG_THRESHOLD]))
+    n_false_episodes = flagged.sum_per_household(episodes[:, 0])
+    is_found = flagged.is_found_within(FLAG_THRESHOLD, HEADLINE_DELAY_NIGHTS)
+
+    def compute_values(scored: DetectorScores, household_weights: Doubles) -> MetricValues:
+        n_normal_nights = household_weights @ scored.n_normal_nights
+        rate = float("nan")
+        if n_normal_nights:
+            rate = 1000 * float(household_weights @ n_false_episodes / n_normal_nights)
+        episode_weights = household_weights[scored.episode_households]
+        return {
+            ("flagged_false_episodes", None): rate,
+            ("flagged_recall", None): _compute_recall(scored, household_weights, FLAG_THRESHOLD),
+            (f"flagged_found_within_{HEADLINE_DELAY_NIGHTS}_nights", None): _weighted_share(
+                is_found, episode_weights
+            ),
+        }
+
+    return _bootstrap(flagged, compute_values, seed, n_resamples)
+
+
+def _bootstrap(
+    scored: DetectorScores, compute_values: ValueFunction, seed: int, n_resamples: int
+) -> pl.DataFrame:
+    """Return metrics with the middle 95 % of their values over resampled households.
+
+    Not `scipy.stats.bootstrap`: a resample that holds no night of a kind has no recall of it, and
+    scipy's percentiles are then NaN; nor `average_precision_score(sample_weight=...)`, which
+    sorts all nights once a prevalence, where one curve serves three prevalences, AUC and recalls.
+    """
+    values = compute_values(scored, np.ones(scored.n_households))
+    resamples = [
+        compute_values(scored, weights)
         for weights in draw_household_weights(scored.n_households, n_resamples, seed)
     ]
-    spread = np.array([[sample[key] for key in values] for sample in drawn])
-    low, high = _bootstrap_interval(spread, len(values))
-    names, of = zip(*values, strict=True)
+    resampled_values = np.array([[sample[key] for key in values] for sample in resamples])
+    low, high = _bootstrap_interval(resampled_values, len(values))
+    names, subsets = zip(*values, strict=True)
     columns = {
         "metric": names,
-        "subset": of,
+        "subset": subsets,
         "value": list(values.values()),
         "low": low,
         "high": high,
@@ -235,24 +311,25 @@ def estimate_superiority(
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> float:
-    """How sure it is that `score` ranks better than `other`: share of resamples, ties half.
+    """Return the share of resamples in which `score` ranks better than `other_score`, ties half.
 
-    A paired bootstrap over households of the average precision at the natural prevalence.
+    A paired bootstrap over households of the average precision at the share that was injected.
     """
-    one, two = DetectorScores(score, truth), DetectorScores(other_score, truth)
+    one = DetectorScores(score, truth)
+    other = DetectorScores(other_score, truth)
     prevalence = float(one.is_injected.mean())
-    won = [
+    signs = [
         np.sign(
             one.compute_roc_curve(weights).average_precision(prevalence)
-            - two.compute_roc_curve(weights).average_precision(prevalence)
+            - other.compute_roc_curve(weights).average_precision(prevalence)
         )
         for weights in draw_household_weights(one.n_households, n_resamples, seed)
     ]
-    return float(np.mean(won) / 2 + 0.5)
+    return float(np.mean(signs) / 2 + 0.5)
 
 
 def draw_household_weights(n_households: int, n_resamples: int, seed: int) -> Iterator[Doubles]:
-    """Weights `[H]` of households drawn with replacement."""
+    """Yield weights `[H]`: how often each household was drawn, with replacement."""
     random = np.random.default_rng(seed)
     for _ in range(n_resamples):
         yield random.multinomial(n_households, np.full(n_households, 1 / n_households)).astype(
@@ -260,57 +337,60 @@ def draw_household_weights(n_households: int, n_resamples: int, seed: int) -> It
         )
 
 
-def _compute_metric_values(
-    scored: DetectorScores, household_weights: Doubles
-) -> dict[tuple[str, str | None], float]:
+def _compute_metric_values(scored: DetectorScores, household_weights: Doubles) -> MetricValues:
     curve = scored.compute_roc_curve(household_weights)
-    limits = {
+    thresholds = {
         budget: scored.find_budget_threshold(budget, household_weights) for budget in ALERT_BUDGETS
     }
-    found: dict[tuple[str, str | None], float] = {
-        (f"average_precision_{100 * p:g}pct", None): curve.average_precision(p) for p in PREVALENCES
+    values: MetricValues = {
+        (f"average_precision_{100 * share:g}pct", None): curve.average_precision(share)
+        for share in PREVALENCES
     }
-    found[("auc", None)] = float(auc(curve.false_alarm_rate, curve.recall))
+    values[("auc", None)] = float(auc(curve.false_alarm_rate, curve.recall))
     for rate in FALSE_ALARM_RATES:
-        found[(f"recall_{100 * rate:g}pct", None)] = _compute_recall(
+        values[(f"recall_{100 * rate:g}pct", None)] = _compute_recall(
             scored, household_weights, curve.find_threshold(rate)
         )
-    for budget, limit in limits.items():
-        found[(f"recall_{budget}_episodes", None)] = _compute_recall(
-            scored, household_weights, limit
+    episode_weights = household_weights[scored.episode_households]
+    for budget, threshold in thresholds.items():
+        values[(f"recall_{budget}_episodes", None)] = _compute_recall(
+            scored, household_weights, threshold
         )
-        for nights in DETECTION_DELAY_NIGHTS:
-            early = scored.is_found_within(limit, nights)
-            share = _weighted_share(early, household_weights[scored.episode_households])
-            found[(f"found_within_{nights}_nights_{budget}_episodes", None)] = share
-    for top in TOP_RANKS:
-        found[(f"precision_top_{top}", None)] = _compute_precision_at_top(
-            scored, household_weights, top
+        for n_nights in DETECTION_DELAY_NIGHTS:
+            is_found = scored.is_found_within(threshold, n_nights)
+            metric = f"found_within_{n_nights}_nights_{budget}_episodes"
+            values[(metric, None)] = _weighted_share(is_found, episode_weights)
+    for n_top in TOP_RANKS:
+        values[(f"precision_top_{n_top}", None)] = _compute_precision_at_top(
+            scored, household_weights, n_top
         )
-    found[("worst_households_share", None)] = _compute_worst_household_share(
-        scored, household_weights, limits[HEADLINE_BUDGET]
+    headline_threshold = thresholds[HEADLINE_BUDGET]
+    values[("worst_households_share", None)] = _compute_worst_household_share(
+        scored, household_weights, headline_threshold
     )
-    return found | _compute_kind_metrics(scored, household_weights, curve, limits[HEADLINE_BUDGET])
+    return values | _compute_kind_metrics(scored, household_weights, curve, headline_threshold)
 
 
 def _compute_kind_metrics(
     scored: DetectorScores, household_weights: Doubles, curve: RocCurve, threshold: float
-) -> dict[tuple[str, str | None], float]:
-    found: dict[tuple[str, str | None], float] = {}
-    place = scored.truth.kind_code[scored.truth.is_tested][scored.is_injected] - 1
+) -> MetricValues:
+    """Return AUC and recalls of each kind's nights against all normal nights."""
+    values: MetricValues = {}
+    kind_index = scored.truth.kind_code[scored.truth.is_tested][scored.is_injected] - 1
     score = scored.tested_scores[scored.is_injected]
     weight = household_weights[scored.household_index[scored.tested_rows[scored.is_injected]]]
-    measured: dict[str, NDArray[Any]] = {
+    values_by_metric: dict[str, NDArray[Any]] = {
         "auc": 1 - curve.share_normal_above(score),
         "recall_1pct": score >= curve.find_threshold(0.01),
         f"recall_{HEADLINE_BUDGET}_episodes": score >= threshold,
     }
-    total = np.bincount(place, weight, minlength=len(KIND_NAMES))
-    for figure, values in measured.items():
-        sums = np.bincount(place, weight * values, minlength=len(KIND_NAMES))
+    total = np.bincount(kind_index, weight, minlength=len(KIND_NAMES))
+    for metric, of_nights in values_by_metric.items():
+        sums = np.bincount(kind_index, weight * of_nights, minlength=len(KIND_NAMES))
         means = np.divide(sums, total, out=np.full(len(KIND_NAMES), np.nan), where=total > 0)
-        found |= {(figure, kind): float(mean) for kind, mean in zip(KIND_NAMES, means, strict=True)}
-    return found
+        for kind, mean in zip(KIND_NAMES, means, strict=True):
+            values[(metric, kind)] = float(mean)
+    return values
 
 
 def _compute_recall(scored: DetectorScores, household_weights: Doubles, threshold: float) -> float:
@@ -321,19 +401,19 @@ def _compute_recall(scored: DetectorScores, household_weights: Doubles, threshol
 def _compute_precision_at_top(
     scored: DetectorScores, household_weights: Doubles, n_top: int
 ) -> float:
-    """Share of planted nights among the `top` highest scores of each night."""
-    first = scored.rows_by_score[:n_top]
-    counts = np.take_along_axis(scored.truth.is_tested[:, scored.is_tested_night], first, axis=0)
-    kind = np.take_along_axis(scored.truth.kind_code[:, scored.is_tested_night], first, axis=0)
-    return _weighted_share(
-        kind > 0, np.where(counts, household_weights[scored.household_index[first]], 0.0)
-    )
+    """Return the share of injected nights among the `n_top` highest scores of each night."""
+    rows = scored.rows_by_score[:n_top]
+    nights = scored.is_tested_night
+    is_tested = np.take_along_axis(scored.truth.is_tested[:, nights], rows, axis=0)
+    kind_code = np.take_along_axis(scored.truth.kind_code[:, nights], rows, axis=0)
+    weight = np.where(is_tested, household_weights[scored.household_index[rows]], 0.0)
+    return _weighted_share(kind_code > 0, weight)
 
 
 def _compute_worst_household_share(
     scored: DetectorScores, household_weights: Doubles, threshold: float
 ) -> float:
-    """Share of the false alarms that the worst hundredth of the households, or one, raises."""
+    """Return the part of the false alarms that the worst 1 % of the households, or one, raise."""
     alarms = np.repeat(scored.count_false_alarms(threshold), household_weights.astype(int))
     ordered = np.sort(alarms)[::-1]
     total = ordered.sum()
@@ -341,16 +421,16 @@ def _compute_worst_household_share(
     return float(worst / total) if total else float("nan")
 
 
-def _weighted_share(is_counted: Bools, weight: Doubles) -> float:
+def _weighted_share(is_counted: BoolArray, weight: Doubles) -> float:
     total = weight.sum()
     return float((is_counted * weight).sum() / total) if total else float("nan")
 
 
 def _bootstrap_interval(resampled_values: Doubles, n_metrics: int) -> tuple[Doubles, Doubles]:
-    """The middle 95 % of resampled figures `[B, F]`; NaN where there are none."""
+    """Return the ends of the middle 95 % of resampled metrics `[B, M]`; NaN where all are NaN."""
     if not len(resampled_values):
         return np.full(n_metrics, np.nan), np.full(n_metrics, np.nan)
-    known = np.isfinite(resampled_values).any(axis=0)
+    has_value = np.isfinite(resampled_values).any(axis=0)
     ends = np.full((2, n_metrics), np.nan)
-    ends[:, known] = np.nanquantile(resampled_values[:, known], (0.025, 0.975), axis=0)
+    ends[:, has_value] = np.nanquantile(resampled_values[:, has_value], (0.025, 0.975), axis=0)
     return ends[0], ends[1]

@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ml.arrays import FloatArray
-from ml.evaluation.inject import KIND_NAMES, Bools, GroundTruth
+from ml.arrays import BoolArray, FloatArray
+from ml.evaluation.inject import KIND_NAMES, GroundTruth
 from ml.explain.reasons import classify_reasons, select_context_nights
 from ml.fleet import Fleet
 from ml.schemas import ANOMALY_REASONS
@@ -35,7 +35,7 @@ CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def count_reasons_by_kind(
-    is_found: Bools, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: FloatArray
+    is_found: BoolArray, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: FloatArray
 ) -> pl.DataFrame:
     """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
 
