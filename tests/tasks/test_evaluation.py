@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 
 from flows.cli import main
-from ml.errors import UserError
-from tasks import evaluation, paths, registry
-from tasks.evaluation import EvaluateParameters, resolve_detectors, run_benchmark
+from ml.evaluation import benchmark as benchmark_module
+from ml.evaluation.benchmark import resolve_detectors
+from ml.evaluation.report import FLAG_COLUMNS
+from tasks import paths, registry
+from tasks.evaluation import EvaluateParameters, run_benchmark
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
 
@@ -22,7 +24,9 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
     home = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
-        environment.setattr(evaluation, "TARGET_ROWS", 40)
+        # So few calibration nights can only tell thresholds of a high budget.
+        environment.setenv("METERWATCH_ALERT_BUDGET", "100")
+        environment.setattr(benchmark_module, "TARGET_ROWS", 40)
         copy_mlflow_database(empty_store)
         write_lake(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
         names = ("rules", "conditional_autoencoder")
@@ -46,12 +50,29 @@ def test_every_detector_has_all_metrics_for_training_and_held_out_households(
     names |= {f"conditional_autoencoder {kind}" for kind in ("evidence", "one-sided")}
     assert set(table["detector"]) == names
     keys = ("households", "metric", "subset")
-    (per_detector,) = set(table.group_by("detector").len()["len"])
+    of_flags = pl.col("metric").is_in(FLAG_COLUMNS)
+    (per_detector,) = set(table.filter(~of_flags).group_by("detector").len()["len"])
     assert table.select("detector", *keys).is_unique().all()
-    assert per_detector == table.select(keys).n_unique()
+    assert per_detector == table.filter(~of_flags).select(keys).n_unique()
     assert set(table["households"]) == {"held_out", "training"}
     bounded = table.filter(pl.col("low").is_finite() & pl.col("value").is_finite())
     assert bounded.select((pl.col("low") <= pl.col("high")).all()).item()
+
+
+def test_only_the_calibrated_detector_has_metrics_of_flags(directory: Path) -> None:
+    table = pl.read_parquet(directory / "figures.parquet")
+    of_flags = table.filter(pl.col("metric").is_in(FLAG_COLUMNS))
+    assert set(of_flags["detector"]) == {"conditional_autoencoder"}
+    assert set(of_flags.select("households", "metric").rows()) == {
+        (households, metric) for households in ("held_out", "training") for metric in FLAG_COLUMNS
+    }
+    assert of_flags["value"].is_finite().all()
+    row = next(
+        line
+        for line in (directory / "table.md").read_text().splitlines()
+        if line.startswith("| fusion |")
+    )
+    assert row.startswith("| fusion |  |  |  | 0.")  # no calibration, nothing to show
 
 
 def test_fusion_finds_stuck_readings_in_simulated_noise(directory: Path) -> None:
@@ -96,18 +117,6 @@ def test_each_detector_is_a_child_run_of_the_benchmark(directory: Path) -> None:
     assert below["fusion"].data.metrics["held_out/auc"] == value
     kept = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
     assert {"table.md", "figures.parquet", "recall_per_kind.png"} <= kept
-
-
-def test_detector_names_and_groups_resolve_in_fixed_order() -> None:
-    assert resolve_detectors(["pca", "daily_kwh", "rules"]) == [
-        *resolve_detectors(["rules"]),
-        "pca",
-    ]
-    assert set(resolve_detectors([])) == {
-        name for names in evaluation.DETECTOR_GROUPS.values() for name in names
-    }
-    with pytest.raises(UserError, match="no detector 'oracle'; there are rules, baselines"):
-        resolve_detectors(["oracle"])
 
 
 @pytest.mark.usefixtures("home")
