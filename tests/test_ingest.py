@@ -12,6 +12,7 @@ from ml.ingest.timestamps import parse_timestamps
 from ml.schemas import QUARANTINE_RULES
 from tasks import paths, queries, storage
 from tasks.ingest.delivered_files import DeliveredTable, estimate_row_count, list_tables
+from tasks.ingest.progress import ingest_progress
 from tasks.ingest.staging import group_tables, stage_tables
 from tests.deliveries import (
     KAGGLE_HEADER,
@@ -362,15 +363,16 @@ def test_lake_does_not_depend_on_file_split_row_order_or_container(
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_estimated_row_count_is_close_to_rows_read(home: Path, tmp_path: Path, name: str) -> None:
     source = write_csv(tmp_path / name, build_rows({slot: slot % 9 / 10 for slot in range(20_000)}))
-    (table,), heard = list_tables(source, name), list[int]()
-    with storage.hold_write_lock():
+    (table,) = list_tables(source, name)
+    with storage.hold_write_lock(), ingest_progress.show() as bars:
+        ingest_progress.expect("rows read", estimate_row_count(table))
         (group,) = group_tables([table])
-        (staged,) = stage_tables(group, heard.append)
-    assert sum(heard) == staged.rows_in == 20_000
+        (staged,) = stage_tables(group)
+        assert bars.tasks[0].completed == staged.rows_in == 20_000
     assert estimate_row_count(table) == pytest.approx(20_000, rel=0.02)
 
 
 def test_estimated_row_count_of_an_unreadable_file_is_zero(tmp_path: Path) -> None:
     whole = write_csv(tmp_path / "a.csv.gz", build_rows({0: 0.1, 1: 0.2})).read_bytes()
     (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
-    assert estimate_row_count(DeliveredTable(tmp_path / "b.csv.gz", "b.csv.gz")) == 0
+    assert estimate_row_count(DeliveredTable(tmp_path / "b.csv.gz", "b.csv.gz", "gzip")) == 0

@@ -23,8 +23,8 @@ import os, signal, sys
 from pathlib import Path
 from tasks import storage
 from tasks.ingest.discovery import discover_tables
-from tasks.ingest.staging import group_tables, merge_months, plan_months, stage_tables
-from tasks.commit_ingest import commit_ingest
+from tasks.ingest.staging import group_tables, merge_month, plan_months, stage_tables
+from tasks.ingest.commit import commit_ingest
 
 source, fatal = sys.argv[1], int(sys.argv[2])
 rename, renames = Path.replace, 0
@@ -37,12 +37,11 @@ def counted(path, target):
     return rename(path, target)
 
 Path.replace = counted
-heard = []
 print("ready", flush=True)
-with lake.hold_write_lock():
+with storage.hold_write_lock():
     found = discover_tables([source], {})
-    staged = [each for group in group_tables(found.reading_tables) for each in stage_tables(group, heard.append)]
-    commit_ingest(found, staged, merge_months(plan_months(staged), heard.append))
+    staged = [each for group in group_tables(found.reading_tables) for each in stage_tables(group)]
+    commit_ingest(found, staged, merge_month.map(plan_months(staged)))
 print(renames, flush=True)
 """
 

@@ -1,6 +1,7 @@
-"""The end of an ingest: quarantine, ledger, register and references, then all of it published."""
+"""Commit an ingest: prepare quarantine, ledger and reference tables, then publish all at once."""
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -9,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from ml.errors import UserError
-from ml.ingest.conflicts import LAKE_RANK, LOSING_READINGS_SCHEMA
+from ml.ingest.conflicts import LAKE_RANK
 from ml.ingest.formats import TableKind, recognise_format
 from ml.ingest.reference_tables import (
     KEY_COLUMNS,
@@ -24,6 +25,7 @@ from tasks.ingest.discovery import DiscoveredTables
 from tasks.ingest.staging import (
     MergedMonth,
     StagedTable,
+    load_losing_readings,
     load_staged,
     make_thread_pool,
     staged_table_dir,
@@ -39,54 +41,65 @@ SPANS_SCHEMA: Final = pl.Schema(
 
 
 class IngestReceipt(BaseModel):
-    """What a call delivered and what became of it: `rows_in` is `rows_kept` + `rows_set_aside`."""
+    """What a call delivered and what became of it: `rows_in = rows_kept + rows_quarantined`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: tuple[str, ...] = ()
+    """Tables taken in, by the name that they have in every report."""
     rows_in: int = 0
     rows_kept: int = 0
     rows_quarantined: int = 0
     quarantined_by_rule: dict[str, int] = {}
+    """Rows by rule, the most frequent first."""
     n_earlier_superseded: int = 0
+    """Readings of earlier calls that this call's replaced; they are none of `rows_in`."""
     n_households: int = 0
     first_night: date | None = None
     last_night: date | None = None
     n_missing_half_hours: int = 0
+    """Half-hours between a household's first and last one of this call that the lake lacks."""
     changed_months: tuple[str, ...] = ()
+    """As `YYYY-MM`, ascending."""
     changed_references: tuple[str, ...] = ()
     already_ingested: tuple[str, ...] = ()
     ignored_files: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """What happened, for a terminal."""
+        """Return what happened, for a terminal; failures are told by the error."""
         rules = ", ".join(f"{rows:,} {rule}" for rule, rows in self.quarantined_by_rule.items())
-        said = [
+        lines = [
             f"{_format_count(len(self.files), 'file')}: {self.rows_in:,} rows delivered, "
             f"{self.rows_kept:,} kept, {self.rows_quarantined:,} quarantined"
             + (f" ({rules})" if rules else "")
         ]
         if self.n_earlier_superseded:
-            said.append(f"{_format_count(self.n_earlier_superseded, 'earlier reading')} superseded")
+            count = _format_count(self.n_earlier_superseded, "earlier reading")
+            lines.append(f"{count} superseded")
         if self.n_households:
-            said.append(
-                f"{_format_count(self.n_households, 'household')}, {self.first_night} to {self.last_night}, "
-                f"{_format_count(self.n_missing_half_hours, 'half-hour')} missing between their readings"
+            missing = _format_count(self.n_missing_half_hours, "half-hour")
+            lines.append(
+                f"{_format_count(self.n_households, 'household')}, "
+                f"{self.first_night} to {self.last_night}, "
+                f"{missing} missing between their readings"
             )
         if self.changed_months:
-            span = f"{self.changed_months[0]} to {self.changed_months[-1]}"
-            said.append(f"{_format_count(len(self.changed_months), 'month')} written ({span})")
+            months = _format_count(len(self.changed_months), "month")
+            lines.append(
+                f"{months} written ({self.changed_months[0]} to {self.changed_months[-1]})"
+            )
         if self.changed_references:
-            said.append(f"reference tables written: {', '.join(self.changed_references)}")
-        said += [f"already ingested: {file}" for file in self.already_ingested]
-        return said + [f"ignored: {line}" for line in self.ignored_files]
+            lines.append(f"reference tables written: {', '.join(self.changed_references)}")
+        lines += [f"already ingested: {file}" for file in self.already_ingested]
+        lines += [f"ignored: {line}" for line in self.ignored_files]
+        return lines
 
     def markdown(self) -> str:
-        """What happened, for the run's page."""
+        """Return what happened, failures too, for the run's page."""
         rows = reports.render_row_counts(self.rows_in, self.rows_kept, self.quarantined_by_rule)
-        said = self.lines() + [f"failed: {line}" for line in self.failures]
-        return rows + "\n".join(f"- {line}" for line in said) + "\n"
+        lines = self.lines() + [f"failed: {line}" for line in self.failures]
+        return rows + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
 class IngestError(UserError):
@@ -101,37 +114,48 @@ def _format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+@dataclass(frozen=True)
+class _Losses:
+    """The readings of this call that lost a conflict, and those of earlier calls that it beat."""
+
+    losing_readings: pl.DataFrame
+    superseded_earlier: pl.DataFrame
+    """With the `file` that each came with."""
+
+
 @task(name="commit-ingest", task_run_name="commit ingest")
 def commit_ingest(
     discovered: DiscoveredTables, staged: list[StagedTable], merged_months: list[MergedMonth]
 ) -> IngestReceipt:
-    """Prepare quarantine, ledger and references, publish them with the lake, and give a receipt."""
-    new = [each for each in staged if each.is_new]
-    aside = _load_losing_readings()
-    superseded = _name_superseded_files(aside.filter(pl.col("delivery_rank") == LAKE_RANK))
-    now = datetime.now(UTC).replace(tzinfo=None)
-    repeated = sum((Counter(month.n_repeated_by_rank) for month in merged_months), Counter[int]())
-    entered = make_thread_pool()(
+    """Prepare quarantine, ledger and reference tables, and publish them with the merged months."""
+    new_tables = [each for each in staged if each.is_new]
+    losing_readings = load_losing_readings()
+    of_lake = losing_readings.filter(pl.col("delivery_rank") == LAKE_RANK)
+    losses = _Losses(losing_readings, _name_superseded_files(of_lake))
+    n_repeated = sum((Counter(each.n_repeated_by_rank) for each in merged_months), Counter[int]())
+    now_utc = datetime.now(UTC).replace(tzinfo=None)
+    quarantined = make_thread_pool()(
         joblib.delayed(_prepare_delivery)(
-            each,
-            aside,
-            superseded,
-            repeated[each.delivery_rank],
-            now + timedelta(microseconds=each.delivery_rank),
+            table,
+            losses,
+            n_repeated[table.delivery_rank],
+            # A microsecond apart, so that the ledger keeps the order of a call's deliveries.
+            now_utc + timedelta(microseconds=table.delivery_rank),
         )
-        for each in new
+        for table in new_tables
     )
-    counts = sum(entered, Counter[str]())
+    quarantined_by_rule = sum(quarantined, Counter[str]())
     failures = [*discovered.failures, *(each.failure for each in staged if each.failure)]
-    references = _prepare_references(discovered.reference_tables, new, failures)
+    references = _prepare_references(discovered.reference_tables, new_tables, failures)
+    rows_in = sum(each.rows_in for each in new_tables)
     receipt = IngestReceipt(
         **_summarize_coverage(merged_months),
-        files=tuple(each.file for each in new),
-        rows_in=(rows_in := sum(each.rows_in for each in new)),
-        rows_kept=rows_in - counts.total(),
-        rows_quarantined=counts.total(),
-        quarantined_by_rule=dict(counts.most_common()),
-        n_earlier_superseded=superseded.height,
+        files=tuple(each.file for each in new_tables),
+        rows_in=rows_in,
+        rows_kept=rows_in - quarantined_by_rule.total(),
+        rows_quarantined=quarantined_by_rule.total(),
+        quarantined_by_rule=dict(quarantined_by_rule.most_common()),
+        n_earlier_superseded=losses.superseded_earlier.height,
         changed_months=tuple(f"{each.month:%Y-%m}" for each in merged_months if each.is_changed),
         changed_references=tuple(references),
         already_ingested=tuple(each.file for each in staged if each.is_already_ingested),
@@ -142,71 +166,55 @@ def commit_ingest(
     return receipt
 
 
-def _load_losing_readings() -> pl.DataFrame:
-    """Every reading that gave way to another, of all months."""
-    found = sorted(paths.staging_dir().glob("losing_readings/*.arrow"))
-    return pl.concat(
-        [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in found)]
-    )
-
-
 def _prepare_delivery(
-    staged: StagedTable,
-    losing_readings: pl.DataFrame,
-    superseded: pl.DataFrame,
-    n_repeated: int,
-    ingested_at_utc: datetime,
+    table: StagedTable, losses: _Losses, n_repeated: int, ingested_at_utc: datetime
 ) -> Counter[str]:
-    """Prepare one delivery's quarantine, spans and ledger entry; its set-aside rows by rule."""
-    bad = [
-        load_staged(path)
-        for path in sorted(staged_table_dir(staged.delivery_rank).glob("quarantined/*.arrow"))
-    ]
+    """Prepare one delivery's quarantine, spans and ledger entry; count its quarantine by rule.
+
+    The quarantine of a delivery also holds what it superseded of earlier calls, which keeps the
+    name of its own file and is not counted.
+    """
+    rank = table.delivery_rank
+    batches = sorted(staged_table_dir(rank).glob("quarantined/*.arrow"))
+    lost = losses.losing_readings.filter(pl.col("delivery_rank") == rank)
     own = pl.concat(
-        [
-            *bad,
-            losing_readings.filter(pl.col("delivery_rank") == staged.delivery_rank).drop(
-                "delivery_rank", "winning_rank"
-            ),
-        ]
-    )
-    own = own.with_columns(file=pl.lit(staged.file))
-    earlier = superseded.filter(pl.col("winning_rank") == staged.delivery_rank).select(own.columns)
-    rows = pl.concat([own, earlier])
+        [*(load_staged(path) for path in batches), lost.drop("delivery_rank", "winning_rank")]
+    ).with_columns(file=pl.lit(table.file))
+    earlier = losses.superseded_earlier.filter(pl.col("winning_rank") == rank)
+    rows = pl.concat([own, earlier.select(own.columns)])
+    root = paths.prepared_dir()
     if rows.height:
+        # Sorted by all columns: the file must not depend on how rows fell into batches.
         names = Quarantine.column_names()
-        storage.replace_ledger_entry(
-            "quarantine",
-            staged.delivery,
-            rows.select(names).sort(names),
-            root=paths.prepared_dir(),
-        )
-    spans = _load_spans(staged)
-    storage.replace_ledger_entry("spans", staged.delivery, spans, root=paths.prepared_dir())
-    entry = _build_ledger_entry(staged, own.height, n_repeated, spans, ingested_at_utc)
-    storage.replace_ledger_entry("deliveries", staged.delivery, entry, root=paths.prepared_dir())
+        rows = rows.select(names).sort(names)
+        storage.replace_ledger_entry("quarantine", table.delivery, rows, root=root)
+    spans = _load_spans(table)
+    storage.replace_ledger_entry("spans", table.delivery, spans, root=root)
+    entry = _build_ledger_entry(table, own.height, n_repeated, spans, ingested_at_utc)
+    storage.replace_ledger_entry("deliveries", table.delivery, entry, root=root)
     return Counter(dict(own.get_column("rule").cast(pl.String).value_counts().iter_rows()))
 
 
-def _load_spans(staged: StagedTable) -> pl.DataFrame:
-    path = staged_table_dir(staged.delivery_rank) / "spans.arrow"
+def _load_spans(table: StagedTable) -> pl.DataFrame:
+    """Load a table's spans as rows of the ledger; none where it has no valid reading."""
+    path = staged_table_dir(table.delivery_rank) / "spans.arrow"
     spans = load_staged(path) if path.exists() else pl.DataFrame(schema=SPANS_SCHEMA)
-    return spans.select(pl.lit(staged.delivery).alias("delivery"), *SPANS_SCHEMA)
+    return spans.select(pl.lit(table.delivery).alias("delivery"), *SPANS_SCHEMA)
 
 
 def _build_ledger_entry(
-    staged: StagedTable,
+    table: StagedTable,
     n_quarantined: int,
     n_repeated: int,
     spans: pl.DataFrame,
     ingested_at_utc: datetime,
 ) -> pl.DataFrame:
     row = {
-        "delivery": staged.delivery,
-        "file": staged.file,
+        "delivery": table.delivery,
+        "file": table.file,
         "ingested_at_utc": ingested_at_utc,
-        "rows_in": staged.rows_in,
-        "rows_kept": staged.rows_in - n_quarantined,
+        "rows_in": table.rows_in,
+        "rows_kept": table.rows_in - n_quarantined,
         "rows_quarantined": n_quarantined,
         "rows_repeated": n_repeated,
         "households": spans.height,
@@ -218,7 +226,11 @@ def _build_ledger_entry(
 
 
 def _name_superseded_files(superseded: pl.DataFrame) -> pl.DataFrame:
-    """Name for readings of earlier calls the latest earlier delivery that covers their stamp."""
+    """Add to readings of earlier calls the `file` that they came with.
+
+    The lake does not store where a reading came from: it is that of the latest earlier delivery
+    whose span of the household covers the stamp.
+    """
     if superseded.is_empty():
         return superseded.with_columns(file=pl.lit(""))
     deliveries = storage.read_table("deliveries").select("delivery", "file", "ingested_at_utc")
@@ -235,14 +247,15 @@ def _name_superseded_files(superseded: pl.DataFrame) -> pl.DataFrame:
 
 
 def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
-    """Households and nights of this call, and the half-hours that the lake misses between."""
+    """Return the receipt's figures of households, nights and missing half-hours; none for none."""
     if not merged_months:
         return {}
-    call = load_staged(paths.staging_dir() / "spans.arrow")
-    first, last = call.get_column("first_ts_utc"), call.get_column("last_ts_utc")
+    call_spans = load_staged(paths.staging_dir() / "spans.arrow")
+    first = call_spans.get_column("first_ts_utc")
+    last = call_spans.get_column("last_ts_utc")
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
-        "n_households": call.height,
+        "n_households": call_spans.height,
         "first_night": first.dt.date().min(),
         "last_night": last.dt.date().max(),
         "n_missing_half_hours": expected
@@ -255,24 +268,28 @@ def _prepare_references(
     new_tables: list[StagedTable],
     failures: list[str],
 ) -> list[str]:
-    """Prepare the references that this call changes; their names."""
-    given = defaultdict[storage.ReferenceTableName, list[pl.DataFrame]](list)
-    for each in new_tables:
-        of_file = staged_table_dir(each.delivery_rank)
-        paths = [of_file / "spans.arrow", of_file / "household_attributes.arrow"]
-        told = [
-            load_staged(path).drop("first_ts_utc", "last_ts_utc", strict=False)
-            for path in paths
-            if path.exists()
-        ]
-        given["households"] += told
+    """Prepare the reference tables that this call changes; return their names.
+
+    Readings name households too, and may carry their attributes. They come first, so that the
+    register has the last word. A table that cannot be read is added to `failures`.
+    """
+    delivered = defaultdict[storage.ReferenceTableName, list[pl.DataFrame]](list)
+    for new_table in new_tables:
+        directory = staged_table_dir(new_table.delivery_rank)
+        for path in (directory / "spans.arrow", directory / "household_attributes.arrow"):
+            if path.exists():
+                households = load_staged(path).drop("first_ts_utc", "last_ts_utc", strict=False)
+                delivered["households"].append(households)
     for kind, table in reference_tables:
+        name = cast(storage.ReferenceTableName, kind)
         try:
-            given[cast(storage.ReferenceTableName, kind)].append(_read_reference_table(table))
+            delivered[name].append(_read_reference_table(table))
         except UserError as error:
             failures.append(str(error))
     return [
-        name for name, tables in given.items() if tables and _update_reference_table(name, tables)
+        name
+        for name, tables in delivered.items()
+        if tables and _update_reference_table(name, tables)
     ]
 
 
@@ -285,13 +302,13 @@ def _read_reference_table(table: DeliveredTable) -> pl.DataFrame:
 def _update_reference_table(
     name: storage.ReferenceTableName, delivered: list[pl.DataFrame]
 ) -> bool:
-    """Lay what was given over a reference; whether that changes it."""
-    present = storage.read_table(name)
+    """Merge delivered tables over a reference table; return whether that changes it."""
+    stored = storage.read_table(name)
     if name == "households":
-        after = merge_household_registers([present, *delivered])
+        merged = merge_household_registers([stored, *delivered])
     else:
-        after = merge_reference_tables([present, *delivered], KEY_COLUMNS[name])
-    if after.equals(present):
+        merged = merge_reference_tables([stored, *delivered], KEY_COLUMNS[name])
+    if merged.equals(stored):
         return False
-    storage.replace_reference_table(name, after, root=paths.prepared_dir())
+    storage.replace_reference_table(name, merged, root=paths.prepared_dir())
     return True

@@ -1,11 +1,18 @@
-"""Delivered files into the lake: stage each file, merge each month, settle the ledgers.
+"""Stage delivered files as household-nights, and merge them month by month over the lake's.
 
-Everything is prepared beside the lake and published in one step, so a call that is killed leaves
-the lake as it was, or is finished by the next one.
+Everything is prepared beside the lake and published in one step by `commit_ingest`, so a call that
+is killed leaves the lake as it was, or is finished by the next one. Below `staging_dir()`:
+
+<delivery rank>/{household_nights,collisions}/month=YYYY-MM/<batch>.arrow
+<delivery rank>/quarantined/<batch>.arrow
+<delivery rank>/{spans,household_attributes}.arrow
+claims/<delivery>            the rank of the file that holds this content, for copies of it
+spans.arrow                  spans of the whole call
+losing_readings/month=YYYY-MM.arrow
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from operator import attrgetter
@@ -18,6 +25,7 @@ import polars as pl
 from ml.errors import UserError
 from ml.ingest.conflicts import (
     LAKE_RANK,
+    LOSING_READINGS_SCHEMA,
     DeliveredHouseholdNights,
     count_readings_in_spans,
     resolve_conflicts,
@@ -39,152 +47,163 @@ from tasks.ingest.delivered_files import (
     name_file_in_errors,
     scan_table,
 )
+from tasks.ingest.progress import ingest_progress
 from tasks.settings import get_settings
 
 MAX_TASK_GROUPS: Final = 200
+"""Most task runs that a call's files are recorded as. Chosen: a task run costs Prefect a few ms and
+a row in its list, and a delivery may be thousands of files."""
 MIN_TABLES_PER_GROUP: Final = 8
+"""Least tables of a task run. Chosen: twice `MAX_THREADS`, so that all threads have work."""
 MAX_THREADS: Final = 4
+"""Most batches, files or months at work at once. Chosen: each holds up to a few hundred MB, and
+Polars uses all cores within one."""
 
-ProgressCallback = Callable[[int], None]
-"""Hears how much more is done."""
+
+@dataclass(frozen=True)
+class RankedTable:
+    """A delivered table and its place in the order of deliveries: of two, the higher rank wins."""
+
+    delivery_rank: int
+    table: DeliveredTable
 
 
 @dataclass(frozen=True)
 class StagedTable:
-    """What staging one delivered file came to; `rank` is its place in the order of deliveries."""
+    """What became of one delivered table: staged, known already, or not readable."""
 
     delivery_rank: int
     file: str
     delivery: str = ""
+    """The hash of its content, its key in the ledger."""
     rows_in: int = 0
     is_already_ingested: bool = False
     failure: str | None = None
 
     @property
     def is_new(self) -> bool:
-        """Whether the file's rows wait to be merged."""
+        """Whether the table's rows are staged and wait to be merged."""
         return not self.is_already_ingested and self.failure is None
 
 
 @dataclass(frozen=True)
 class MergedMonth:
-    """What merging one month came to.
-
-    `n_present` counts readings within the call's spans, `repeated` by rank those the lake held.
-    """
+    """What became of one month of the lake."""
 
     month: date
     is_changed: bool
     n_readings_in_spans: int
+    """Readings of the month that lie within this call's spans of their households."""
     n_repeated_by_rank: dict[int, int] = field(default_factory=dict)
+    """By delivery rank, its readings that the lake held already."""
 
 
 @dataclass(frozen=True)
-class _StagingJob:
-    """One file at work, and where its parts are kept."""
+class _HashedTable:
+    """A table and the hash of its content, or why that could not be read."""
 
-    delivery_rank: int
-    directory: Path
-    supply_limit_kwh: float
-    on_progress: ProgressCallback
+    ranked: RankedTable
+    delivery: str | UserError
 
 
 @dataclass(frozen=True)
 class _StagedBatch:
-    """What a batch of a file's rows came to."""
+    """What a batch of a table's rows came to; None where no row was valid."""
 
     rows_in: int
     spans: pl.DataFrame | None = None
     household_attributes: pl.DataFrame | None = None
 
 
-def group_tables(tables: list[DeliveredTable]) -> list[list[tuple[int, DeliveredTable]]]:
-    """Ranked tables in at most so many groups that each may be a recorded task."""
-    ranked = list(enumerate(tables))
+def group_tables(tables: list[DeliveredTable]) -> list[list[RankedTable]]:
+    """Rank tables by their order and cut them into groups, each to be a recorded task run."""
+    ranked = [RankedTable(rank, table) for rank, table in enumerate(tables)]
     size = max(MIN_TABLES_PER_GROUP, -(-len(ranked) // MAX_TASK_GROUPS))
     return [ranked[start : start + size] for start in range(0, len(ranked), size)]
 
 
-@task(name="stage", retries=2, task_run_name="stage {group[0][1].file}")
-def stage_tables(
-    group: list[tuple[int, DeliveredTable]], on_progress: ProgressCallback
-) -> list[StagedTable]:
-    """Stage delivered tables as household-days a month; one that cannot be read leaves nothing.
+@task(name="stage", retries=2, task_run_name="stage {group[0].table.file}")
+def stage_tables(group: list[RankedTable]) -> list[StagedTable]:
+    """Stage the household-nights of delivered tables; one that cannot be read leaves nothing.
 
-    `tell` hears of every batch of rows.
+    Groups are staged one after another: a copy of a file is known by the claim of the file before
+    it. Reports "rows read" batch by batch.
     """
-    deliveries = make_thread_pool()(joblib.delayed(_try_hash_content)(table) for _, table in group)
-    first: list[tuple[int, DeliveredTable, str | UserError]] = []
-    again: list[tuple[int, DeliveredTable, str | UserError]] = []
-    for (rank, table), delivery in zip(group, deliveries, strict=True):
-        is_copy = any(delivery == other for _, _, other in first)
-        (again if is_copy else first).append((rank, table, delivery))
-    staged = make_thread_pool()(
-        joblib.delayed(_try_stage_table)(*each, on_progress) for each in first
-    )
-    # A copy waits for the file before it, which may be one that cannot be read.
-    return sorted(
-        staged + [_try_stage_table(*each, on_progress) for each in again],
-        key=attrgetter("delivery_rank"),
-    )
-
-
-def _try_hash_content(table: DeliveredTable) -> str | UserError:
-    try:
-        return hash_content(table)
-    except UserError as error:
-        return error
-
-
-def _try_stage_table(
-    delivery_rank: int,
-    table: DeliveredTable,
-    delivery: str | UserError,
-    on_progress: ProgressCallback,
-) -> StagedTable:
-    shutil.rmtree(staged_table_dir(delivery_rank), ignore_errors=True)
-    try:
-        if isinstance(delivery, UserError):
-            raise delivery
-        return _stage_new_table(delivery_rank, table, delivery, on_progress)
-    except UserError as error:
-        shutil.rmtree(staged_table_dir(delivery_rank), ignore_errors=True)
-        return StagedTable(delivery_rank, table.file, failure=str(error))
-
-
-def _stage_new_table(
-    delivery_rank: int, table: DeliveredTable, delivery: str, on_progress: ProgressCallback
-) -> StagedTable:
-    if _is_already_ingested(delivery, delivery_rank):
-        return StagedTable(delivery_rank, table.file, delivery, is_already_ingested=True)
-    work = _StagingJob(
-        delivery_rank, staged_table_dir(delivery_rank), get_settings().supply_limit_kwh, on_progress
-    )
-    with scan_table(table, work.directory) as frame:
-        every = iterate_batches(table, _scan_readings(table, frame))
-        parts: list[_StagedBatch] = make_thread_pool()(
-            joblib.delayed(_stage_batch)(work, part, rows) for part, rows in enumerate(every)
-        )
-    if not (rows_in := sum(part.rows_in for part in parts)):
-        raise UserError(f"{table.file}: has no rows below its header")
-    if found := [part.spans for part in parts if part.spans is not None]:
-        store_staged(merge_reading_spans(found), work.directory / "spans.arrow")
-    if told := [
-        part.household_attributes for part in parts if part.household_attributes is not None
-    ]:
-        store_staged(
-            pl.concat(told).group_by("household_id").max().sort("household_id"),
-            work.directory / "household_attributes.arrow",
-        )
-    _delivery_claim_path(delivery).parent.mkdir(exist_ok=True, parents=True)
-    _delivery_claim_path(delivery).write_text(str(delivery_rank))
-    return StagedTable(delivery_rank, table.file, delivery, rows_in)
+    hashed = make_thread_pool()(joblib.delayed(_hash_table)(ranked) for ranked in group)
+    first: list[_HashedTable] = []
+    copies: list[_HashedTable] = []
+    for each in hashed:
+        is_copy = any(each.delivery == other.delivery for other in first)
+        (copies if is_copy else first).append(each)
+    staged = make_thread_pool()(joblib.delayed(_stage_table)(each) for each in first)
+    # A copy waits for the file before it: if that one cannot be read, the copy fails by itself.
+    staged += [_stage_table(each) for each in copies]
+    return sorted(staged, key=attrgetter("delivery_rank"))
 
 
 def make_thread_pool() -> joblib.Parallel:
-    """Work in threads, little at once: what is read ahead stays in memory."""
-    n_jobs = min(MAX_THREADS, joblib.cpu_count())
-    return joblib.Parallel(n_jobs, backend="threading", pre_dispatch="n_jobs + 1")
+    """Make a pool of threads: `pool(joblib.delayed(function)(item) for item in items)`.
+
+    joblib takes only one item ahead from the generator, so that little of what it reads lies in
+    memory; an executor's `map` takes all items at once.
+    """
+    return joblib.Parallel(count_threads(), backend="threading", pre_dispatch="n_jobs + 1")
+
+
+def count_threads() -> int:
+    """Return how many batches, files or months are worked on at once."""
+    return min(MAX_THREADS, int(joblib.cpu_count()))
+
+
+def _hash_table(ranked: RankedTable) -> _HashedTable:
+    try:
+        return _HashedTable(ranked, hash_content(ranked.table))
+    except UserError as error:
+        return _HashedTable(ranked, error)
+
+
+def _stage_table(hashed: _HashedTable) -> StagedTable:
+    """Stage one table; on failure, and before a retry, what was staged of it is removed."""
+    rank = hashed.ranked.delivery_rank
+    table = hashed.ranked.table
+    shutil.rmtree(staged_table_dir(rank), ignore_errors=True)
+    try:
+        if isinstance(hashed.delivery, UserError):
+            raise hashed.delivery
+        if _is_already_ingested(hashed.delivery, rank):
+            return StagedTable(rank, table.file, hashed.delivery, is_already_ingested=True)
+        rows_in = _stage_new_table(table, staged_table_dir(rank))
+    except UserError as error:
+        shutil.rmtree(staged_table_dir(rank), ignore_errors=True)
+        return StagedTable(rank, table.file, failure=str(error))
+    _claim_delivery(hashed.delivery, rank)
+    return StagedTable(rank, table.file, hashed.delivery, rows_in)
+
+
+def _stage_new_table(table: DeliveredTable, directory: Path) -> int:
+    """Stage a table's rows in batches; return how many there are."""
+    supply_limit_kwh = get_settings().supply_limit_kwh
+    with scan_table(table, directory) as frame:
+        batches = iterate_batches(table, _scan_readings(table, frame))
+        staged: list[_StagedBatch] = make_thread_pool()(
+            joblib.delayed(_stage_batch)(rows, directory, f"{number:06d}.arrow", supply_limit_kwh)
+            for number, rows in enumerate(batches)
+        )
+    rows_in = sum(batch.rows_in for batch in staged)
+    if not rows_in:
+        raise UserError(f"{table.file}: has no rows below its header")
+    spans = [batch.spans for batch in staged if batch.spans is not None]
+    if spans:
+        store_staged(merge_reading_spans(spans), directory / "spans.arrow")
+    attributes = [
+        batch.household_attributes for batch in staged if batch.household_attributes is not None
+    ]
+    if attributes:
+        by_household = pl.concat(attributes).group_by("household_id")
+        store_staged(
+            by_household.max().sort("household_id"), directory / "household_attributes.arrow"
+        )
+    return rows_in
 
 
 def _scan_readings(table: DeliveredTable, frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -192,152 +211,156 @@ def _scan_readings(table: DeliveredTable, frame: pl.LazyFrame) -> pl.LazyFrame:
         return select_readings(frame, recognise_format(frame.collect_schema()))
 
 
-def _is_already_ingested(delivery: str, delivery_rank: int) -> bool:
-    """Whether this content is in the ledger, or a file before this one in the call holds it."""
-    if any(path.stem == delivery for path in paths.list_table_files("deliveries")):
-        return True
-    return _delivery_claim_path(delivery).exists() and _delivery_claim_path(
-        delivery
-    ).read_text() != str(delivery_rank)
-
-
-def _stage_batch(job: _StagingJob, batch_number: int, rows: pl.DataFrame) -> _StagedBatch:
-    sifted = validate_rows(rows, job.supply_limit_kwh)
-    job.on_progress(rows.height)
-    if sifted.quarantined_rows.height:
-        store_staged(
-            sifted.quarantined_rows, job.directory / f"quarantined/{batch_number:06d}.arrow"
-        )
-    if not len(sifted.kwh):
+def _stage_batch(
+    rows: pl.DataFrame, directory: Path, file_name: str, supply_limit_kwh: float
+) -> _StagedBatch:
+    """Validate a batch of rows, and store its household-nights, collisions and quarantine."""
+    validated = validate_rows(rows, supply_limit_kwh)
+    ingest_progress.advance("rows read", rows.height)
+    if validated.quarantined_rows.height:
+        store_staged(validated.quarantined_rows, directory / "quarantined" / file_name)
+    if not len(validated.kwh):
         return _StagedBatch(rows.height)
-    days, taken = build_household_nights(sifted)
-    _store_months(job, batch_number, "household_nights", days)
-    _store_months(job, batch_number, "collisions", taken)
-    names = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
+    household_nights, collisions = build_household_nights(validated)
+    _store_months(household_nights, directory / "household_nights", file_name)
+    _store_months(collisions, directory / "collisions", file_name)
+    attributes = [name for name in HOUSEHOLD_ATTRIBUTES if name in rows.columns]
     return _StagedBatch(
         rows.height,
-        find_reading_spans(days),
-        collect_household_attributes(sifted, names) if names else None,
+        find_reading_spans(household_nights),
+        collect_household_attributes(validated, attributes) if attributes else None,
     )
 
 
-def _store_months(job: _StagingJob, batch_number: int, name: str, frame: pl.DataFrame) -> None:
-    """Keep the rows of each month, which lie together."""
-    runs, rows, first = frame.get_column("month").rle().to_list(), frame.drop("month"), 0
-    for run in runs:
-        path = job.directory / f"{name}/month={run['value']:%Y-%m}/{batch_number:06d}.arrow"
-        store_staged(rows[first : first + run["len"]], path)
-        first += run["len"]
+def _store_months(frame: pl.DataFrame, directory: Path, file_name: str) -> None:
+    """Store the rows of each month apart; the frame is sorted by `month`, which is left out."""
+    rows = frame.drop("month")
+    start = 0
+    for run in frame.get_column("month").rle().to_list():
+        path = directory / f"month={run['value']:%Y-%m}" / file_name
+        store_staged(rows[start : start + run["len"]], path)
+        start += run["len"]
+
+
+def _is_already_ingested(delivery: str, delivery_rank: int) -> bool:
+    """Return whether this content is in the ledger, or another file of this call holds it."""
+    if any(path.stem == delivery for path in paths.list_table_files("deliveries")):
+        return True
+    claim = _delivery_claim_path(delivery)
+    # A claim of the file itself was left by a try of this task that failed later.
+    return claim.exists() and claim.read_text() != str(delivery_rank)
+
+
+def _claim_delivery(delivery: str, delivery_rank: int) -> None:
+    claim = _delivery_claim_path(delivery)
+    claim.parent.mkdir(exist_ok=True, parents=True)
+    claim.write_text(str(delivery_rank))
+
+
+def _delivery_claim_path(delivery: str) -> Path:
+    return paths.staging_dir() / "claims" / delivery
 
 
 def plan_months(staged: Iterable[StagedTable]) -> list[date]:
-    """The months to merge: every one from the first to the last stamp that has readings."""
-    new = [each.delivery_rank for each in staged if each.is_new]
-    found = [
-        load_staged(path) for path in _list_staged_files(f"{rank:06d}/spans.arrow" for rank in new)
-    ]
-    if not found:
+    """Return the first days of the months to merge, and store the spans of the whole call.
+
+    They reach from the first to the last month with a valid reading. A month between that only the
+    lake holds will not change, but its readings are counted.
+    """
+    new_tables = [staged_table_dir(each.delivery_rank) for each in staged if each.is_new]
+    span_files = [directory / "spans.arrow" for directory in new_tables]
+    spans = [load_staged(path) for path in span_files if path.exists()]
+    if not spans:
         return []
-    call = merge_reading_spans(found)
-    store_staged(call, paths.staging_dir() / "spans.arrow")
-    given = {
-        path.parent.name for path in _list_staged_files(["*/household_nights/month=*/*.arrow"])
-    }
-    held = {path.parent.name for path in paths.list_table_files("days")}
-    low, high = min(given), max(given)
-    months = given | {name for name in held if low <= name <= high}
+    store_staged(merge_reading_spans(spans), paths.staging_dir() / "spans.arrow")
+    staged_files = paths.staging_dir().glob("*/household_nights/month=*/*.arrow")
+    staged_months = {path.parent.name for path in staged_files}
+    lake_months = {path.parent.name for path in paths.list_table_files("days")}
+    first = min(staged_months)
+    last = max(staged_months)
+    months = staged_months | {name for name in lake_months if first <= name <= last}
     return [date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in sorted(months)]
 
 
-@task(name="merge", retries=2)
-def merge_months(months: list[date], on_progress: ProgressCallback) -> list[MergedMonth]:
-    """Lay the staged household-days of months over the lake's; prepare those that it changes.
+@task(name="merge", retries=2, task_run_name="merge {month:%Y-%m}")
+def merge_month(month: date) -> MergedMonth:
+    """Lay a month's staged household-nights over the lake's; prepare the month if that changes it.
 
-    `tell` hears of every month.
+    Reports one of "months merged".
     """
-    every: list[MergedMonth] = make_thread_pool()(
-        joblib.delayed(_merge_and_report)(month, on_progress) for month in months
-    )
-    return every
-
-
-def _merge_and_report(month: date, on_progress: ProgressCallback) -> MergedMonth:
-    merged = _merge_month(month)
-    on_progress(1)
-    return merged
-
-
-def _merge_month(month: date) -> MergedMonth:
-    call = load_staged(paths.staging_dir() / "spans.arrow")
-    held = _load_lake_month(month)
-    given = _load_staged_month(month)
-    if not given:
+    call_spans = load_staged(paths.staging_dir() / "spans.arrow")
+    lake = _load_lake_month(month)
+    delivered = _load_staged_month(month)
+    if not delivered:
+        ingest_progress.advance("months merged", 1)
         return MergedMonth(
-            month, is_changed=False, n_readings_in_spans=count_readings_in_spans(held, call)
+            month, is_changed=False, n_readings_in_spans=count_readings_in_spans(lake, call_spans)
         )
-    resolved = resolve_conflicts(
-        [
-            DeliveredHouseholdNights(LAKE_RANK, held.with_columns(kwh=readings_as_array(held))),
-            *given,
-        ]
+    lake_as_delivery = DeliveredHouseholdNights(
+        LAKE_RANK, lake.with_columns(kwh=readings_as_array(lake))
     )
+    resolved = resolve_conflicts([lake_as_delivery, *delivered])
     if resolved.losing_readings.height:
         store_staged(
-            resolved.losing_readings,
-            paths.staging_dir() / f"losing_readings/month={month:%Y-%m}.arrow",
+            resolved.losing_readings, _losing_readings_dir() / f"month={month:%Y-%m}.arrow"
         )
-    is_changed = not resolved.household_nights.equals(held)
+    is_changed = not resolved.household_nights.equals(lake)
     if is_changed:
         storage.replace_month(month, resolved.household_nights, root=paths.prepared_dir())
+    ingest_progress.advance("months merged", 1)
     return MergedMonth(
         month,
         is_changed,
-        count_readings_in_spans(resolved.household_nights, call),
+        count_readings_in_spans(resolved.household_nights, call_spans),
         resolved.n_repeated_by_rank,
     )
 
 
 def _load_staged_month(month: date) -> list[DeliveredHouseholdNights]:
-    """What the staged files give of a month, in their order and that of their parts."""
-    given = []
-    for path in _list_staged_files([f"*/household_nights/month={month:%Y-%m}/*.arrow"]):
-        rank, taken = (
-            path.parents[2],
-            path.parents[2] / f"collisions/{path.parent.name}/{path.name}",
-        )
-        given.append(
+    """Load what the staged tables have of a month, in the order of deliveries and batches."""
+    month_dir = f"month={month:%Y-%m}"
+    delivered = []
+    for path in sorted(paths.staging_dir().glob(f"*/household_nights/{month_dir}/*.arrow")):
+        table_dir = path.parents[2]
+        collisions = table_dir / "collisions" / month_dir / path.name
+        delivered.append(
             DeliveredHouseholdNights(
-                int(rank.name), load_staged(path), load_staged(taken) if taken.exists() else None
+                int(table_dir.name),
+                load_staged(path),
+                load_staged(collisions) if collisions.exists() else None,
             )
         )
-    return given
+    return delivered
 
 
 def _load_lake_month(month: date) -> pl.DataFrame:
-    last = (month + timedelta(days=31)).replace(day=1) - timedelta(days=1)
-    return storage.collect_with_retry(storage.scan_household_nights(month, last))
+    last_night = (month + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+    return storage.collect_with_retry(storage.scan_household_nights(month, last_night))
+
+
+def load_losing_readings() -> pl.DataFrame:
+    """Load the readings that lost a conflict, of all months of this call."""
+    files = sorted(_losing_readings_dir().glob("*.arrow"))
+    return pl.concat(
+        [pl.DataFrame(schema=LOSING_READINGS_SCHEMA), *(load_staged(path) for path in files)]
+    )
+
+
+def _losing_readings_dir() -> Path:
+    return paths.staging_dir() / "losing_readings"
 
 
 def staged_table_dir(delivery_rank: int) -> Path:
-    """Where one delivered file is staged."""
+    """Return the directory in which one delivered table is staged."""
     return paths.staging_dir() / f"{delivery_rank:06d}"
 
 
 def store_staged(frame: pl.DataFrame, path: Path) -> None:
-    """Keep a frame in the staging area."""
+    """Write a frame below the staging directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.write_ipc_stream(path)
 
 
 def load_staged(path: Path) -> pl.DataFrame:
-    """A frame of the staging area."""
+    """Read a frame that was staged."""
     return pl.read_ipc_stream(path)
-
-
-def _list_staged_files(patterns: Iterable[str]) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from sorted(paths.staging_dir().glob(pattern))
-
-
-def _delivery_claim_path(delivery: str) -> Path:
-    return paths.staging_dir() / "claims" / delivery
