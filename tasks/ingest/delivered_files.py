@@ -1,4 +1,7 @@
-"""Delivered files: found, told apart by their columns, opened, read in batches."""
+"""Open delivered files, whatever they are packed in, and read them in batches.
+
+Whatever goes wrong on the way is one `UserError` that begins with the file's name.
+"""
 
 import csv
 import gzip
@@ -22,8 +25,16 @@ from ml.ingest.formats import clean_column_name
 
 DELIVERED_SUFFIXES: Final = (".csv", ".csv.gz", ".zip", ".parquet")
 BATCH_ROWS: Final = 2_000_000
+"""Rows that one thread validates at once. Chosen: small enough that the batches of all threads fit
+in memory, large enough that most households lie in one batch."""
 MAX_HEADER_BYTES: Final = 1 << 20
+"""Bytes of the first line that are looked at for column names; chosen, so that a binary file
+without line ends is not read whole."""
 SAMPLE_BYTES: Final = 1 << 16
+"""Bytes from which the rows of a text are estimated; chosen: some 1,500 rows, which for the shown
+total is close enough."""
+BLOCK_BYTES: Final = 1 << 20
+"""Bytes that are copied or hashed at once; chosen."""
 READ_ERRORS: Final = (
     OSError,
     EOFError,
@@ -39,78 +50,93 @@ FileContainer = Literal["parquet", "gzip", "zip", "plain"]
 
 @dataclass(frozen=True)
 class DeliveredTable:
-    """One delivered table: a file, or a member of a zip; `file` is its name in every report."""
+    """One delivered table: a file, or a CSV member of a zip; `file` is its name in every report."""
 
     path: Path
     file: str
+    container: FileContainer
     zip_member: str | None = None
 
 
 def list_tables(path: Path, file: str) -> list[DeliveredTable]:
-    """The tables that a file holds: itself, or the CSV members of a zip."""
-    if detect_container(path) != "zip":
-        return [DeliveredTable(path, file)]
+    """Return the tables that a file holds: itself, or the CSV members of a zip, by name.
+
+    Raises:
+        UserError: the file is empty, cannot be read, or is a zip without a CSV.
+    """
+    container = _detect_container(path)
+    if container != "zip":
+        return [DeliveredTable(path, file, container)]
     with _explain_read_errors(file), zipfile.ZipFile(path) as archive:
         members = sorted(name for name in archive.namelist() if name.lower().endswith(".csv"))
     if not members:
         raise UserError(f"{file}: holds no CSV file")
-    return [DeliveredTable(path, f"{file}/{member}", member) for member in members]
+    return [DeliveredTable(path, f"{file}/{member}", "zip", member) for member in members]
 
 
-def detect_container(path: Path) -> FileContainer:
-    """How a file is packed, by its first bytes; a Parquet file's name is believed too."""
+def _detect_container(path: Path) -> FileContainer:
+    """Return what a file is packed in, by its first bytes.
+
+    A file named Parquet is taken for one whatever it begins with, so that a broken one is reported
+    as that and not as a strange CSV.
+    """
     with _explain_read_errors(path.name), path.open("rb") as file:
-        start = file.read(4)
-    if not start:
+        magic = file.read(4)
+    if not magic:
         raise UserError(f"{path.name}: is empty")
-    if start == b"PAR1" or path.suffix.lower() == ".parquet":
+    if magic == b"PAR1" or path.suffix.lower() == ".parquet":
         return "parquet"
-    if start[:2] == b"\x1f\x8b":
+    if magic[:2] == b"\x1f\x8b":
         return "gzip"
-    return "zip" if start == b"PK\x03\x04" else "plain"
+    return "zip" if magic == b"PK\x03\x04" else "plain"
 
 
 def read_column_names(table: DeliveredTable) -> list[str]:
-    """The names of a table's columns, clean.
+    """Return the clean names of a table's columns; a Parquet file is checked to be whole.
 
     Raises:
         UserError: the table is empty or cannot be read.
     """
-    if table.zip_member is None and detect_container(table.path) == "parquet":
+    if table.container == "parquet":
         _require_whole_parquet(table)
         with _explain_read_errors(table.file):
             return [clean_column_name(name) for name in pl.read_parquet_schema(table.path)]
     with _explain_read_errors(table.file), _open_stream(table) as stream:
-        header = next(
-            (line for line in iter(lambda: stream.readline(MAX_HEADER_BYTES), b"") if line.strip()),
-            b"",
-        )
+        lines = iter(lambda: stream.readline(MAX_HEADER_BYTES), b"")
+        header = next((line for line in lines if line.strip()), b"")
         if not header:
             raise UserError(f"{table.file}: is empty")
+        # Polars splits the header, as it will when the rows are read: quotes, repeated names.
         names = pl.read_csv(BytesIO(header), infer_schema=False).columns
     return [clean_column_name(name) for name in names]
 
 
 def hash_content(table: DeliveredTable) -> str:
-    """What the table's content hashes to: the key of the delivery."""
+    """Return the SHA-256 of a table's bytes, the key of the delivery.
+
+    A member of a zip is hashed by itself, unpacked; any other file as it is.
+    """
     if table.zip_member is None:
         with _explain_read_errors(table.file), table.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    content = hashlib.sha256()
     with _explain_read_errors(table.file), _open_stream(table) as stream:
-        content = hashlib.sha256()
-        while block := stream.read(1 << 20):
+        while block := stream.read(BLOCK_BYTES):
             content.update(block)
     return content.hexdigest()
 
 
 def estimate_row_count(table: DeliveredTable) -> int:
-    """How many rows a table has: of Parquet exactly, of text by its first lines; 0 if not known."""
+    """Return how many rows a table has, for the progress bar; 0 if that cannot be told.
+
+    Parquet says it exactly; of text it is its size over the length of its first lines.
+    """
     try:
-        if table.zip_member is None and detect_container(table.path) == "parquet":
+        if table.container == "parquet":
             return int(pq.read_metadata(table.path).num_rows)
         with _open_stream(table) as stream:
-            start = stream.read(SAMPLE_BYTES)
-        return _estimate_unpacked_bytes(table) * start.count(b"\n") // max(len(start), 1)
+            sample = stream.read(SAMPLE_BYTES)
+        return _estimate_unpacked_bytes(table) * sample.count(b"\n") // max(len(sample), 1)
     except (UserError, *READ_ERRORS):
         return 0
 
@@ -119,33 +145,34 @@ def _estimate_unpacked_bytes(table: DeliveredTable) -> int:
     if table.zip_member is not None:
         with zipfile.ZipFile(table.path) as archive:
             return archive.getinfo(table.zip_member).file_size
+    if table.container == "plain":
+        return table.path.stat().st_size
     with table.path.open("rb") as file:
-        if detect_container(table.path) == "plain":
-            return file.seek(0, SEEK_END)
-        file.seek(-4, SEEK_END)  # RFC 1952: the size, modulo 4 GiB
+        file.seek(-4, SEEK_END)  # RFC 1952: a gzip ends with its size, modulo 4 GiB
         return int.from_bytes(file.read(), "little")
 
 
 @contextmanager
 def scan_table(table: DeliveredTable, scratch_dir: Path) -> Iterator[pl.LazyFrame]:
-    """Scan a table under its clean column names; what is packed is unpacked below `scratch`."""
-    kind = "zip" if table.zip_member else detect_container(table.path)
-    if kind == "parquet":
-        _require_whole_parquet(table)
+    """Scan a table under its clean column names, a CSV as text.
+
+    What is packed is unpacked to a file in `scratch_dir`, which is removed when the block ends.
+    """
+    if table.container == "parquet":
         yield _clean_column_names(pl.scan_parquet(table.path, glob=False, hive_partitioning=False))
-    elif kind == "plain":
+    elif table.container == "plain":
         yield _scan_csv(table.path)
     else:
         scratch_dir.mkdir(parents=True, exist_ok=True)
-        plain = scratch_dir / "unpacked.csv"
-        with plain.open("wb") as file, _open_stream(table) as stream:
+        unpacked = scratch_dir / "unpacked.csv"
+        with unpacked.open("wb") as file, _open_stream(table) as stream:
             _write_unpacked(table, stream, file)
-        yield _scan_csv(plain)
-        plain.unlink()
+        yield _scan_csv(unpacked)
+        unpacked.unlink()
 
 
 def iterate_batches(table: DeliveredTable, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    """The rows of a table's scan, a batch at a time, in any order.
+    """Yield the rows of a table's scan in batches of about `BATCH_ROWS`.
 
     Raises:
         UserError: a row or a page cannot be read.
@@ -155,14 +182,14 @@ def iterate_batches(table: DeliveredTable, frame: pl.LazyFrame) -> Iterator[pl.D
 
 
 def read_table(table: DeliveredTable, scratch_dir: Path) -> pl.DataFrame:
-    """Read a whole small table."""
+    """Return all rows of a small table; `scratch_dir` as in `scan_table`."""
     with scan_table(table, scratch_dir) as frame, _explain_read_errors(table.file, table):
         return frame.collect()
 
 
 @contextmanager
 def name_file_in_errors(file: str) -> Iterator[None]:
-    """Put the file's name before what is wrong with its content."""
+    """Put the file's name before a `UserError` about its content."""
     try:
         yield
     except UserError as error:
@@ -171,7 +198,10 @@ def name_file_in_errors(file: str) -> Iterator[None]:
 
 @contextmanager
 def _explain_read_errors(file: str, table: DeliveredTable | None = None) -> Iterator[None]:
-    """Turn whatever reading a delivered file raises into one line that names it."""
+    """Turn whatever reading a delivered file raises into a `UserError` of one line.
+
+    Given the table, a line with too many fields is looked for: Polars does not say which it is.
+    """
     try:
         yield
     except READ_ERRORS as error:
@@ -181,29 +211,35 @@ def _explain_read_errors(file: str, table: DeliveredTable | None = None) -> Iter
 
 
 def _summarize_error(error: BaseException) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return said.strip().splitlines()[0] if said.strip() else type(error).__name__
+    """Return the first line of an error, without the path that `str` of an OSError repeats."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return message.strip().splitlines()[0] if message.strip() else type(error).__name__
 
 
 def _describe_ragged_line(table: DeliveredTable) -> str | None:
-    """Say which line has more fields than the header."""
+    """Return which line has more fields than the header; None if there is none."""
     with (
         _open_stream(table) as stream,
         TextIOWrapper(stream, "utf-8", errors="replace", newline="") as lines,
     ):
         rows = csv.reader(lines)
-        width = len(next((row for row in rows if row), []))
+        n_columns = len(next((row for row in rows if row), []))
         for row in rows:
-            if len(row) > width:
-                return f"line {rows.line_num} has {len(row)} fields where the header has {width}"
+            if len(row) > n_columns:
+                return (
+                    f"line {rows.line_num} has {len(row)} fields where the header has {n_columns}"
+                )
     return None
 
 
 def _require_whole_parquet(table: DeliveredTable) -> None:
-    """Refuse a Parquet file that ends before its column chunks do: Polars panics on it."""
+    """Refuse a Parquet file that ends before its column chunks do: Polars panics on it.
+
+    Its panics are caught too (`READ_ERRORS`), but print a traceback before.
+    """
     try:
-        about = pq.read_metadata(table.path)
-        groups = [about.row_group(group) for group in range(about.num_row_groups)]
+        metadata = pq.read_metadata(table.path)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     except (OSError, ValueError) as error:
         raise UserError(
@@ -218,7 +254,7 @@ def _require_whole_parquet(table: DeliveredTable) -> None:
 
 
 def _scan_csv(path: Path) -> pl.LazyFrame:
-    """Scan a CSV as text; blank lines are no rows."""
+    """Scan a CSV as text: types are ours to parse, cell by cell. Blank lines are no rows."""
     frame = _clean_column_names(pl.scan_csv(path, infer_schema=False, glob=False))
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
@@ -230,11 +266,11 @@ def _clean_column_names(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 @contextmanager
 def _open_stream(table: DeliveredTable) -> Iterator[IO[bytes]]:
-    """The bytes of a CSV, unpacked."""
+    """Open a CSV as its unpacked bytes."""
     if table.zip_member is not None:
         with zipfile.ZipFile(table.path) as archive, archive.open(table.zip_member) as stream:
             yield stream
-    elif detect_container(table.path) == "gzip":
+    elif table.container == "gzip":
         with gzip.open(table.path) as unpacked, BufferedReader(unpacked) as stream:
             yield stream
     else:
@@ -244,4 +280,4 @@ def _open_stream(table: DeliveredTable) -> Iterator[IO[bytes]]:
 
 def _write_unpacked(table: DeliveredTable, stream: IO[bytes], target: IO[bytes]) -> None:
     with _explain_read_errors(table.file):
-        shutil.copyfileobj(stream, target, length=1 << 20)
+        shutil.copyfileobj(stream, target, length=BLOCK_BYTES)
