@@ -106,9 +106,9 @@ def test_held_out_households_do_not_influence_scales_or_weights(
     )
     seen = scale_fleet(known, MIN_READINGS).log_readings[~apart]
     rows = np.isfinite(readings[~apart]).sum(axis=2) >= MIN_READINGS
-    np.testing.assert_allclose(one.network.readings.mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(one.network.reading_standardizer.mean, np.nanmean(seen[rows], axis=0), rtol=1e-5)
     assert have_equal_weights(one.network.state_dict(), two.network.state_dict())
-    assert not torch.equal(one.reference_scores, two.reference_scores)
+    assert not torch.equal(one.calibration.reference_scores, two.calibration.reference_scores)
 
 
 @pytest.mark.seed_fault
@@ -120,7 +120,7 @@ def test_network_output_does_not_depend_on_batch(readings: np.ndarray) -> None:
     alone, among = (
         network(type(windows)(*(part[:rows].double() for part in windows))) for rows in (1, 100)
     )
-    torch.testing.assert_close(alone.score[0], among.score[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(alone.log_odds[0], among.log_odds[0], rtol=1e-12, atol=0)
 
 
 def test_epoch_draws_each_household_night_once_in_reproducible_order(readings: np.ndarray) -> None:

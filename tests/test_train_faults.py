@@ -21,7 +21,7 @@ from ml.errors import UserError
 from ml.fleet import Fleet
 from ml.scoring.detector import Detector
 from ml.training.data import build_data_module
-from ml.training.fit import FitResult, train_and_calibrate
+from ml.training.fit import FitResult, TrainerOptions, train_and_calibrate
 from ml.training.lightning_module import NetworkModule
 from ml.training.parameters import FitParameters
 from ml.training.split import is_held_out
@@ -101,7 +101,7 @@ def test_damaged_checkpoint_falls_back_to_earlier_one(damage: str, tmp_path: Pat
         build_quick_parameters(),
         MIN_READINGS,
         str(tmp_path),
-        checkpoint_io=AtomicCheckpointIO(),
+        options=TrainerOptions(checkpoint_io=AtomicCheckpointIO()),
     )
     last = tmp_path / "last.ckpt"
     content = bytearray(last.read_bytes())
@@ -120,7 +120,7 @@ def test_damaged_checkpoint_falls_back_to_earlier_one(damage: str, tmp_path: Pat
         MIN_READINGS,
         str(tmp_path),
         resume_from=earlier,
-        checkpoint_io=AtomicCheckpointIO(),
+        options=TrainerOptions(checkpoint_io=AtomicCheckpointIO()),
     )
     assert_equal_weights(again.detector.state_dict(), undisturbed.detector.state_dict())
 
