@@ -133,6 +133,26 @@ def training_dir(key: str) -> Path:
     return home_dir() / "training" / key
 
 
+def training_checkpoint_dir(key: str) -> Path:
+    """Return the directory of a training's checkpoints."""
+    return training_dir(key) / "checkpoints"
+
+
+def training_run_file(key: str) -> Path:
+    """Return the file that holds the id of the MLflow run in which a training is shown."""
+    return training_dir(key) / "mlflow_run_id"
+
+
+def fitted_detector_file(key: str) -> Path:
+    """Return the file that says all about a training that has ended and waits for registration."""
+    return training_dir(key) / "fitted.json"
+
+
+def training_lock_file() -> Path:
+    """Return the file whose lock a training holds."""
+    return training_dir(".lock")
+
+
 def benchmark_dir(key: str) -> Path:
     """Return the directory of a benchmark's metrics, table and pictures."""
     return home_dir() / "benchmark" / key

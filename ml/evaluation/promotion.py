@@ -29,8 +29,8 @@ class PromotionConfig(BaseModel):
     n_rows: int = Field(
         136,
         ge=1,
-        description="household copies to inject anomalies into, at least. Chosen: eight for each of "
-        "the 17 kinds of injected anomaly",
+        description="household copies to inject anomalies into, at least. Chosen: eight for each "
+        "of the 17 kinds of injected anomaly",
     )
     seed: int = Field(0, ge=0, description="of what is injected: the same for both detectors")
 
@@ -83,7 +83,8 @@ def build_promotion_trial(
 def compare_detectors(detector: Detector, champion: Detector, trial: PromotionTrial) -> float:
     """Return the share of resamples in which a detector ranks better than the champion.
 
-    By the average precision of the score over a paired bootstrap of the households; ties count half.
+    By the average precision of the score over a paired bootstrap of the households; ties count
+    half.
     """
     score = score_fleet(detector, trial.fleet, trial.min_readings).score
     champion_score = score_fleet(champion, trial.fleet, trial.min_readings).score
