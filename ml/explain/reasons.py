@@ -6,7 +6,7 @@ docstrings of rules are the defaults of `ReasonConfig`.
 
 To add a reason: its name in `ANOMALY_REASONS` (`ml/schemas.py`), a rule with its place in the list
 here, its numbers in `ReasonConfig`, and a night that shows it in
-`tests/ml/explain/test_reasons.py`.
+`tests/ml/explain/test_reasons.py`; see `docs/how-to/add-a-reason.md`.
 """
 
 from collections.abc import Callable
@@ -296,12 +296,12 @@ def is_night_load(nights: FlaggedNights) -> BoolArray:
     the excess by day, and more than four times what is missing in all half-hours together.
     """
     config = nights.config
-    # Modulo a day, since the night contains midnight.
-    hours_into_night = (HALF_HOUR_INDEX - config.night_load_start_half_hour) % HALF_HOURS
+    # Modulo a day: the night contains midnight, so its end is before its start.
+    half_hours_into_night = (HALF_HOUR_INDEX - config.night_load_start_half_hour) % HALF_HOURS
     night_half_hours = (
         config.night_load_end_half_hour - config.night_load_start_half_hour
     ) % HALF_HOURS
-    is_night = hours_into_night < night_half_hours
+    is_night = half_hours_into_night < night_half_hours
     night_kwh = nights.excess_kwh[:, is_night].sum(axis=1)
     rest_kwh = np.abs(nights.excess_kwh[:, ~is_night].sum(axis=1))
     deficit_kwh = np.maximum(-nights.excess_kwh, 0.0).sum(axis=1)
@@ -323,11 +323,14 @@ def is_shifted(nights: FlaggedNights) -> BoolArray:
     times as much as they do.
     """
     config = nights.config
+    # Over the level and as logarithms, so that a misfit means the same in small households as in
+    # large ones and one tall peak does not decide it alone.
     level_kwh = np.maximum(nights.context_kwh.mean(axis=(1, 2)), config.shift_min_level_kwh)
     level_kwh = level_kwh[:, None]
     context = _smooth_log_profiles(nights.context_kwh / level_kwh[:, :, None], config)
     usual = np.median(context, axis=1)
     squared_mad = np.median(np.abs(context - usual[:, None]), axis=1) ** 2
+    # Half-hours in which the household does something else every night count for less.
     weight = 1 / (
         config.shift_own_variance_weight * squared_mad
         + config.shift_mean_variance_weight * squared_mad.mean(axis=1, keepdims=True)
@@ -336,9 +339,11 @@ def is_shifted(nights: FlaggedNights) -> BoolArray:
     filled_kwh = np.where(np.isfinite(nights.actual_kwh), nights.actual_kwh, nights.expected_kwh)
     actual = _smooth_log_profiles(filled_kwh / level_kwh, config)
     orders = _build_shift_orders(config)
+    # The first order is the day as it stands.
     misfits = _compute_shift_misfits(actual[:, None], usual, weight, orders)[:, 0]
     context_misfits = _compute_shift_misfits(context, usual, weight, orders)[:, :, 0]
     usual_misfit = np.maximum(np.median(context_misfits, axis=1), config.shift_min_usual_misfit)
+    # The limit is the household's own: what its context nights misfit by is ordinary for it.
     limit = config.shift_max_misfit_ratio * usual_misfit
     misfit_as_it_stands = misfits[:, 0]
     best_misfit = misfits.min(axis=1)
@@ -386,7 +391,8 @@ REASON_RULES: Final = (
         is_outage,
         lambda nights: nights.zero_run_lengths >= nights.config.outage_min_half_hours,
     ),
-    # Before stuck and drop, which a capped day also is.
+    # A capped day repeats its limit and has less energy: before stuck and drop, to be told from a
+    # stuck meter.
     ReasonRule("drop", is_capped),
     ReasonRule(
         "stuck",
