@@ -1,4 +1,4 @@
-"""What a run leaves behind for people to read, in Markdown."""
+"""Report what a run did, for people: Markdown artifacts, pictures, how well a simulation was found."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from ml.markdown import render_table
+from ml.evaluation.detection_summary import DetectionSummary, summarize_detection
 from tasks import paths, storage
 
 if TYPE_CHECKING:
     from tasks.scoring import ScoreReceipt
 
 MAX_URGENT_ROWS: Final = 10
+"""Most households in a report's table. Chosen: the table `top_anomalies` has all of them."""
+PICTURE_DPI: Final = 90
+"""Dots an inch of pictures. Chosen: sharp enough on a screen, and small."""
 
 
 def publish_artifact(key: str, markdown: str) -> None:
-    """Leave a Markdown artifact with the flow run, where there is one."""
+    """Store a Markdown artifact with the flow run; do nothing outside one."""
     from prefect.artifacts import create_markdown_artifact
     from prefect.context import FlowRunContext
 
@@ -26,32 +31,34 @@ def publish_artifact(key: str, markdown: str) -> None:
 
 
 def publish_score_report(receipt: "ScoreReceipt") -> None:
-    """Leave the report of a scored span of nights."""
+    """Store the report of a scored span of nights with the flow run; do nothing outside one."""
     publish_artifact(f"scores-{receipt.last_night}", render_scores(receipt))
 
 
 def render_scores(receipt: "ScoreReceipt") -> str:
-    """Household-nights by status, and the most urgent of the last night."""
-    of_night, totals = (
-        storage.collect_with_retry(
-            storage.scan_nights(table, receipt.last_night, receipt.last_night)
-        )
-        for table in ("scores", "nights")
+    """Render household-nights by status, alerts and the most urgent households of the last night."""
+    night = receipt.last_night
+    scores = storage.collect_with_retry(storage.scan_nights("scores", night, night))
+    nights = storage.collect_with_retry(storage.scan_nights("nights", night, night))
+    return (
+        render_status_counts(receipt.counts_by_status)
+        + render_alerts(nights)
+        + render_most_urgent(scores, night)
     )
-    urgent = render_most_urgent(of_night, receipt.last_night)
-    return render_status_counts(receipt.counts_by_status) + render_alerts(totals) + urgent
 
 
 def draw_most_urgent(first_night: date, last_night: date) -> Path | None:
-    """Draw the most urgent households of a span of nights, each by its most unusual night; where it is."""
+    """Draw the most urgent households of a span of nights, each by its night of the lowest p-value.
+
+    Returns the picture's path, None if no household was flagged.
+    """
     from ml.plots import household_nights
 
-    order = ("p_value", "night", "household_id")
-    found = storage.collect_with_retry(
-        storage.scan_nights("anomalies", first_night, last_night)
-    ).sort(order)
-    urgent = found.unique("household_id", keep="first", maintain_order=True).head(
-        household_nights.N_EXAMPLES
+    flagged = storage.collect_with_retry(storage.scan_nights("anomalies", first_night, last_night))
+    urgent = (
+        flagged.sort("p_value", "night", "household_id")
+        .unique("household_id", keep="first", maintain_order=True)
+        .head(household_nights.N_EXAMPLES)
     )
     if urgent.is_empty():
         return None
@@ -60,36 +67,48 @@ def draw_most_urgent(first_night: date, last_night: date) -> Path | None:
         if first_night < last_night
         else f"Most urgent of {last_night}"
     )
-    path, image = paths.picture_file(last_night), io.BytesIO()
+    path = paths.picture_file(last_night)
+    image = io.BytesIO()
     household_nights.draw_profiles(household_nights.build_flagged_examples(urgent), title).savefig(
-        image, dpi=90
+        image, dpi=PICTURE_DPI
     )
     storage.replace_bytes(path, image.getvalue())
     return path
 
 
+def summarize_simulated_detection(first_night: date, last_night: date) -> DetectionSummary:
+    """Compare the flags of a span of nights with the anomalies that the main job's fleet holds."""
+    is_in_span = pl.col("night").is_between(first_night, last_night)
+    truth = pl.read_parquet(paths.simulated_dir() / "truth.parquet").filter(is_in_span)
+    scores = storage.collect_with_retry(storage.scan_nights("scores", first_night, last_night))
+    return summarize_detection(scores, truth)
+
+
 def render_row_counts(rows_in: int, rows_kept: int, quarantined_by_rule: Mapping[str, int]) -> str:
-    """Rows delivered, kept and set aside, by rule."""
+    """Render the rows delivered, kept and quarantined, the latter by rule, the most frequent first."""
     total = sum(quarantined_by_rule.values())
     lines = [f"{rows_in:,} rows delivered, {rows_kept:,} kept, {total:,} quarantined.", ""]
     if total:
         counts = sorted(quarantined_by_rule.items(), key=lambda item: -item[1])
-        lines += _render_table(
+        lines += render_table(
             ("rule", "rows"), ((rule, f"{rows:,}") for rule, rows in counts if rows)
         )
     return _render_section("Rows", lines)
 
 
 def render_status_counts(counts: Mapping[str, int]) -> str:
-    """Household-nights by status."""
+    """Render household-nights by status."""
     rows = ((status, f"{count:,}") for status, count in counts.items())
     return _render_section(
-        "Household-nights by status", _render_table(("status", "household-nights"), rows)
+        "Household-nights by status", render_table(("status", "household-nights"), rows)
     )
 
 
 def render_alerts(nights: pl.DataFrame) -> str:
-    """What the budget of alerts came to, and what the fleet did."""
+    """Render flags and new episodes beside the alert budget, fleet shift and tail inflation.
+
+    `nights` has the rows of the table `nights` to report, one paragraph each.
+    """
     lines = [
         f"{night['flagged']:,} of {night['scored']:,} scored households are flagged on "
         f"{night['night']}; {night['opened']:,} episodes opened, {night['opened_per_1000']:.2f} in "
@@ -102,7 +121,7 @@ def render_alerts(nights: pl.DataFrame) -> str:
 
 
 def render_most_urgent(scores: pl.DataFrame, night: date) -> str:
-    """The most urgent households of a night."""
+    """Render the flagged households of a night by rank, at most `MAX_URGENT_ROWS`."""
     flagged = scores.filter(pl.col("is_anomaly"), pl.col("night") == night)
     if flagged.is_empty():
         return _render_section("Most urgent", [f"No household was flagged on {night}."])
@@ -112,18 +131,18 @@ def render_most_urgent(scores: pl.DataFrame, night: date) -> str:
         (str(rank), household, str(reason), *(_format_number(value) for value in values))
         for rank, household, reason, *values in urgent.iter_rows()
     )
-    return _render_section(f"Most urgent of {night}", _render_table(columns, rows))
+    return _render_section(f"Most urgent of {night}", render_table(columns, rows))
 
 
 def render_checks(offending_rows_by_check: Mapping[str, int]) -> str:
-    """What the SQL checks found: offending rows by check."""
+    """Render how many SQL checks passed, and the offending rows of those that did not."""
     bad = {name: rows for name, rows in offending_rows_by_check.items() if rows}
     lines = [
         f"{len(offending_rows_by_check) - len(bad)} of {len(offending_rows_by_check)} checks passed.",
         "",
     ]
     if bad:
-        lines += _render_table(
+        lines += render_table(
             ("check", "offending rows"), ((n, f"{rows:,}") for n, rows in bad.items())
         )
     return _render_section("Checks", lines)
@@ -135,9 +154,3 @@ def _format_number(value: float | None) -> str:
 
 def _render_section(title: str, lines: Iterable[str]) -> str:
     return "\n".join([f"## {title}", "", *lines, "", ""])
-
-
-def _render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    columns = list(header)
-    ruled = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in ruled]

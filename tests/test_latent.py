@@ -8,7 +8,7 @@ import torch
 
 from ml.conditions import CONDITIONS
 from ml.models import MODEL_NAMES
-from ml.plots import household_nights
+from ml.plots.training import draw_latent_plane
 from ml.training.latent_plane import compute_latent_plane
 from tests import fleets
 
@@ -46,7 +46,7 @@ def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     affluence = np.repeat([-1, 1, np.nan], [NIGHTS, NIGHTS - 1, NIGHTS])
     np.testing.assert_array_equal(shown.affluence, affluence)
     names = [
-        text.get_text() for text in household_nights.draw_latent_plane(shown).axes[1].legend_.texts
+        text.get_text() for text in draw_latent_plane(shown).axes[1].legend_.texts
     ]
     assert names == ["affluent", "adversity", "unknown"]
 

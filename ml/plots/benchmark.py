@@ -1,4 +1,7 @@
-"""Pictures of the benchmark: every detector in grey, the best ones in colour."""
+"""Pictures of the benchmark: every detector in grey, the best ones in colour.
+
+Thresholds are those of the headline budget, taken from the normal nights of held-out households.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -16,19 +19,20 @@ from ml.evaluation.inject import KIND_NAMES
 from ml.evaluation.injections import EPISODE_NIGHTS
 from ml.evaluation.metrics import HEADLINE_BUDGET, DetectorScores, Doubles
 from ml.evaluation.reason_confusion import CORRECT_REASONS
+from ml.plots.style import BACKGROUND_COLOUR, TEXT_COLOUR, replace_underscores
 from ml.schemas import ANOMALY_REASONS
 
 HIGHLIGHT_COLOURS: Final = ("#1b5e7a", "#e07b39", "#4c8c4a", "#a2467f", "#c9a227", "#5b6bb5")
-MUTED_COLOUR: Final = "#c3c7ca"
-TEXT_COLOUR: Final = "#33383c"
+"""Colours of highlighted detectors by rank."""
 
 LineData = tuple[Doubles | FloatArray, Doubles | FloatArray]
+"""The x and y values of a line."""
 
 
 def draw_precision_recall(
     detector_scores: Mapping[str, DetectorScores], highlighted: Sequence[str]
 ) -> Figure:
-    """Precision over recall, where as many nights are anomalous as were planted."""
+    """Draw precision over recall of held-out households, at the share of nights injected."""
 
     def compute_line(scores: DetectorScores) -> LineData:
         precision, recall, _ = precision_recall_curve(
@@ -45,13 +49,13 @@ def draw_precision_recall(
 def draw_time_to_detection(
     detector_scores: Mapping[str, DetectorScores], highlighted: Sequence[str]
 ) -> Figure:
-    """Share of lasting anomalies found by each of their nights, at the budget."""
+    """Draw the share of 14-night injections found by each of their nights, at the budget."""
     nights = np.arange(1, EPISODE_NIGHTS + 1, dtype=np.float64)
 
     def compute_line(scores: DetectorScores) -> LineData:
-        limit = scores.find_budget_threshold(HEADLINE_BUDGET, np.ones(scores.n_households))
+        threshold = scores.find_budget_threshold(HEADLINE_BUDGET, np.ones(scores.n_households))
         return nights, np.array(
-            [scores.is_found_within(limit, int(night)).mean() for night in nights]
+            [scores.is_found_within(threshold, int(night)).mean() for night in nights]
         )
 
     figure, panel = _create_panel(
@@ -69,9 +73,9 @@ def draw_calibration(
     pretest_nights: slice,
     monthly_ratios: pl.DataFrame,
 ) -> Figure:
-    """Realised against target alarm rate, over all nights and by month.
+    """Draw realised against target alarm rate, over all normal nights and by month.
 
-    `months`: detector, of (the month), value.
+    `monthly_ratios` has `detector`, `subset` (the month) and `value`.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     rates, by_month = figure.subplots(1, 2)
@@ -83,7 +87,7 @@ def draw_calibration(
     )
     rates.plot(TARGET_ALARM_RATES, TARGET_ALARM_RATES, color=TEXT_COLOUR, lw=1, ls=":")
     rates.set(xscale="log", yscale="log", ylim=(3e-4, 0.5))
-    rates.set(xlabel="target share of clean nights", ylabel="realised share")
+    rates.set(xlabel="target share of normal nights", ylabel="realised share")
     _set_title(rates, "Thresholds of the nights before the test")
     for name, rows in monthly_ratios.group_by("detector", maintain_order=True):
         colour, order = _line_style(str(name[0]), highlighted)
@@ -104,14 +108,14 @@ def draw_calibration(
 def draw_alarms_per_household(
     detector_scores: Mapping[str, DetectorScores], highlighted: Sequence[str]
 ) -> Figure:
-    """False alarms of each home at the budget, most first."""
+    """Draw the cumulative share of false alarms over households, most alarms first."""
 
     def compute_line(scores: DetectorScores) -> LineData:
-        limit = scores.find_budget_threshold(HEADLINE_BUDGET, np.ones(scores.n_households))
-        alarms = np.sort(scores.count_false_alarms(limit))[::-1]
+        threshold = scores.find_budget_threshold(HEADLINE_BUDGET, np.ones(scores.n_households))
+        alarms = np.sort(scores.count_false_alarms(threshold))[::-1]
         share = np.cumsum(alarms) / max(alarms.sum(), 1)
-        homes = np.arange(len(alarms) + 1) / len(alarms)
-        return homes, np.append(0, share)
+        household_share = np.arange(len(alarms) + 1) / len(alarms)
+        return household_share, np.append(0, share)
 
     figure, panel = _create_panel("Who makes the false alarms")
     _draw_lines(panel, detector_scores, highlighted, compute_line)
@@ -122,7 +126,7 @@ def draw_alarms_per_household(
 
 
 def draw_recall_per_kind(metrics: pl.DataFrame, detectors: Sequence[str]) -> Figure:
-    """Recall of each kind at the budget: a row a detector in this order, a column a kind."""
+    """Draw recall at the budget as a table: a row a detector in this order, a column a kind."""
     kinds = metrics.filter(metric=f"recall_{HEADLINE_BUDGET}_episodes").filter(
         pl.col("subset").is_not_null()
     )
@@ -142,13 +146,13 @@ def draw_recall_per_kind(metrics: pl.DataFrame, detectors: Sequence[str]) -> Fig
                 column, row, f"{value:.2f}"[-4:], ha="center", va="center", color=shade, fontsize=7
             )
     panel.set_xticks(
-        range(len(KIND_NAMES)), [_replace_underscores(name) for name in KIND_NAMES], fontsize=8
+        range(len(KIND_NAMES)), [replace_underscores(name) for name in KIND_NAMES], fontsize=8
     )
     panel.tick_params(axis="x", rotation=35)
     for tick in panel.get_xticklabels():
         tick.set_horizontalalignment("right")
     panel.set_yticks(
-        range(len(detectors)), [_replace_underscores(name) for name in detectors], fontsize=8
+        range(len(detectors)), [replace_underscores(name) for name in detectors], fontsize=8
     )
     panel.set_title(
         f"Recall at {HEADLINE_BUDGET} false episodes in 1,000 nights", loc="left", fontsize=11
@@ -158,9 +162,9 @@ def draw_recall_per_kind(metrics: pl.DataFrame, detectors: Sequence[str]) -> Fig
 
 
 def draw_reasons(reason_table: pl.DataFrame, detector: str) -> Figure:
-    """What a detector found, a row a kind and a column a reason; right reasons are framed.
+    """Draw what a detector found: a row a kind and a column a reason, right reasons framed.
 
-    `nights`: kind, and a column of counts for each of `REASONS`.
+    `reason_table` is that of `tabulate_reasons`: `kind`, and a column of counts for each reason.
     """
     counts = reason_table.select(ANOMALY_REASONS).to_numpy().astype(float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -177,16 +181,16 @@ def draw_reasons(reason_table: pl.DataFrame, detector: str) -> Figure:
             )
     panel.set_xticks(
         range(len(ANOMALY_REASONS)),
-        [_replace_underscores(reason) for reason in ANOMALY_REASONS],
+        [replace_underscores(reason) for reason in ANOMALY_REASONS],
         fontsize=8,
     )
     panel.set_yticks(
         range(len(counts)),
-        [_replace_underscores(kind) for kind in reason_table["kind"]],
+        [replace_underscores(kind) for kind in reason_table["kind"]],
         fontsize=8,
     )
     panel.set_title(
-        f"Reasons of what {_replace_underscores(detector)} found, right ones framed", loc="left"
+        f"Reasons of what {replace_underscores(detector)} found, right ones framed", loc="left"
     )
     return figure
 
@@ -206,7 +210,8 @@ def _draw_lines(
 ) -> None:
     for name in (*(name for name in detector_scores if name not in highlighted), *highlighted):
         colour, order = _line_style(name, highlighted)
-        label, width = (_replace_underscores(name), 1.8) if name in highlighted else (None, 1)
+        label = replace_underscores(name) if name in highlighted else None
+        width = 1.8 if name in highlighted else 1
         panel.plot(
             *compute_line(detector_scores[name]), color=colour, lw=width, label=label, zorder=order
         )
@@ -214,15 +219,12 @@ def _draw_lines(
 
 
 def _line_style(detector: str, highlighted: Sequence[str]) -> tuple[str, int]:
+    """Return colour and drawing order: highlighted lines lie above the others."""
     return (
         (HIGHLIGHT_COLOURS[list(highlighted).index(detector)], 3)
         if detector in highlighted
-        else (MUTED_COLOUR, 2)
+        else (BACKGROUND_COLOUR, 2)
     )
-
-
-def _replace_underscores(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _set_title(panel: Axes, title: str) -> None:

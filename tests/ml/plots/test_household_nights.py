@@ -1,23 +1,25 @@
-"""Pictures show the nights and thresholds that scoring goes by."""
+"""Pictures of household-nights show the nights that flags are taken by."""
 
 import io
 
 import numpy as np
 import pytest
 
+from ml.arrays import BoolArray, FloatArray
+from ml.explain.config import ReasonConfig
 from ml.fleet import Fleet
-from ml.plots import household_nights
-from ml.scoring.alerts import alert_threshold, compute_alert_p_values
+from ml.plots.household_nights import ProfileExample, draw_profiles, select_examples
 from ml.scoring.detector import Detector
-from ml.scoring.tables import score_fleet
-from ml.scoring.tails import compute_p_values
+from ml.scoring.tables import FleetScores, score_fleet
 from tests import fleets
 
 HOUSEHOLDS, NIGHTS, MIN_READINGS, BUDGET = 8, 90, 36, 30.0
+LAST_NIGHTS = slice(NIGHTS - 28, NIGHTS)
 
 
 @pytest.fixture(scope="module")
-def known() -> Fleet:
+def fleet() -> Fleet:
+    """Households of which the third and the sixth use much more on one of the last nights."""
     kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[2, -3, 20:24] += 4.0
     kwh[5, -2, 30:40] += 3.0
@@ -25,60 +27,56 @@ def known() -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def detector(known: Fleet) -> Detector:
+def detector() -> Detector:
     return fleets.build_detector(
         fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS, seed=1))
     )
 
 
-def test_examples_end_with_flagged_households(known: Fleet, detector: Detector) -> None:
-    last = slice(NIGHTS - 28, NIGHTS)
-    days = household_nights.select_examples(detector, known, last, MIN_READINGS, BUDGET)
-    judged = score_fleet(detector, known, MIN_READINGS)
-    curve = detector.alert_curve.numpy()
-    urgent = compute_alert_p_values(curve, judged.p_value, judged.evidence)[:, last]
-    limit = alert_threshold(curve, detector.config.calibration_size, BUDGET)
-    homes = np.flatnonzero((urgent <= limit).any(axis=1))
-    shaded = [day for day in days if day.deviating_hours]
-    assert len(days) == 12
-    assert len(shaded) == min(4, len(homes)) > 0
-    assert days[-len(shaded) :] == shaded
-    assert len({day.title.split()[0] for day in shaded}) == len(shaded)
-    assert {f"MAC00000{home}" for home in (2, 5)} <= {day.title.split()[0] for day in shaded}
+def flag_last_nights(detector: Detector, fleet: Fleet) -> tuple[FleetScores, FloatArray, BoolArray]:
+    scores = score_fleet(detector, fleet, MIN_READINGS)
+    alert_p_value = detector.calibration.alert_p_values(scores.p_value, scores.evidence)
+    alert_p_value[:, : LAST_NIGHTS.start] = np.nan
+    return scores, alert_p_value, alert_p_value <= detector.calibration.alert_threshold(BUDGET)
 
 
-def test_deviating_hours_cover_the_added_load(known: Fleet, detector: Detector) -> None:
-    days = household_nights.select_examples(
-        detector, known, slice(NIGHTS - 28, NIGHTS), MIN_READINGS, BUDGET
+def select_last_nights(detector: Detector, fleet: Fleet) -> list[ProfileExample]:
+    return select_examples(
+        fleet,
+        *flag_last_nights(detector, fleet),
+        min_readings=MIN_READINGS,
+        reason_config=ReasonConfig(),
     )
-    (spiky,) = (day for day in days if day.title.startswith("MAC000002") and day.deviating_hours)
-    start, end = spiky.deviating_hours
+
+
+def test_examples_end_with_flagged_households(fleet: Fleet, detector: Detector) -> None:
+    examples = select_last_nights(detector, fleet)
+    _, _, is_flagged = flag_last_nights(detector, fleet)
+    n_flagged_households = is_flagged.any(axis=1).sum()
+    shaded = [example for example in examples if example.deviating_hours]
+    assert len(examples) == 12
+    assert len(shaded) == min(4, n_flagged_households) > 0
+    assert examples[-len(shaded) :] == shaded
+    households = {example.title.split()[0] for example in shaded}
+    assert len(households) == len(shaded)
+    assert households >= {"MAC000002", "MAC000005"}
+
+
+def test_deviating_hours_cover_the_added_load(fleet: Fleet, detector: Detector) -> None:
+    examples = select_last_nights(detector, fleet)
+    (spike,) = (
+        example
+        for example in examples
+        if example.title.startswith("MAC000002") and example.deviating_hours
+    )
+    start, end = spike.deviating_hours
     assert start <= 10.0  # half-hour 20
     assert end >= 12.0
-
-
-def test_distribution_marks_the_flagging_threshold(detector: Detector) -> None:
-    figure = household_nights.draw_score_distribution(detector, BUDGET)
-    (line,) = figure.axes[0].lines
-    limit = alert_threshold(detector.alert_curve.numpy(), detector.config.calibration_size, BUDGET)
-    threshold = float(line.get_xdata()[0])
-    before, after = compute_p_values(
-        detector.reference_scores.numpy(), np.array([threshold - 0.01, threshold + 0.01])
-    )
-    assert before > limit >= after
-
-
-def test_no_threshold_is_drawn_without_calibrated_budget(detector: Detector) -> None:
-    figure = household_nights.draw_score_distribution(detector, alert_budget=0.1)
-    assert not figure.axes[0].lines
 
 
 def test_fleet_without_recent_readings_is_drawn(detector: Detector) -> None:
     kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[:, -28:] = np.nan
-    last = slice(NIGHTS - 28, NIGHTS)
-    days = household_nights.select_examples(
-        detector, fleets.build_fleet(kwh), last, MIN_READINGS, BUDGET
-    )
-    assert days == []
-    household_nights.draw_profiles(days, "nobody").savefig(io.BytesIO())
+    examples = select_last_nights(detector, fleets.build_fleet(kwh))
+    assert examples == []
+    draw_profiles(examples, "nobody").savefig(io.BytesIO())
