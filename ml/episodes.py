@@ -17,8 +17,8 @@ from ml.schemas import Episodes
 SILENCE_NIGHTS: Final = 14
 """Nights without an alert after which an episode is over.
 
-measured (docs/detector.md): few households make most false alarms, so alerts are counted as episodes, "one open case
-a household, 14 nights of silence"."""
+Few households make most false alarms (docs/detector.md), so a budget counts episodes, one open
+case a household, and not nights. Two weeks: chosen."""
 
 
 def find_episode_starts(is_alert: BoolArray) -> BoolArray:

@@ -25,7 +25,7 @@ HALF_HOUR_US: Final = 30 * 60 * 1_000_000
 """Microseconds of a settlement period."""
 SENTINEL_READINGS: Final = (4294967.295, 2147483.647, 4294967295.0, 2147483647.0)
 """kWh that meters and their collectors write for "no reading": the largest unsigned and signed
-32-bit counts, in Wh and in kWh (DETECTION.md, words of utilities)."""
+32-bit counts, in Wh and in kWh (sentinel check of utilities' validation rules)."""
 SENTINEL_MARGIN_KWH: Final = 1.0
 """kWh below the smallest sentinel from which a reading is compared with each of them. Sentinels are
 compared as Float32, whose step is 0.25 at 2 million: chosen, a few steps."""
@@ -56,7 +56,7 @@ class RowRule:
 
     @property
     def passes_fast_check(self) -> pl.Expr:
-        """The test that every row is put to."""
+        """Return the test that every row is put to."""
         return ~self.is_broken if self.is_surely_kept is None else self.is_surely_kept
 
 

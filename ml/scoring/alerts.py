@@ -63,8 +63,8 @@ def alert_threshold(
     if alert_budget < min_budget:
         raise UserError(
             f"an alert budget of {alert_budget:g} false episodes per 1,000 household-nights cannot "
-            f"be kept: the model's {n_calibration_nights:,} calibration household-nights would hold "
-            f"{alert_budget * n_calibration_nights / 1000:.1f} of them and "
+            f"be kept: the model's {n_calibration_nights:,} calibration household-nights would "
+            f"hold {alert_budget * n_calibration_nights / 1000:.1f} of them and "
             f"{config.min_expected_episodes} are needed; set METERWATCH_ALERT_BUDGET to "
             f"{np.ceil(min_budget):.0f} or more, or train on more households"
         )

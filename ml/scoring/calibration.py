@@ -295,7 +295,7 @@ class Calibration(nn.Module):
         return half_hour_log_odds / self.half_hour_error_scale.float().numpy()
 
     def alert_p_values(self, p_value: FloatArray, evidence: FloatArray) -> FloatArray:
-        """Return what flags are taken by: the p-value, or the share of nights with as much evidence.
+        """Return what flags are taken by: the p-value, or the share of nights with such evidence.
 
         See `compute_alert_p_values`.
         """

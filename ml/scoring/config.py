@@ -54,8 +54,8 @@ class CalibrationConfig(BaseModel):
         gt=0,
         lt=1,
         description="Share of the calibration nights that is used by rank; an exponential tail is "
-        "fitted beyond (Pickands 1975, shape 0). What lies beyond comes from a few odd households, "
-        "measured (docs/detector.md): 87 to 100 % of false alarms at 1 in 1,000 came from 3 households.",
+        "fitted beyond (Pickands 1975, shape 0), where the nights of a few odd households lie: 87 "
+        "to 100 % of false alarms at 1 in 1,000 came from 3 households (docs/detector.md).",
     )
     body_size: int = Field(
         1025, ge=2, description="Quantiles that hold the body of a tail distribution. Chosen."
@@ -66,8 +66,9 @@ class CalibrationConfig(BaseModel):
     max_reference_scores: int = Field(
         1 << 16,
         ge=1,
-        description="Most scores kept as the reference of p-values; of more, as many evenly spread. "
-        "measured (docs/detector.md): Benjamini-Hochberg at 0.1 over 5,567 meters needs 55,669.",
+        description="Most scores kept as the reference of p-values; of more, as many evenly "
+        "spread. Enough for the least p-value, 0.1 / 5,567, of a false-discovery rate of 0.1 over the "
+        "trial's households (Benjamini-Hochberg).",
     )
     min_p_value: float = Field(
         1e-12, gt=0, description="Least p-value: 0 would have no logarithm. Chosen."
@@ -118,7 +119,7 @@ class ScoringConfig(BaseModel):
         20,
         ge=1,
         description="Households that a fleet shift needs: the median of fewer moves with one of "
-        "them. Subtracting the shift was worth 0.006 AP (EXPERIMENTS, scores afterwards, row 2).",
+        "them. Subtracting the shift was worth 0.006 AP (EXPERIMENTS, 'Scores afterwards', row 2).",
     )
 
     # Rules that join the network
@@ -126,13 +127,14 @@ class ScoringConfig(BaseModel):
         0.2,
         ge=0,
         description="Share of the rules' surprisal that is added to the network's: 'plus a fifth', "
-        "0.002 AP and 0.008 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS, scores afterwards).",
+        "0.002 AP and 0.008 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS, 'Scores "
+        "afterwards').",
     )
     max_rule_surprisal: float = Field(
         2.0,
         ge=0,
-        description="Most surprisal beyond `unusual_surprisal` that a rule may bring in, before its "
-        "weight: households that fall silent by habit are many. Chosen.",
+        description="Most surprisal beyond `unusual_surprisal` that a rule may bring in, before "
+        "its weight: households that fall silent by habit are many. Chosen.",
     )
 
     # Corrections of a surprisal
@@ -157,14 +159,14 @@ class ScoringConfig(BaseModel):
     base_rate_power: float = Field(
         1.5,
         ge=0,
-        description="Power of the base rate in its penalty; 1 would divide the share by it. measured (docs/detector.md): "
-        "few households make most false alarms. Chosen.",
+        description="Power of the base rate in its penalty; 1 would divide the share by it. Above "
+        "1, since few households make most false alarms (docs/detector.md). Chosen.",
     )
     cold_start_nights: float = Field(
         7.0,
         ge=0,
-        description="Nights at which a new household's surprisal is still halved in share. A new "
-        "meter has 7 (docs/detector.md, controls).",
+        description="Usable nights at which a new household's nights look about twice as rare as "
+        "they are. A week, as the benchmark's control of new meters has.",
     )
     established_nights: int = Field(
         28,
@@ -180,8 +182,9 @@ class ScoringConfig(BaseModel):
     tail_inflation_nights: int = Field(
         14,
         ge=1,
-        description="Nights before a night that give the tail inflation. measured (docs/detector.md): a threshold "
-        "frozen in August gave 29 to 52 times its target in autumn, re-taken nightly 1.5 to 3.",
+        description="Nights before a night that give the tail inflation. A threshold frozen in "
+        "August gave 29 to 52 times its target in autumn, taken again nightly 1.5 to 3 "
+        "(docs/detector.md).",
     )
     tail_inflation_prior: float = Field(
         40.0,
@@ -215,8 +218,8 @@ class ScoringConfig(BaseModel):
     evidence_share: float = Field(
         0.15,
         ge=0,
-        description="Share of the evidence of the nights before that is added to a night's surprisal. "
-        "A tenth gave 0.005 AP and 0.033 R@3 (EXPERIMENTS, scores afterwards); a seventh gave more "
+        description="Share of the evidence of the nights before that is added to a night's surprisal. A "
+        "tenth gave 0.005 AP and 0.033 R@3 (EXPERIMENTS, scores afterwards); a seventh gave more "
         "R@3 on new households at no loss (commit 5c4b818).",
     )
 

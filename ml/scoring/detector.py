@@ -146,7 +146,7 @@ class Detector(nn.Module):
         return self.exported_program or copy.deepcopy(self.network).double().eval()
 
     def forward(self, kwh: Tensor, level: Tensor, conditions: Tensor) -> tuple[Tensor, ...]:
-        """Return the network's output as bare tensors: the fields of `Windows` to `NetworkOutput`."""
+        """Return the fields of `NetworkOutput` for those of `Windows`, as bare tensors."""
         return tuple(self.network(Windows(kwh, level, conditions)))
 
     def run_network(self, fleet: Fleet, nights: slice, min_readings: int) -> FleetNetworkOutput:
@@ -160,7 +160,7 @@ class Detector(nn.Module):
         min_readings: int,
         training_household_ids: list[str] | None = None,
     ) -> None:
-        """Fit the calibration on the last `n_nights` of a fleet that the network never learned from.
+        """Fit the calibration on the last `n_nights` of households that no network learned from.
 
         The nights before give them their warm-up. `training_household_ids` are the households that
         it did learn from: they are told apart when nights are scored.

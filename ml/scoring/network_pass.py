@@ -45,7 +45,7 @@ class NetworkPass:
 
 
 def run_network(network_pass: NetworkPass, fleet: Fleet, nights: slice) -> FleetNetworkOutput:
-    """Return the network's output for the fleet's `nights`, of which those before are the context."""
+    """Return the network's output for the fleet's `nights`; those before are their context."""
     shape = fleet.kwh[:, nights].shape
     expected_kwh = np.full(shape, np.nan, dtype=np.float32)
     half_hour_log_odds = np.full(shape, np.nan, dtype=np.float32)

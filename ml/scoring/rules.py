@@ -1,7 +1,7 @@
 """The two rules that join the network: unusually long runs of repeated and of zero readings.
 
-Real readings almost never repeat, so a stuck or a dead meter is told by its runs (docs/detector.md,
-"simple rules are the real opponents").
+Real readings almost never repeat, so a stuck or a dead meter is told by its runs
+(docs/detector.md, section 4).
 """
 
 import numpy as np

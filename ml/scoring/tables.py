@@ -22,7 +22,7 @@ WARMUP_NIGHTS: Final = (
     + ScoringConfig().usual_error_nights
     + MAX_CONTEXT_NIGHTS
 )
-"""Nights before a night that a detector of this release's numbers rests on, whatever its network."""
+"""Nights before a night that its flag may rest on, by this release's numbers and any network."""
 
 
 class CachedScores(NamedTuple):
