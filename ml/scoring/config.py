@@ -67,8 +67,8 @@ class CalibrationConfig(BaseModel):
         1 << 16,
         ge=1,
         description="Most scores kept as the reference of p-values; of more, as many evenly "
-        "spread. Enough for the least p-value, 0.1 / 5,567, of a false-discovery rate of 0.1 over the "
-        "trial's households (Benjamini-Hochberg).",
+        "spread. Enough for the least p-value, 0.1 / 5,567, of a false-discovery rate of 0.1 over "
+        "the trial's households (Benjamini-Hochberg).",
     )
     min_p_value: float = Field(
         1e-12, gt=0, description="Least p-value: 0 would have no logarithm. Chosen."
@@ -218,9 +218,9 @@ class ScoringConfig(BaseModel):
     evidence_share: float = Field(
         0.15,
         ge=0,
-        description="Share of the evidence of the nights before that is added to a night's surprisal. A "
-        "tenth gave 0.005 AP and 0.033 R@3 (EXPERIMENTS, scores afterwards); a seventh gave more "
-        "R@3 on new households at no loss (commit 5c4b818).",
+        description="Share of the evidence before a night that is added to its surprisal. A tenth "
+        "gave 0.005 AP and 0.033 R@3 (EXPERIMENTS, 'Scores afterwards'); a seventh gave more R@3 "
+        "on new households at no loss (commit 5c4b818).",
     )
 
     rules: RuleConfig = RuleConfig()
