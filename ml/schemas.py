@@ -14,10 +14,6 @@ from ml.arrays import FloatArray
 
 HALF_HOURS: Final = 48
 """Settlement periods of a UTC day; days of a clock change have 48 too, since stamps are UTC."""
-SUPPLY_LIMIT_KWH: Final = 12.0
-"""Most that a household's supply can deliver in a half-hour: 100 A single phase at 240 V, 24 kW."""
-MIN_READINGS: Final = 36
-"""Readings, of 48, that a night needs to be judged at all; default of METERWATCH_MIN_READINGS."""
 SCORE_STATUSES: Final = ("scored", "cold_start", "incomplete", "missing")
 ANOMALY_REASONS: Final = (
     "spike",

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml.errors import UserError
+from ml.limits import MIN_READINGS, SUPPLY_LIMIT_KWH
 
 ENVIRONMENT_PREFIX: Final = "METERWATCH_"
 
@@ -25,9 +26,11 @@ class Settings(BaseSettings):
     alert_budget: float = Field(
         3.0, gt=0, le=100, description="false alert episodes per 1,000 normal household-nights"
     )
-    min_readings: int = Field(36, ge=1, le=48, description="half-hours a night needs to be scored")
+    min_readings: int = Field(
+        MIN_READINGS, ge=1, le=48, description="readings of 48 that a night needs to be scored"
+    )
     supply_limit_kwh: float = Field(
-        12.0, gt=0, description="most that a supply can deliver in a half-hour"
+        SUPPLY_LIMIT_KWH, gt=0, description="most that a supply can deliver in a half-hour"
     )
     mlflow_uri: str | None = Field(
         None, description="MLflow tracking server (default: SQLite in HOME)"
@@ -35,7 +38,6 @@ class Settings(BaseSettings):
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of `make serve`'s Prefect")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
     threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
-
     devices: int | None = Field(
         None, ge=1, description="devices that train together (default: all GPUs, or 1 CPU)"
     )

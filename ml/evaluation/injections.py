@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.schemas import HALF_HOURS, SUPPLY_LIMIT_KWH
+from ml.limits import SUPPLY_LIMIT_KWH
+from ml.schemas import HALF_HOURS
 
 Float32Array = NDArray[np.float32]
 RandomGenerator = np.random.Generator

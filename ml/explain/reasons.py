@@ -26,7 +26,8 @@ from ml.arrays import (
     find_longest_runs,
 )
 from ml.explain.config import DEFAULT_REASON_CONFIG, ReasonConfig
-from ml.schemas import HALF_HOURS, MIN_READINGS, array_as_readings
+from ml.limits import MIN_READINGS
+from ml.schemas import HALF_HOURS, array_as_readings
 
 HALF_HOUR_INDEX: Final = np.arange(HALF_HOURS)
 HALF_HOUR_MINUTES: Final = 30

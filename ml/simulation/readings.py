@@ -5,7 +5,8 @@ from typing import Final
 import numpy as np
 from scipy.signal import lfilter
 
-from ml.schemas import HALF_HOURS, SUPPLY_LIMIT_KWH
+from ml.limits import SUPPLY_LIMIT_KWH
+from ml.schemas import HALF_HOURS
 from ml.simulation.behaviour import HouseholdBehaviour
 from ml.simulation.environment import WAKING_DAY_HOURS, Bools, FleetEnvironment, Floats
 
