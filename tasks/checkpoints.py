@@ -1,4 +1,4 @@
-"""Checkpoints as files that are whole or absent, also when the writer is killed."""
+"""Reads and writes checkpoints, which are whole or absent, also when the writer is killed."""
 
 import io
 import logging
@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, each written under another name, synced and renamed."""
+    """Writes Lightning's checkpoints under another name, syncs and renames them; reads as it does.
+
+    Lightning's own writer leaves half a file when it is killed.
+    """
 
     def save_checkpoint(
         self,
@@ -24,21 +27,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path: str | Path,
         storage_options: Any | None = None,  # noqa: ARG002 (Lightning's)
     ) -> None:
-        """Replace one checkpoint whole."""
+        """Replace the checkpoint at `path`."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
         storage.replace_bytes(Path(path), content.getvalue())
 
 
 def find_latest_checkpoint(directory: Path) -> str | None:
-    """The last checkpoint that is intact; without any, the directory is cleared."""
+    """Return the path of the newest intact checkpoint, None if there is none.
+
+    Then the directory is removed, so that the training that begins anew does not count files of
+    the former one among its best epochs.
+    """
     epochs = sorted(directory.glob("epoch=*.ckpt"), key=_parse_epoch, reverse=True)
     for path in (directory / "last.ckpt", *epochs):
         if not path.exists():
             continue
         if _is_intact(path):
             return str(path)
-        log.warning("%s is damaged: going on from an earlier checkpoint, if there is one", path)
+        log.warning(
+            "checkpoint %s is damaged: training goes on from an earlier one, if there is one", path
+        )
     shutil.rmtree(directory, ignore_errors=True)
     return None
 
@@ -48,7 +57,7 @@ def _parse_epoch(path: Path) -> int:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether every part of a checkpoint, which is a zip archive, has its checksum."""
+    """Return whether every part of a checkpoint, which is a zip archive, has its checksum."""
     try:
         with ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,4 +1,7 @@
-"""A process that helps another to train: `python -m tasks.ddp_worker PARAMETERS`."""
+"""Takes part in the training of another process: `python -m tasks.ddp_worker PARAMETERS`.
+
+`PARAMETERS` are `TrainParameters` as JSON. Started by `tasks.training_processes`.
+"""
 
 import sys
 
@@ -9,4 +12,5 @@ if __name__ == "__main__":
     try:
         run_data_parallel_worker(TrainParameters.model_validate_json(sys.argv[1]))
     except UserError:
-        sys.exit(1)  # the process that it helps says so
+        # Silent: the process that launched this one meets the same error and reports it.
+        sys.exit(1)

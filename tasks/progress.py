@@ -1,4 +1,4 @@
-"""What a long job is at, on a terminal; nothing is shown where nobody watches."""
+"""Shows on a terminal how far a long job is; shows nothing where standard error is no terminal."""
 
 from typing import Any, Final, Self
 
@@ -15,17 +15,23 @@ from rich.progress import (
 )
 from rich.status import Status
 
+from ml.training.lightning_module import MONITORED_METRIC
+
 SPEED_WINDOW_S: Final = 180.0
-"""The last minutes, validations among them, tell the time left."""
+"""Seconds whose speed tells the time left. Chosen: long enough to hold a validation as well, which
+advances no step."""
 
 
 def show_spinner(activity: str) -> Status:
-    """A line that says what is done, as long as it is done."""
+    """Return a context manager that shows `activity ...` while its block runs."""
     return Console(stderr=True).status(f"{activity} ...")
 
 
 class TrainingProgressBar(Callback):
-    """One line for all epochs of a fit: how far, how good, how long still; then its calibration."""
+    """Shows one line for a fit: epochs, validation loss, time left; then that it is calibrated.
+
+    A context manager, and a callback of the trainer while it is entered.
+    """
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -51,21 +57,25 @@ class TrainingProgressBar(Callback):
         self.progress.stop()
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Begin, or go on where a training was stopped."""
-        total, done = trainer.estimated_stepping_batches, trainer.global_step
-        self.progress.reset(self.task_id, total=total, completed=done)
+        """Show no step as done, or those that a resumed training had done."""
+        self.progress.reset(
+            self.task_id,
+            total=trainer.estimated_stepping_batches,
+            completed=trainer.global_step,
+        )
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Name the epoch, and how good the one before was."""
-        name = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        if (loss := trainer.callback_metrics.get("val_loss")) is not None:
-            name += f", validation loss {loss:.4f}"
-        self.progress.update(self.task_id, description=name)
+        """Show the epoch's number, and the validation loss of the one before."""
+        description = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        loss = trainer.callback_metrics.get(MONITORED_METRIC)
+        if loss is not None:
+            description += f", validation loss {loss:.4f}"
+        self.progress.update(self.task_id, description=description)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """A step further."""
+        """Show the steps that are done."""
         self.progress.update(self.task_id, completed=trainer.global_step)
 
     def on_fit_end(self, *_: Any) -> None:
-        """What follows the epochs."""
+        """Show that the detector is calibrated, which takes a while after the last epoch."""
         self.progress.reset(self.task_id, total=None, description="calibrating")

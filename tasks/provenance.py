@@ -1,4 +1,4 @@
-"""Where a model comes from: which readings, which code."""
+"""Says from which readings and which code a model comes."""
 
 import hashlib
 from importlib.metadata import version as package_version
@@ -11,7 +11,11 @@ from ml.fleet import Fleet
 
 
 def fingerprint_fleet(fleet: Fleet) -> str:
-    """A digest of all that a training reads."""
+    """Return 16 hexadecimal digits of a SHA-256 over all that a training reads of a fleet.
+
+    Households, the span of nights, readings, and conditions with the household each belongs to. 64
+    bits tell any number of trainings apart.
+    """
     digest = hashlib.sha256()
     digest.update(f"{fleet.household_ids} {fleet.nights[0]} {fleet.nights[-1]}".encode())
     for part in (fleet.kwh, fleet.condition_group, fleet.conditions):
@@ -20,11 +24,12 @@ def fingerprint_fleet(fleet: Fleet) -> str:
 
 
 def read_code_version() -> dict[str, str]:
-    """The package's version, and the commit where there is one."""
+    """Return tags: `package`, its version, and `git`, the commit of a checkout if it is one."""
     tags = {"package": package_version("meterwatch")}
-    here = Path(__file__).parent
+    directory = Path(__file__).parent
+    command = ("git", "-C", str(directory), "describe", "--always", "--dirty")
     try:
-        command = ("git", "-C", str(here), "describe", "--always", "--dirty")
+        # 10 s: a slow file system must not hold up a training for the sake of a tag.
         described = run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, SubprocessError):
         return tags

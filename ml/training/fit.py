@@ -127,9 +127,10 @@ def train_network(
     """Train a new detector's network, with more gradient accumulation if memory does not suffice.
 
     The first step is the trial: batches begin whole, and each time memory runs out they are
-    learned from in twice as many parts, from the last checkpoint on. The sum of a batch's gradients stays
-    the same. Lightning's `BatchSizeFinder` makes the batch itself smaller, so that the machine would
-    decide what a recipe's learning rate means; `accelerate.find_executable_batch_size` begins anew.
+    learned from in twice as many parts, from the last checkpoint on. The sum of a batch's gradients
+    stays the same. Lightning's `BatchSizeFinder` makes the batch itself smaller, so that the
+    machine would decide what a recipe's learning rate means; the decorator
+    `accelerate.find_executable_batch_size` begins anew each time.
 
     Raises:
         UserError: two household-nights at once are too much for the memory.

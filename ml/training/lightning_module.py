@@ -237,7 +237,8 @@ class NetworkModule(L.LightningModule):
             drawn = self._get_batches("train_dataloader").draw_batches()
             description = (
                 f"{len(skipped)} of {len(is_skipped)} steps of epoch {self.current_epoch + 1} "
-                f"had a loss or gradients that are not finite, the first of them step {skipped[0] + 1}; "
+                "had a loss or gradients that are not finite, "
+                f"the first of them step {skipped[0] + 1}; "
                 f"{self._describe_largest_reading((drawn[skipped[0]],))}"
             )
             if len(skipped) > MAX_SKIPPED_STEPS or len(skipped) == len(is_skipped):

@@ -1,6 +1,7 @@
-"""How fast a network trains on the device at hand, and in how much memory, by precision and batch.
+"""Measures how fast a network trains on the device at hand, and in how much memory.
 
-Real steps of a copy; neither the network nor a random generator is touched.
+By precision and batch size, on real steps of a copy: neither the network nor a random generator
+changes. The clock is torch's benchmark timer, the device Lightning Fabric's choice.
 """
 
 import copy
@@ -20,10 +21,13 @@ from ml.training.trainer import GRADIENT_CLIP_NORM, Precision
 from ml.windows import FleetWindows
 
 BATCH_SIZES: Final = (16, 64, 256, 1024, 4096)
+"""Household-nights of a step that are tried, up to the largest batch of any recipe."""
 MIN_TIMING_S: Final = 0.3
-"""How long the steps of one precision and batch size are timed."""
+"""Seconds that the steps of one precision and batch size are timed. Chosen: all of them together
+then take some seconds."""
 MAX_STEP_S: Final = 0.1
-"""Seconds of a step after which no larger batch is tried."""
+"""Seconds of a step above which no larger batch is tried. Chosen, for the same reason: each batch
+size is four times the one before."""
 BYTES_PER_MB: Final = 1e6
 SPEED_COLUMNS: Final = {
     "precision": pl.String,
@@ -32,12 +36,14 @@ SPEED_COLUMNS: Final = {
     "saved_tensors_mb": pl.Float64,
     "peak_mb": pl.Float64,
 }
+"""Columns of `measure_training_speed`."""
 SpeedRow = tuple[Precision, int, float, float, float | None]
+"""A row of it."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A training step over one batch."""
+    """A training step over one batch, the household-nights `indices` `[N]` of the windows."""
 
     fabric: Fabric
     network: Network
@@ -46,13 +52,13 @@ class TrainingStep:
     indices: Tensor
 
     def loss(self) -> Tensor:
-        """Of the batch, gathered anew and moved to the device."""
+        """Gather the batch anew, move it to the device and return the network's loss of it."""
         batch = self.fabric.to_device(self.windows.gather_windows(self.indices))
         with self.fabric.autocast():
             return self.network.loss(batch)
 
     def run(self) -> None:
-        """Forward, backward, clip, update."""
+        """Do a step as training does it: forward, backward, clip, update."""
         self.fabric.backward(self.loss())
         self.fabric.clip_gradients(self.network, self.optimizer, max_norm=GRADIENT_CLIP_NORM)
         self.optimizer.step()
@@ -60,18 +66,18 @@ class TrainingStep:
 
 
 def find_training_device() -> torch.device:
-    """The device that training takes."""
+    """Return the device that training takes: a GPU where there is one."""
     return Fabric(accelerator="auto", devices=1).device
 
 
 def measure_training_speed(
     network: Network, windows: FleetWindows, indices: Tensor
 ) -> pl.DataFrame:
-    """A row a precision and batch size, up to the batch whose step takes long.
+    """Measure training steps, a row for each precision and batch size that the device can do.
 
-    `precision`, `batch_size`, `nights_per_second`, `saved_tensors_mb` (tensors that wait for the backward
-    pass) and `peak_mb` (all that a step allocates at most; null but on a GPU). Batches repeat the
-    household-nights `[N]` where there are fewer.
+    Columns: `precision`, `batch_size`, `nights_per_second`, `saved_tensors_mb` (tensors that the
+    forward pass keeps for the backward one) and `peak_mb` (all that a step allocates at most; null
+    unless on a GPU). Batches repeat the household-nights `indices` `[N]` where there are fewer.
     """
     with torch.random.fork_rng():
         rows = [
@@ -83,7 +89,7 @@ def measure_training_speed(
 
 
 def list_supported_precisions() -> tuple[Precision, ...]:
-    """Full precision and the mixed ones that the device has; on a CPU bfloat16 alone."""
+    """Return full precision and the mixed ones that the device has; on a CPU bfloat16 alone."""
     if find_training_device().type != "cuda":
         return ("32-true", "bf16-mixed")
     if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -94,22 +100,20 @@ def list_supported_precisions() -> tuple[Precision, ...]:
 def _measure_batch_sizes(
     network: Network, precision: Precision, windows: FleetWindows, indices: Tensor
 ) -> Iterator[SpeedRow]:
-    """One batch size after the other, while a step is short and the device can do it."""
+    """Yield a row for each batch size, while a step is short and the device can do it."""
     for batch_size in BATCH_SIZES:
         batch = indices[torch.arange(batch_size) % len(indices)]
         step = _build_training_step(network, precision, windows, batch)
         try:
-            kept, peak, seconds = (
-                _measure_saved_tensors_mb(step),
-                _measure_peak_mb(step.run),
-                _time_step_s(step.run),
-            )
+            saved_mb = _measure_saved_tensors_mb(step)
+            peak_mb = _measure_peak_mb(step.run)
+            step_s = _time_step_s(step.run)
         except RuntimeError:
             # Out of memory, or a layer that this device lacks in this precision (an LSTM in
             # bfloat16 on many CPUs).
             return
-        yield precision, batch_size, batch_size / seconds, kept, peak
-        if seconds > MAX_STEP_S:
+        yield precision, batch_size, batch_size / step_s, saved_mb, peak_mb
+        if step_s > MAX_STEP_S:
             return
 
 
@@ -117,39 +121,41 @@ def _build_training_step(
     network: Network, precision: Precision, windows: FleetWindows, indices: Tensor
 ) -> TrainingStep:
     fabric = Fabric(accelerator="auto", devices=1, precision=precision)
-    twin = copy.deepcopy(network).train()
-    # As the training loop does.
-    twin.single_precision_features = precision == "32-true" and fabric.device.type == "cpu"
-    _, optimizer = fabric.setup(twin, torch.optim.AdamW(twin.parameters()))
-    return TrainingStep(fabric, twin, optimizer, windows, indices)
+    network_copy = copy.deepcopy(network).train()
+    # As `NetworkModule` does.
+    network_copy.single_precision_features = precision == "32-true" and fabric.device.type == "cpu"
+    _, optimizer = fabric.setup(network_copy, torch.optim.AdamW(network_copy.parameters()))
+    return TrainingStep(fabric, network_copy, optimizer, windows, indices)
 
 
 def _time_step_s(run: Callable[[], None]) -> float:
-    """Median over repetitions, the device's queue emptied."""
+    """Return the median seconds of a step, until its work on the device has ended."""
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=MIN_TIMING_S).median)
 
 
 def _measure_saved_tensors_mb(step: TrainingStep) -> float:
-    """What the forward pass keeps for the backward one, weights apart."""
+    """Return the MB of tensors, weights left out, that forward keeps for the backward pass."""
     weights = {weight.untyped_storage().data_ptr() for weight in step.network.parameters()}
-    kept = dict[int, int]()
+    saved_bytes = dict[int, int]()
 
     def count(tensor: Tensor) -> Tensor:
+        # By storage: views of one tensor are saved several times and take its memory once.
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
         step.loss()
-    return sum(size for place, size in kept.items() if place not in weights) / BYTES_PER_MB
+    return sum(n for address, n in saved_bytes.items() if address not in weights) / BYTES_PER_MB
 
 
 def _measure_peak_mb(run: Callable[[], None]) -> float | None:
-    """Most memory that a step takes beyond what lies on the GPU before it."""
+    """Return the most MB that a step takes beyond what was allocated before; None on a CPU."""
     if find_training_device().type != "cuda":
         return None
-    run()  # from the first step on the optimizer's own state lies there
+    # The first step allocates the optimizer's own state, which stays.
+    run()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
