@@ -1,4 +1,4 @@
-"""A training is shown in its MLflow run while it goes on, in one run however often it is stopped."""
+"""A training is shown in one MLflow run while it goes on, however often it is stopped."""
 
 import logging
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_metrics_appear_in_mlflow_before_training_ends(
         for name in client.get_run(run_id).data.metrics
     }
     names = {"epoch", "learning_rate", "val_loss", "train_loss", "skipped_steps"}
-    assert logged == dict.fromkeys(names, [0, 1, 2])
+    assert logged == {name: [0, 1, 2] for name in names}
 
 
 def test_stopped_training_is_registered_in_run_it_began_in(

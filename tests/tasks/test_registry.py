@@ -18,14 +18,14 @@ from tasks.model_files import load_detector
 from tasks.training import TrainParameters
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
-from tests.test_train import have_equal_weights
+from tests.training_fixtures import have_equal_weights
 
 HOUSEHOLDS, NIGHTS = 12, 60
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """A home with two versions: the better one, then one that was hardly trained and knows less."""
+    """A home with two versions: the better one, then one that was trained for a single epoch."""
     home = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
@@ -41,13 +41,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
 
 
 @pytest.fixture
-def copy(trained: Path, home: Path) -> Path:
+def trained_home(trained: Path, home: Path) -> Path:
     """A copy of the trained home; its database still names the artifacts of the first."""
     shutil.copytree(trained, home)
     return home
 
 
-def test_registered_version_loads_bit_for_bit(copy: Path) -> None:
+def test_registered_version_loads_bit_for_bit(trained_home: Path) -> None:
     """The local copy is the registered artifact, and the exported graph computes the same."""
     detector, version = registry.load_champion()
     assert version == "1"
@@ -65,7 +65,7 @@ def test_registered_version_loads_bit_for_bit(copy: Path) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5, equal_nan=True)
 
 
-def test_version_records_signature_parameters_and_metrics(copy: Path) -> None:
+def test_version_records_signature_parameters_and_metrics(trained_home: Path) -> None:
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     signature = mlflow.models.get_model_info("models:/meterwatch@champion").signature
     assert signature.inputs.input_names() == ["kwh", "level", "conditions"]
@@ -93,23 +93,23 @@ def test_version_records_signature_parameters_and_metrics(copy: Path) -> None:
 
 def test_artifacts_contain_no_pickles(trained: Path) -> None:
     """What an exported graph holds beside JSON, MLflow itself refuses unless it is tensors."""
-    kept = [path for part in ("mlflow", "models") for path in (trained / part).rglob("*.*")]
-    suffixes = {path.suffix for path in kept if path.is_file()}
+    artefacts = [path for part in ("mlflow", "models") for path in (trained / part).rglob("*.*")]
+    suffixes = {path.suffix for path in artefacts if path.is_file()}
     assert {".safetensors", ".pt2"} <= suffixes
     assert not suffixes & {".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".bin", ".joblib"}
-    graphs = [zipfile.ZipFile(path).namelist() for path in kept if path.suffix == ".pt2"]
+    graphs = [zipfile.ZipFile(path).namelist() for path in artefacts if path.suffix == ".pt2"]
     assert not [name for names in graphs for name in names if name.endswith(".pkl")]
     assert not list((trained / "training").glob("*/*"))
 
 
-def test_champion_alias_stays_with_better_version(copy: Path) -> None:
-    """Version 2 finds less of what is planted in the same nights."""
+def test_champion_alias_stays_with_better_version(trained_home: Path) -> None:
+    """Version 2 finds fewer of the same injected anomalies."""
     version = registry.find_champion_version()
     assert version is not None
     assert version.version == "1"
 
 
-def test_version_is_not_promoted_unless_requested(copy: Path) -> None:
+def test_version_is_not_promoted_unless_requested(trained_home: Path) -> None:
     receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=2, promote=False))
     assert (receipt.version, receipt.is_promoted) == ("3", False)
     assert receipt.decision.why.startswith("promotion was not asked for")
@@ -118,7 +118,10 @@ def test_version_is_not_promoted_unless_requested(copy: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["deleted", "corrupt", "unreachable"])
 def test_champion_loads_from_local_copy_while_mlflow_is_down(
-    fault: str, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    trained_home: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     database = paths.mlflow_dir() / "mlflow.db"
     if fault == "deleted":

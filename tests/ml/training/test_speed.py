@@ -10,7 +10,7 @@ from ml.models import MODEL_NAMES
 from ml.training import speed
 from ml.windows import FleetWindows
 from tests import fleets
-from tests.test_train import have_equal_weights
+from tests.training_fixtures import have_equal_weights
 
 
 @pytest.fixture

@@ -45,9 +45,7 @@ def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     assert shown.nights == [*first, *first[:7], *first[8:], *first]
     affluence = np.repeat([-1, 1, np.nan], [NIGHTS, NIGHTS - 1, NIGHTS])
     np.testing.assert_array_equal(shown.affluence, affluence)
-    names = [
-        text.get_text() for text in draw_latent_plane(shown).axes[1].legend_.texts
-    ]
+    names = [text.get_text() for text in draw_latent_plane(shown).axes[1].legend_.texts]
     assert names == ["affluent", "adversity", "unknown"]
 
 
