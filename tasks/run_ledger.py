@@ -1,4 +1,4 @@
-"""The ledger of runs: what ran, when, and what it did."""
+"""Record in the ledger of runs what ran, when, and what it did."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,11 @@ RunState = Literal["completed", "failed"]
 
 @dataclass
 class RunRecord:
-    """What a run says of itself; a flow fills it in as it learns."""
+    """A row of the ledger; a flow fills it in as it goes, so that a failed run has a part of it.
+
+    `first_night` and `last_night` are the nights it was about; `rows_*` are delivered readings and
+    stay None for runs that ingest nothing.
+    """
 
     verb: str
     first_night: date | None = None
@@ -33,11 +37,15 @@ class RunRecord:
 def record_run(
     verb: str, first_night: date | None = None, last_night: date | None = None
 ) -> Iterator[RunRecord]:
-    """Write one row to the ledger when the block ends, also when it fails."""
-    record, started_utc = RunRecord(verb, first_night, last_night), _now_utc()
+    """Write one row to the ledger when the block ends: completed, or failed with the error's text.
+
+    The error is raised again.
+    """
+    record = RunRecord(verb, first_night, last_night)
+    started_utc = _now_utc()
     try:
         yield record
-    except BaseException as error:
+    except BaseException as error:  # an interrupt is a failed run too
         record.message = str(error) or type(error).__name__
         _write_run_record(record, started_utc, state="failed")
         raise
@@ -45,6 +53,7 @@ def record_run(
 
 
 def _write_run_record(record: RunRecord, started_utc: datetime, state: RunState) -> None:
+    # Sorts by time; the random part keeps runs of one second apart.
     run_id = f"{started_utc:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
     row = asdict(record) | {
         "run_id": run_id,
