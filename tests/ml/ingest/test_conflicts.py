@@ -86,6 +86,13 @@ def test_reading_that_the_lake_holds_is_repeated_and_no_duplicate() -> None:
     assert repeated == {0: 1}
 
 
+def test_reading_of_the_lake_that_two_deliveries_repeat_counts_for_the_first() -> None:
+    held, first, second = (deliver(rank, {("A", 1): 0.5}) for rank in (LAKE_RANK, 0, 1))
+    _, losing, repeated = resolve(held, first, second)
+    assert losing == [("A", at(1), "0.5", "duplicate", 1, 1)]
+    assert repeated == {0: 1, 1: 0}
+
+
 def test_missing_reading_of_a_later_delivery_supersedes_nothing() -> None:
     kept, losing, _ = resolve(deliver(0, {("A", 1): 0.5}), deliver(1, {("A", 2): 0.25}))
     assert kept == {("A", 1): 0.5, ("A", 2): 0.25}

@@ -145,6 +145,7 @@ def test_build_household_nights_keeps_the_largest_reading_of_a_half_hour(
     kwh = household_nights.get_column("kwh").to_numpy()
     assert np.argwhere(~np.isnan(kwh)).tolist() == [[0, 1], [1, 0]]
     assert kwh[0, 1] == 0.75
+    assert kwh[1, 0] == 0
     assert not np.signbit(kwh[1, 0])
     later = MIDNIGHT + timedelta(minutes=30)
     assert sorted(collisions.drop("month").rows()) == [
