@@ -28,7 +28,7 @@ from ml.windows import FleetWindows
 from tasks.model_files import load_detector, save_detector
 from tasks.training import TrainParameters
 from tests import fleets
-from tests.test_train import have_equal_weights
+from tests.training_fixtures import have_equal_weights
 
 SEED_MODELS = {"conditional_autoencoder", "batchnorm_autoencoder", "lstm", "transformer"}
 HOUSEHOLDS, NIGHTS, MIN_READINGS = 4, 30, 36
