@@ -1,12 +1,12 @@
 """Ingest delivered readings."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
+from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import flow
 from tasks import storage
 from tasks.ingest.commit import IngestError, IngestReceipt, commit_ingest
 from tasks.ingest.delivered_files import DeliveredTable, estimate_row_count
@@ -17,7 +17,7 @@ from tasks.ingest.staging import (
     StagedTable,
     count_threads,
     group_tables,
-    merge_month,
+    merge_months,
     plan_months,
     stage_tables,
 )
@@ -43,7 +43,7 @@ def format_run_name() -> str:
 @flow(
     name="ingest",
     flow_run_name=format_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=count_threads()),
+    task_runner=ThreadPoolTaskRunner[Any](max_workers=count_threads()),
 )
 def ingest(
     sources: Sources,
@@ -90,7 +90,7 @@ def _stage_all_tables(tables: list[DeliveredTable]) -> list[StagedTable]:
 def _merge_all_months(staged: list[StagedTable]) -> list[MergedMonth]:
     months = plan_months(staged)
     ingest_progress.expect("months merged", len(months))
-    return merge_month.map(months)
+    return merge_months(months)
 
 
 def _record_receipt(receipt: IngestReceipt, record: RunRecord) -> None:

@@ -35,7 +35,7 @@ class FlowAwareTask(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run once."""
-        run: Callable[..., R] = self.prefect_task if _is_in_flow_run() else self.function
+        run: Callable[..., R] = self.prefect_task if is_in_flow_run() else self.function
         return run(*args, **kwargs)
 
     def map(self, items: Iterable[Any], **shared_arguments: Any) -> list[R]:
@@ -54,6 +54,7 @@ def _is_retryable(_task: object, _task_run: object, state: Any) -> bool:
     return not isinstance(state.data, UserError)
 
 
-def _is_in_flow_run() -> bool:
+def is_in_flow_run() -> bool:
+    """Tell whether this thread runs in a Prefect flow run."""
     context = sys.modules.get("prefect.context")
     return context is not None and context.FlowRunContext.get() is not None

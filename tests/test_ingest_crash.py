@@ -23,7 +23,7 @@ import os, signal, sys
 from pathlib import Path
 from tasks import storage
 from tasks.ingest.discovery import discover_tables
-from tasks.ingest.staging import group_tables, merge_month, plan_months, stage_tables
+from tasks.ingest.staging import group_tables, merge_months, plan_months, stage_tables
 from tasks.ingest.commit import commit_ingest
 
 source, fatal = sys.argv[1], int(sys.argv[2])
@@ -39,9 +39,10 @@ def counted(path, target):
 Path.replace = counted
 print("ready", flush=True)
 with storage.hold_write_lock():
-    found = discover_tables([source], {})
-    staged = [each for group in group_tables(found.reading_tables) for each in stage_tables(group)]
-    commit_ingest(found, staged, merge_month.map(plan_months(staged)))
+    discovered = discover_tables([source], {})
+    groups = group_tables(discovered.reading_tables)
+    staged = [each for group in groups for each in stage_tables(group)]
+    commit_ingest(discovered, staged, merge_months(plan_months(staged)))
 print(renames, flush=True)
 """
 
@@ -74,13 +75,13 @@ def _child(home: Path, source: Path, fatal: int = 0) -> Iterator[subprocess.Pope
 
 def _end_state(home: Path) -> tuple[dict[str, str], list[tuple[object, ...]], list[object]]:
     entries = storage.read_table("deliveries").drop("ingested_at_utc").sort("delivery")
-    aside = storage.read_table("quarantine").sort(pl.all())
+    quarantine = storage.read_table("quarantine").sort(pl.all())
     kept = {
         name: digest
         for name, digest in hash_files(home, "lake").items()
         if "/deliveries/" not in name
     }
-    return kept, entries.rows(), aside.rows()
+    return kept, entries.rows(), quarantine.rows()
 
 
 def test_ingest_killed_at_any_moment_and_rerun_gives_the_same_lake(

@@ -41,7 +41,10 @@ SPANS_SCHEMA: Final = pl.Schema(
 
 
 class IngestReceipt(BaseModel):
-    """What a call delivered and what became of it: `rows_in = rows_kept + rows_quarantined`."""
+    """Report of a call: what it delivered and what became of it.
+
+    `rows_in` is `rows_kept + rows_quarantined`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -64,7 +64,7 @@ def list_tables(path: Path, file: str) -> list[DeliveredTable]:
     Raises:
         UserError: the file is empty, cannot be read, or is a zip without a CSV.
     """
-    container = _detect_container(path)
+    container = detect_container(path)
     if container != "zip":
         return [DeliveredTable(path, file, container)]
     with _explain_read_errors(file), zipfile.ZipFile(path) as archive:
@@ -74,7 +74,7 @@ def list_tables(path: Path, file: str) -> list[DeliveredTable]:
     return [DeliveredTable(path, f"{file}/{member}", "zip", member) for member in members]
 
 
-def _detect_container(path: Path) -> FileContainer:
+def detect_container(path: Path) -> FileContainer:
     """Return what a file is packed in, by its first bytes.
 
     A file named Parquet is taken for one whatever it begins with, so that a broken one is reported

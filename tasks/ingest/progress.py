@@ -24,7 +24,7 @@ ProgressUnit = Literal["rows read", "files", "months merged"]
 
 
 class _RateColumn(ProgressColumn):
-    """How much is done a second; rich shows a rate only of bars without a total."""
+    """A column with the rate a second; rich itself shows one only of bars without a total."""
 
     def render(self, task: Task) -> Text:
         """Return a bar's rate, nothing before there is one."""

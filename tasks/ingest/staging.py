@@ -39,7 +39,7 @@ from ml.ingest.validation import (
     validate_rows,
 )
 from ml.schemas import readings_as_array
-from tasks import paths, storage, task
+from tasks import is_in_flow_run, paths, storage, task
 from tasks.ingest.delivered_files import (
     DeliveredTable,
     hash_content,
@@ -70,7 +70,7 @@ class RankedTable:
 
 @dataclass(frozen=True)
 class StagedTable:
-    """What became of one delivered table: staged, known already, or not readable."""
+    """Outcome of staging one delivered table: new, ingested before, or unreadable."""
 
     delivery_rank: int
     file: str
@@ -82,13 +82,13 @@ class StagedTable:
 
     @property
     def is_new(self) -> bool:
-        """Whether the table's rows are staged and wait to be merged."""
+        """Tell whether the table's rows are staged and wait to be merged."""
         return not self.is_already_ingested and self.failure is None
 
 
 @dataclass(frozen=True)
 class MergedMonth:
-    """What became of one month of the lake."""
+    """Outcome of merging one month of the lake."""
 
     month: date
     is_changed: bool
@@ -108,7 +108,7 @@ class _HashedTable:
 
 @dataclass(frozen=True)
 class _StagedBatch:
-    """What a batch of a table's rows came to; None where no row was valid."""
+    """Outcome of staging a batch of a table's rows; None where no row was valid."""
 
     rows_in: int
     spans: pl.DataFrame | None = None
@@ -280,6 +280,20 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
     last = max(staged_months)
     months = staged_months | {name for name in lake_months if first <= name <= last}
     return [date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in sorted(months)]
+
+
+def merge_months(months: list[date]) -> list[MergedMonth]:
+    """Merge months side by side: as task runs in a flow run, else in threads.
+
+    Without a flow run `merge_month.map` would take one month after another: 1.15 s instead of the
+    0.77 s of two threads for 27 months of 90 households.
+    """
+    if is_in_flow_run():
+        return merge_month.map(months)
+    merged: list[MergedMonth] = make_thread_pool()(
+        joblib.delayed(merge_month)(month) for month in months
+    )
+    return merged
 
 
 @task(name="merge", retries=2, task_run_name="merge {month:%Y-%m}")
