@@ -1,1 +1,1 @@
-"""The detection benchmark: anomalies planted in real readings, every detector side by side."""
+"""The detection benchmark: anomalies injected into real readings, every detector side by side."""

@@ -1,12 +1,12 @@
-"""Plants anomalies in real readings, and keeps the truth about them.
+"""Injects anomalies into real readings, and keeps the truth about them.
 
-    rows = copies_of(np.flatnonzero(held_out(fleet.household_ids)), copies=17)
-    planted, truth = plant(fleet, rows, slice(250, 362), seed=0, min_readings=36)
-    score = judge(detector, planted, 36).score                      # [R, D]
-    print(figures.summary(figures.count(score, truth)))             # with intervals
+    rows = repeat_households(np.flatnonzero(is_held_out(fleet.household_ids)), n_copies=17)
+    injected, truth = inject_anomalies(fleet, rows, slice(250, 362), seed=0, min_readings=36)
+    score = score_fleet(detector, injected, min_readings=36).score       # [R, D]
+    print(compute_metrics(score, truth))                                 # with intervals
 
-A row is a copy of a household and carries one kind: about half of its planted nights stand alone,
-the others make an episode of `LASTING_NIGHTS`. What was planted stays in the readings, so the
+A row is a copy of a household and carries one kind: about half of its injected nights stand alone,
+the others make an episode of `EPISODE_NIGHTS`. What was injected stays in the readings, so the
 history of a later night is contaminated as it would be in service.
 """
 
@@ -30,12 +30,17 @@ from ml.evaluation.injections import (
 from ml.fleet import Fleet
 
 INJECTED_SHARE: Final = 0.08
+"""Share of a row's tested nights to inject into: rare enough to leave a household its habits, and
+often enough for recalls by kind. Metrics are corrected for it (`PREVALENCES`)."""
+SINGLE_NIGHT_SHARE: Final = 0.5
+"""Share of a row's injected nights that stand alone; the others make an episode."""
 KIND_NAMES: Final = tuple(INJECTION_KINDS)
+"""Kinds in the order of `GroundTruth.kind_code`."""
 
 
 @dataclass(frozen=True)
 class InjectedEpisode:
-    """An episode of several nights in one row; nights are places in the fleet."""
+    """An episode of several nights in one row; `row` and `first_night` are places in the fleet."""
 
     row: int
     first_night: int
@@ -45,53 +50,59 @@ class InjectedEpisode:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What was planted in `R` rows over `D` nights, and which of their nights count."""
+    """What was injected into `R` rows over `D` nights, and which of their nights are tested."""
 
     household_index: IntArray
-    """`[R]` place of the row's household in the fleet; copies of a household share it."""
+    """`[R]` place of the row's household in the original fleet; copies of a household share it."""
     is_tested: BoolArray
-    """`[R, D]` whether the night belongs to the test and has readings enough."""
+    """`[R, D]` whether the night belongs to the test and has enough readings."""
     kind_code: NDArray[np.int8]
-    """`[R, D]` 0 where nothing was planted, otherwise 1 + the kind's place in `NAMES`."""
+    """`[R, D]` 0 where nothing was injected, otherwise 1 + the kind's place in `KIND_NAMES`."""
     episodes: tuple[InjectedEpisode, ...]
 
     @property
     def is_injected(self) -> BoolArray:
-        """`[R, D]` the nights that count and on which something was planted."""
+        """`[R, D]` tested nights on which something was injected."""
         return np.asarray(self.is_tested & (self.kind_code > 0))
 
     @property
     def is_normal(self) -> BoolArray:
-        """`[R, D]` the nights that count and on which nothing was planted."""
+        """`[R, D]` tested nights on which nothing was injected."""
         return np.asarray(self.is_tested & (self.kind_code == 0))
 
     def find_nights_of_kind(self, kind: str) -> BoolArray:
-        """`[R, D]` the nights that count and on which this kind was planted."""
+        """Return the tested nights `[R, D]` on which this kind was injected."""
         return np.asarray(self.is_tested & (self.kind_code == 1 + KIND_NAMES.index(kind)))
 
     def restrict_to_households(self, household_indices: IntArray) -> "GroundTruth":
-        """The same rows, where only those of these households count."""
-        kept = np.isin(self.household_index, household_indices)
-        lasting = tuple(episode for episode in self.episodes if kept[episode.row])
+        """Return the same rows, of which only those of these households are tested."""
+        is_kept = np.isin(self.household_index, household_indices)
+        episodes = tuple(episode for episode in self.episodes if is_kept[episode.row])
         return GroundTruth(
-            self.household_index, self.is_tested & kept[:, None], self.kind_code, lasting
+            self.household_index, self.is_tested & is_kept[:, None], self.kind_code, episodes
         )
 
     def select_rows(self, is_kept: BoolArray) -> "GroundTruth":
-        """These rows `[R]` alone."""
-        place = np.cumsum(is_kept) - 1
-        lasting = tuple(
-            replace(episode, row=int(place[episode.row]))
+        """Return the rows for which the mask `[R]` is true."""
+        new_row = np.cumsum(is_kept) - 1
+        episodes = tuple(
+            replace(episode, row=int(new_row[episode.row]))
             for episode in self.episodes
             if is_kept[episode.row]
         )
         return GroundTruth(
-            self.household_index[is_kept], self.is_tested[is_kept], self.kind_code[is_kept], lasting
+            self.household_index[is_kept],
+            self.is_tested[is_kept],
+            self.kind_code[is_kept],
+            episodes,
         )
 
 
 def repeat_households(household_indices: IntArray, n_copies: int) -> IntArray:
-    """Rows `[copies * H]` that plant each household `copies` times; `len(NAMES)` is every kind."""
+    """Return rows `[n_copies * H]` that inject into each household `n_copies` times.
+
+    With `len(KIND_NAMES)` copies each household carries every kind once.
+    """
     return np.tile(household_indices, n_copies)
 
 
@@ -104,68 +115,81 @@ def inject_anomalies(
     min_readings: int,
     injected_share: float = INJECTED_SHARE,
 ) -> tuple[Fleet, GroundTruth]:
-    """Plant about `share` of the nights of each row, a household's place in the fleet.
+    """Return a fleet of rows with anomalies injected into the test nights, and the truth.
 
-    Kinds take turns by household and copy. A missing half-hour stays missing, and a night stays
-    as it was where nothing would show or readings are too few.
+    `household_indices` `[R]` are places in `fleet`, one a row; about `injected_share` of a row's
+    tested nights are injected into. Kinds take turns by household and copy. A missing half-hour
+    stays missing, and a night stays as it was where nothing would show or readings are too few.
     """
     random = np.random.default_rng(seed)
     kwh = fleet.kwh[household_indices]
-    kind = np.zeros(kwh.shape[:2], dtype=np.int8)
-    counts = np.zeros(kwh.shape[:2], dtype=np.bool_)
-    counts[:, test_nights] = np.isfinite(kwh[:, test_nights]).sum(axis=2) >= min_readings
-    usual = _median_daily_kwh(kwh)
-    lasting = []
-    for row, name in enumerate(_assign_kinds(household_indices, random)):
-        for first, length in _draw_episodes(counts[row], name, injected_share, random):
-            days = slice(first, first + length)
-            other = _fill_gaps_with_mean(
-                fleet.kwh[_draw_other_household(household_indices, row, random), days]
-            )
-            before = kwh[row, days]
-            after = _inject_kind(before, name, other, random)
-            shows = is_visibly_changed(before, after, usual[row]) & counts[row, days]
-            kwh[row, days] = np.where(shows[:, None], after, before)
-            kind[row, days][shows] = 1 + KIND_NAMES.index(name)
-            if length > 1 and shows.any():
+    kind_code = np.zeros(kwh.shape[:2], dtype=np.int8)
+    is_tested = np.zeros(kwh.shape[:2], dtype=np.bool_)
+    is_tested[:, test_nights] = np.isfinite(kwh[:, test_nights]).sum(axis=2) >= min_readings
+    usual_daily_kwh = _median_daily_kwh(kwh)
+    episodes = []
+    for row, kind in enumerate(_assign_kinds(household_indices, random)):
+        for first, n_nights in _draw_episodes(is_tested[row], kind, injected_share, random):
+            nights = slice(first, first + n_nights)
+            other = _draw_other_household(household_indices, row, random)
+            other_kwh = _fill_gaps_with_mean(fleet.kwh[other, nights])
+            before = kwh[row, nights]
+            after = _inject_kind(before, kind, other_kwh, random)
+            shows = is_visibly_changed(before, after, usual_daily_kwh[row])
+            shows &= is_tested[row, nights]
+            kwh[row, nights] = np.where(shows[:, None], after, before)
+            kind_code[row, nights][shows] = 1 + KIND_NAMES.index(kind)
+            if n_nights > 1 and shows.any():
                 start, stop = np.flatnonzero(shows)[[0, -1]]
-                lasting.append(
-                    InjectedEpisode(row, first + int(start), int(stop - start) + 1, name)
+                episodes.append(
+                    InjectedEpisode(row, first + int(start), int(stop - start) + 1, kind)
                 )
-    ids = [fleet.household_ids[row] for row in household_indices]
-    planted = Fleet(
-        ids, fleet.nights, kwh, fleet.condition_group[household_indices], fleet.conditions
-    )
-    return planted, GroundTruth(household_indices, counts, kind, tuple(lasting))
+    household_ids = [fleet.household_ids[h] for h in household_indices]
+    condition_group = fleet.condition_group[household_indices]
+    injected = Fleet(household_ids, fleet.nights, kwh, condition_group, fleet.conditions)
+    return injected, GroundTruth(household_indices, is_tested, kind_code, tuple(episodes))
 
 
 def _assign_kinds(household_indices: IntArray, random: RandomGenerator) -> list[str]:
-    """The kind of each row: the copies of a household take consecutive kinds, in a drawn order."""
+    """Return the kind of each row: a household's copies take consecutive kinds of a drawn order."""
     order = random.permutation(len(KIND_NAMES))
-    _, household, copies = np.unique(household_indices, return_inverse=True, return_counts=True)
-    copy = np.empty(len(household_indices), dtype=np.int_)
-    copy[np.argsort(household, kind="stable")] = np.concatenate([np.arange(n) for n in copies])
-    return [KIND_NAMES[order[turn]] for turn in (household + copy) % len(KIND_NAMES)]
+    _, household, n_copies = np.unique(household_indices, return_inverse=True, return_counts=True)
+    copy_number = np.empty(len(household_indices), dtype=np.int_)
+    # Rows sorted by household: 0, 1, 2 ... of the first, then of the second.
+    copy_number[np.argsort(household, kind="stable")] = np.concatenate(
+        [np.arange(n) for n in n_copies]
+    )
+    turns = (household + copy_number) % len(KIND_NAMES)
+    return [KIND_NAMES[order[turn]] for turn in turns]
 
 
 def _draw_episodes(
     is_tested: BoolArray, kind: str, injected_share: float, random: RandomGenerator
 ) -> list[tuple[int, int]]:
-    """Where to plant in one row: first night and length, nights apart unless they last."""
+    """Return where to inject into one row: first nights and lengths, disjoint."""
     places = np.flatnonzero(is_tested)
     target = injected_share * len(places)
-    alone = 1.0 if kind in ONE_NIGHT_KINDS else 0.0 if kind in GRADUAL_KINDS else 0.5
-    found = []
-    last = places[-1] + 2 - EPISODE_NIGHTS if len(places) else 0
-    if len(places) and last > places[0] and random.random() < (1 - alone) * target / EPISODE_NIGHTS:
-        first = int(random.integers(places[0], last))
-        found.append((first, EPISODE_NIGHTS))
+    single_share = SINGLE_NIGHT_SHARE
+    if kind in ONE_NIGHT_KINDS:
+        single_share = 1.0
+    if kind in GRADUAL_KINDS:
+        single_share = 0.0
+    drawn = []
+    # An episode from the night before this one on ends with the last tested night.
+    end_of_starts = places[-1] + 2 - EPISODE_NIGHTS if len(places) else 0
+    has_room = len(places) and end_of_starts > places[0]
+    if has_room and random.random() < (1 - single_share) * target / EPISODE_NIGHTS:
+        first = int(random.integers(places[0], end_of_starts))
+        drawn.append((first, EPISODE_NIGHTS))
         places = places[(places < first - 1) | (places > first + EPISODE_NIGHTS)]
-    drawn = random.permutation(places)[: int(alone * target + random.random())]
-    return found + [(int(place), 1) for place in drawn]
+    single = random.permutation(places)
+    # The fraction of a night is drawn: 2.4 are two, and three in 40 % of the rows.
+    single = single[: int(single_share * target + random.random())]
+    return drawn + [(int(place), 1) for place in single]
 
 
 def _draw_other_household(household_indices: IntArray, row: int, random: RandomGenerator) -> int:
+    """Return another row's household, or the row's own if there is no other."""
     others = household_indices[household_indices != household_indices[row]]
     return int(random.choice(others)) if len(others) else int(household_indices[row])
 
@@ -173,21 +197,22 @@ def _draw_other_household(household_indices: IntArray, row: int, random: RandomG
 def _inject_kind(
     profiles_kwh: Float32Array, kind: str, other_profiles_kwh: Float32Array, random: RandomGenerator
 ) -> Float32Array:
-    after = quantize_to_meter(
-        INJECTION_KINDS[kind](_fill_gaps_with_mean(profiles_kwh), other_profiles_kwh, random)
-    )
+    """Return profiles `[L, 48]` with a kind injected; missing half-hours stay missing."""
+    gapless = _fill_gaps_with_mean(profiles_kwh)
+    after = quantize_to_meter(INJECTION_KINDS[kind](gapless, other_profiles_kwh, random))
     return np.where(np.isnan(profiles_kwh), np.float32(np.nan), after)
 
 
 def _median_daily_kwh(kwh: Float32Array) -> Float32Array:
-    """Median kWh of the days `[R]` that have any reading."""
-    daily = np.nansum(kwh, axis=2)
-    daily[np.isnan(kwh).all(axis=2)] = np.nan
-    return median_and_mad(daily)[0].astype(np.float32)
+    """Return the median kWh `[R]` of the days that have any reading."""
+    daily_kwh = np.nansum(kwh, axis=2)
+    daily_kwh[np.isnan(kwh).all(axis=2)] = np.nan
+    median, _ = median_and_mad(daily_kwh)
+    return median.astype(np.float32)
 
 
 def _fill_gaps_with_mean(profiles_kwh: Float32Array) -> Float32Array:
-    """A copy of days `[L, 48]` with the mean of what is there in place of what is missing."""
-    known = np.isfinite(profiles_kwh)
-    mean = profiles_kwh[known].mean() if known.any() else np.float32(0)
-    return np.where(known, profiles_kwh, mean).astype(np.float32)
+    """Return a copy of profiles `[L, 48]` with their mean where readings are missing."""
+    is_present = np.isfinite(profiles_kwh)
+    mean = profiles_kwh[is_present].mean() if is_present.any() else np.float32(0)
+    return np.where(is_present, profiles_kwh, mean).astype(np.float32)

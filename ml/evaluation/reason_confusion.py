@@ -1,4 +1,4 @@
-"""Whether what is found is named rightly: the kinds that were planted against the reasons given."""
+"""Reasons given to flagged nights against the kinds that were injected."""
 
 from typing import Final
 
@@ -12,6 +12,7 @@ from ml.fleet import Fleet
 from ml.schemas import ANOMALY_REASONS
 
 NO_INJECTION: Final = "nothing injected"
+"""The kind of a night that was found and into which nothing was injected."""
 CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
     "scale_down": ("drop",),
     "half_hour_scale": ("drop", "unusual_shape"),
@@ -31,26 +32,27 @@ CORRECT_REASONS: Final[dict[str, tuple[str, ...]]] = {
     "ramp": ("rise",),
     "tenancy": ("unusual_shape", "rise", "drop"),
 }
-"""The reasons that are right for a kind; the first says it best."""
+"""The reasons that are right for a kind; the first says it best. Judged by what a kind does to the
+readings, before any detector was measured by it."""
 
 
 def count_reasons_by_kind(
     is_found: BoolArray, truth: GroundTruth, injected_fleet: Fleet, expected_kwh: FloatArray
 ) -> pl.DataFrame:
-    """Nights found, `[R, D]`, by `kind` and `reason`: `nights`, one row a pair that there is.
+    """Count the tested nights that were found, `[R, D]`: `kind`, `reason`, `nights`.
 
-    `expected_kwh` `[R, D, 48]` is what the detector expected.
+    `expected_kwh` `[R, D, 48]` is what the detector expected. Pairs without a night have no row.
     """
     row, night = np.nonzero(is_found & truth.is_tested)
     kind = np.array([NO_INJECTION, *KIND_NAMES])[truth.kind_code[row, night]]
-    past = select_context_nights(injected_fleet.kwh, row, night)
-    given = classify_reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], past)
-    pairs = pl.DataFrame({"kind": kind, "reason": given}, {"kind": pl.String, "reason": pl.String})
+    context_kwh = select_context_nights(injected_fleet.kwh, row, night)
+    reason = classify_reasons(injected_fleet.kwh[row, night], expected_kwh[row, night], context_kwh)
+    pairs = pl.DataFrame({"kind": kind, "reason": reason}, {"kind": pl.String, "reason": pl.String})
     return pairs.group_by("kind", "reason").agg(nights=pl.len().cast(pl.Int64))
 
 
 def tabulate_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
-    """A row a kind, nothing last: a count of each reason, and what share of them is right."""
+    """Return a row a kind, `NO_INJECTION` last: a count of each reason, and the share `right`."""
     kinds = pl.DataFrame({"kind": [*KIND_NAMES, NO_INJECTION]})
     by_reason = [pl.col("nights").filter(reason=name).sum().alias(name) for name in ANOMALY_REASONS]
     counts = (
@@ -63,32 +65,32 @@ def tabulate_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
 
 
 def describe_reason_accuracy(reason_counts: pl.DataFrame) -> str:
-    """How many of the planted nights found have a right reason, and the best one, in words."""
-    planted = _grade_reasons(reason_counts).filter(pl.col("kind") != NO_INJECTION)
-    right, best = planted.select(_share_of_nights("is_right"), _share_of_nights("is_best")).row(0)
+    """Return in words which share of the injected nights found has a right, and the best reason."""
+    injected = _grade_reasons(reason_counts).filter(pl.col("kind") != NO_INJECTION)
+    right, best = injected.select(_share_of_nights("is_right"), _share_of_nights("is_best")).row(0)
     if right is None:
         return "no injected night was found"
-    nights = planted["nights"].sum()
+    nights = injected["nights"].sum()
     return f"{right:.1%} of {nights:,} nights found are named rightly, {best:.1%} best"
 
 
 def _grade_reasons(reason_counts: pl.DataFrame) -> pl.DataFrame:
-    """Whether each reason is a right one and the best one; null where nothing was planted."""
-    right = [
-        (kind, reason, reason == those[0])
-        for kind, those in CORRECT_REASONS.items()
-        for reason in those
+    """Add `is_right` and `is_best` to each pair; null where nothing was injected."""
+    right_pairs = [
+        (kind, reason, reason == reasons[0])
+        for kind, reasons in CORRECT_REASONS.items()
+        for reason in reasons
     ]
-    known = pl.DataFrame(right, ["kind", "reason", "is_best"], orient="row")
-    planted = pl.when(pl.col("kind") != NO_INJECTION)
-    return reason_counts.join(known, on=["kind", "reason"], how="left").with_columns(
-        is_right=planted.then(pl.col("is_best").is_not_null()),
-        is_best=planted.then(pl.col("is_best").fill_null(value=False)),
+    grades = pl.DataFrame(right_pairs, ["kind", "reason", "is_best"], orient="row")
+    if_injected = pl.when(pl.col("kind") != NO_INJECTION)
+    return reason_counts.join(grades, on=["kind", "reason"], how="left").with_columns(
+        is_right=if_injected.then(pl.col("is_best").is_not_null()),
+        is_best=if_injected.then(pl.col("is_best").fill_null(value=False)),
     )
 
 
 def _share_of_nights(flag_column: str) -> pl.Expr:
-    """The nights' share, null where there are none."""
+    """Return the share of nights with this flag of those where it is not null; null without any."""
     true = pl.col("nights").filter(pl.col(flag_column)).sum()
     total = pl.col("nights").filter(pl.col(flag_column).is_not_null()).sum()
     return pl.when(total > 0).then(true / total).alias(flag_column)
