@@ -1,14 +1,14 @@
 """Score a range of nights."""
 
-from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Annotated
 
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
-from flows import flow
 from tasks.reports import publish_score_report
 from tasks.run_ledger import record_run
 from tasks.scoring import (
@@ -22,27 +22,36 @@ from tasks.scoring import (
 
 FirstNight = Annotated[date, Field(description="first night to score (UTC calendar day)")]
 LastNight = Annotated[date, Field(description="last night to score, included")]
-NightRange = tuple[date, date]
 
 
-@flow(name="backfill", flow_run_name="backfill {first_night} to {last_night}")
+# One span at a time: each holds the home's write lock and a fleet of its nights in memory, and
+# finds the network outputs of the span before in the score cache.
+@flow(
+    name="backfill",
+    flow_run_name="backfill {first_night} to {last_night}",
+    task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]  # invariant
+)
 def backfill(first_night: FirstNight, last_night: LastNight) -> ScoreReceipt:
-    """Score the nights `first_night` to `last_night`, a month at a time, as if each were scored alone."""
+    """Score the nights `first_night` to `last_night` again, a month at a time.
+
+    Each night comes out as if it were scored alone. Returns the receipt of all nights together.
+
+    Raises:
+        UserError: the lake lacks a night, or there is no champion.
+    """
     with record_run("backfill", first_night, last_night) as record:
-        receipt = combine_receipts(
-            score_span.map(
-                _iter_with_progress(split_into_spans(*resolve_nights(first_night, last_night)))
-            )
-        )
+        spans = list(split_into_spans(*resolve_nights(first_night, last_night)))
+        with _build_progress_bar() as bar:
+            bar_id = bar.add_task("backfill", total=len(spans))
+            receipts = score_span.map(spans, on_done=lambda: bar.advance(bar_id))
+        receipt = combine_receipts(receipts)
         join_episodes()
         record.model_version = receipt.model_version
         publish_score_report(receipt)
     return receipt
 
 
-def _iter_with_progress(night_ranges: Iterable[NightRange]) -> Iterator[NightRange]:
-    """The spans one by one, with a progress bar where a person watches."""
+def _build_progress_bar() -> Progress:
+    """Return a bar for a terminal; nothing is shown where standard error is none."""
     console = Console(stderr=True)
-    yield from track(
-        list(night_ranges), description="backfill", console=console, disable=not console.is_terminal
-    )
+    return Progress(console=console, disable=not console.is_terminal)

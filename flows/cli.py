@@ -1,4 +1,4 @@
-"""The command line. A verb imports what it needs when it runs, so that small ones start fast."""
+"""Define the command line. A verb imports what it needs when it runs: small ones start fast."""
 
 import errno
 import os
@@ -8,26 +8,27 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
+from cyclopts import App, CycloptsError, Parameter, ValidationError
 
-from flows import CONSOLE_LEVEL_VARIABLE
+from flows.environment import prepare_process
 from ml.errors import UserError
-from ml.models import DEFAULT_MODEL, ModelName
 
 EXIT_FAILED: Final = 1
+"""A user's mistake or a failed run, said in one line; 2 is wrong usage, as of most commands."""
 EXIT_WRONG_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+"""128 and the number of SIGINT, as a shell reports it; below, of SIGPIPE."""
 EXIT_PIPE_CLOSED: Final = 141
 USER_FIXABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
+"""Rights, a file in a directory's place, a full disk: said in one line. Other errors are bugs."""
 
 app = App(
     name="meterwatch",
     help="Reads a fleet of smart meters every night and says which households behave abnormally.",
     result_action="return_value",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 OutputFormat = Literal["table", "csv", "json", "parquet"]
-SeedOption = Annotated[int, Parameter(validator=Number(gte=0, lt=2**31))]
 
 
 class WrongUsageError(Exception):
@@ -35,12 +36,13 @@ class WrongUsageError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 failed, 2 wrong usage."""
-    # A recorded flow's log goes to Prefect; the person sees the outcome.
-    os.environ.setdefault(CONSOLE_LEVEL_VARIABLE, "CRITICAL")
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    prepare_process()
     try:
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+    except ValidationError as error:
+        return _print_error(WrongUsageError(_summarize_validation(error)), EXIT_WRONG_USAGE)
     except (CycloptsError, WrongUsageError) as error:
         return _print_error(error, EXIT_WRONG_USAGE)
     except UserError as error:
@@ -66,41 +68,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _summarize_validation(error: ValidationError) -> str:
+    """Return in one line which option of a pydantic model has which fault."""
+    from pydantic import ValidationError as ModelError
+
+    if not isinstance(error.__cause__, ModelError):
+        return str(error)
+    first = error.__cause__.errors()[0]
+    option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+    return f"{option}: {first['msg']} (got {first['input']!r})"
+
+
 def _print_error(error: Exception, exit_status: int) -> int:
     for line in str(error).splitlines():
         print("meterwatch:", line, file=sys.stderr)
     return exit_status
 
 
-@app.command
-def simulate(
-    out: Path,
-    /,
-    *,
-    households: Annotated[int, Parameter(validator=Number(gte=1, lt=1_000_000))] = 5567,
-    days: Annotated[int, Parameter(validator=Number(gte=1, lte=3660))] = 100,
-    start: date = date(2013, 9, 23),
-    seed: SeedOption = 0,
-) -> None:
-    """Write a simulated fleet as it would be delivered, and the anomalies injected into it.
-
-    Args:
-        out: Directory to write; a fleet that is there is replaced.
-        households: How many households.
-        days: How many days.
-        start: The first day.
-        seed: The same seed is the same fleet.
-    """
-    from flows import run_flow
-    from flows.simulate import simulate as flow
-    from ml.simulation.environment import FleetConfig
-
-    config = FleetConfig(households=households, days=days, start=start, seed=seed)
-    receipt = run_flow(flow, out=out.resolve(), config=config)
-    print(
-        f"{receipt.out}: {receipt.n_households:,} households, {receipt.n_nights:,} nights, "
-        f"{receipt.n_rows:,} readings, {receipt.n_injected_nights:,} household-nights injected"
-    )
+# These three take the parameters of their flow, with the bounds, from its pydantic model. They are
+# named by import strings, with the help beside, so that `--help` and small verbs import no torch.
+app.command(
+    "flows.simulate:run_simulate_command",
+    name="simulate",
+    help="Write a simulated fleet as it would be delivered, and the anomalies injected into it.",
+)
+app.command(
+    "flows.train:run_train_command",
+    name="train",
+    help="Train a detector, register it, and promote it if it beats the champion.",
+)
+app.command(
+    "flows.evaluate:run_evaluate_command",
+    name="evaluate",
+    help="Run the detection benchmark: every detector side by side on injected anomalies.",
+)
 
 
 @app.command
@@ -113,7 +114,7 @@ def ingest(
     households: Path | None = None,
     tariffs: Path | None = None,
 ) -> None:
-    """Take delivered readings into the lake; what was taken in before changes nothing.
+    """Ingest delivered readings into the lake; what was ingested before changes nothing.
 
     Args:
         sources: Files, directories or globs of delivered readings.
@@ -126,58 +127,21 @@ def ingest(
     from flows.ingest import ingest as flow
     from tasks.ingest.commit import IngestError
 
-    beside = {
+    reference_files = {
         "weather": weather,
         "holidays": holidays,
         "households": households,
         "tariffs": tariffs,
     }
-    given = {name: str(path.resolve()) for name, path in beside.items() if path}
+    # Absolute: a recorded run may be repeated from another directory.
+    named_files = {name: str(path.resolve()) for name, path in reference_files.items() if path}
     try:
-        receipt = run_flow(flow, sources=sources, **given)
+        receipt = run_flow(flow, sources=sources, **named_files)
     except IngestError as error:
         if error.receipt.files:
             print(*error.receipt.lines(), sep="\n")
         raise
     print(*receipt.lines(), sep="\n")
-
-
-@app.command
-def train(
-    *,
-    until: date | None = None,
-    model: ModelName = DEFAULT_MODEL,
-    seed: SeedOption = 0,
-    promote: bool = True,
-    max_epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
-    batch_size: Annotated[int | None, Parameter(validator=Number(gte=2, lte=1 << 20))] = None,
-) -> None:
-    """Train a detector, register it, and promote it if it beats the champion.
-
-    Args:
-        until: The last night to learn from (default: the last that half the fleet reports).
-        model: Which model.
-        seed: The same seed on the same data is the same detector.
-        promote: Whether the version may become the champion.
-        max_epochs: The most passes over the data.
-        batch_size: Household-nights that a step learns from, in parts if memory is short.
-    """
-    from flows import run_flow
-    from flows.train import TrainParameters, is_data_parallel_worker, run_data_parallel_worker
-    from flows.train import train as flow
-
-    parameters = TrainParameters(
-        until=until,
-        model=model,
-        seed=seed,
-        promote=promote,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-    )
-    if is_data_parallel_worker():
-        run_data_parallel_worker(parameters)
-    else:
-        print(run_flow(flow, parameters=parameters).line())
 
 
 @app.command
@@ -211,7 +175,7 @@ def score(
 
 @app.command
 def nightly(night: date | None = None, /) -> None:
-    """Take in what has landed, score the night, check the tables, report.
+    """Ingest what has landed, score the night, check the tables, report.
 
     Args:
         night: The night to score (default: the last one in the lake).
@@ -219,40 +183,7 @@ def nightly(night: date | None = None, /) -> None:
     from flows import run_flow
     from flows.nightly import nightly as flow
 
-    receipt = run_flow(flow, night=night)
-    landed = (
-        receipt.ingest_receipt.lines()
-        if receipt.ingest_receipt.files
-        else ["nothing new has landed"]
-    )
-    print(*landed, receipt.score_receipt.line(), sep="\n")
-    print(f"{len(receipt.offending_rows_by_check)} checks passed")
-
-
-@app.command
-def evaluate(
-    *,
-    until: date | None = None,
-    seed: SeedOption = 0,
-    detectors: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
-    copies: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
-) -> None:
-    """Run the detection benchmark: every detector side by side on injected anomalies.
-
-    Args:
-        until: The last night to learn from (default: two thirds of the lake).
-        seed: The same seed on the same data injects the same anomalies.
-        detectors: Detectors, or the groups rules, baselines and networks (default: all).
-        copies: How many times each held-out household is injected (default: by their number).
-    """
-    from flows import run_flow
-    from flows.evaluate import EvaluateParameters
-    from flows.evaluate import evaluate as flow
-
-    parameters = EvaluateParameters(
-        until=until, seed=seed, detectors=tuple(detectors or ()), copies=copies
-    )
-    print(*run_flow(flow, parameters=parameters).lines(), sep="\n")
+    print(*run_flow(flow, night=night).lines(), sep="\n")
 
 
 @app.command
@@ -261,14 +192,15 @@ def check() -> None:
     from flows.rendering import print_table
     from tasks import queries
 
-    broken = {name: rows for name, rows in queries.run_checks().items() if len(rows)}
-    for name, rows in broken.items():
+    offending_rows = queries.run_checks()
+    failed = {name: rows for name, rows in offending_rows.items() if len(rows)}
+    for name, rows in failed.items():
         print_table(rows, f"{name}: {len(rows):,} offending rows")
-    if broken:
+    if failed:
         raise UserError(
-            f"{len(broken)} of {len(queries.list_checks())} checks failed: {', '.join(broken)}"
+            f"{len(failed)} of {len(offending_rows)} checks failed: {', '.join(failed)}"
         )
-    print(f"{len(queries.list_checks())} checks passed")
+    print(f"{len(offending_rows)} checks passed")
 
 
 @app.command
@@ -276,14 +208,15 @@ def query(
     name_or_sql: str,
     /,
     *,
-    param: Annotated[list[str] | None, Parameter(negative="")] = None,
+    # Not several values an option: `--param a=1 NAME` would take the name for one.
+    param: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     output_format: Annotated[OutputFormat, Parameter("--format")] = "table",
     out: Path | None = None,
 ) -> None:
     """Ask a named query, or one SELECT over the views.
 
     Args:
-        name_or_sql: A query of sql/queries, or SQL.
+        name_or_sql: A query of sql/macros, or SQL, in which these are table functions.
         param: A parameter of the query as name=value; may be given several times.
         output_format: How to write the answer.
         out: The file to write it to (default: standard output).
@@ -291,8 +224,8 @@ def query(
     from flows.rendering import write_frame
     from tasks import queries
 
-    given = dict(_parse_query_parameter(text) for text in param or [])
-    write_frame(queries.run_query(name_or_sql, given), output_format, out)
+    parameter_values = dict(_parse_query_parameter(text) for text in param or [])
+    write_frame(queries.run_query(name_or_sql, parameter_values), output_format, out)
 
 
 def _parse_query_parameter(argument: str) -> tuple[str, str]:
@@ -319,14 +252,14 @@ def run(source: Path | None = None, /) -> None:
     Args:
         source: A directory of delivered readings (default: a simulated fleet).
     """
-    from flows.serving.main_job import run_main_job as main_job
+    from flows.serving.main_job import run_main_job
 
-    main_job(source)
+    run_main_job(source)
 
 
 @app.command
 def serve() -> None:
     """Serve Prefect, its workers and MLflow on loopback, until Ctrl-C."""
-    from flows.serving.serve import run_services as serve_all
+    from flows.serving.serve import run_services
 
-    serve_all()
+    run_services()

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Final
 
+from cyclopts import Parameter
+from prefect import flow
 from pydantic import Field
 
-from flows import flow
+from flows import run_flow
 from tasks.evaluation import EvaluateParameters, EvaluateReceipt, run_benchmark
 from tasks.run_ledger import record_run
 
@@ -25,3 +27,10 @@ def evaluate(
         record.first_night, record.last_night = receipt.first_night, receipt.last_night
         record.message = f"written to {receipt.directory}"
     return receipt
+
+
+def run_evaluate_command(
+    *, parameters: Annotated[EvaluateParameters, Parameter(name="*")] = DEFAULT_PARAMETERS
+) -> None:
+    """Run the detection benchmark: every detector side by side on injected anomalies."""
+    print(*run_flow(evaluate, parameters=parameters).lines(), sep="\n")

@@ -1,6 +1,6 @@
 """Ingest delivered readings."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -43,7 +43,7 @@ def format_run_name() -> str:
 @flow(
     name="ingest",
     flow_run_name=format_run_name,
-    task_runner=ThreadPoolTaskRunner[Any](max_workers=count_threads()),
+    task_runner=ThreadPoolTaskRunner(max_workers=count_threads()),  # type: ignore[arg-type]
 )
 def ingest(
     sources: Sources,

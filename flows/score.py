@@ -3,10 +3,10 @@
 from datetime import date
 from typing import Annotated
 
+from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import flow
 from ml.errors import UserError
 from tasks.reports import publish_score_report
 from tasks.run_ledger import record_run
@@ -19,17 +19,22 @@ OptionalNight = Annotated[
 
 
 def format_run_name() -> str:
-    """The run's name, which says the night also where the lake's last one is meant."""
+    """Return the run's name, which says the night also where the lake's last one is meant."""
     try:
         night, _ = resolve_nights(flow_run.parameters.get("night"))
     except UserError:
+        # The flow says so itself; a name that raises would leave the run Pending.
         return f"{flow_run.flow_name} {flow_run.parameters.get('night')}"
     return f"{flow_run.flow_name} {night}"
 
 
 @flow(name="score", flow_run_name=format_run_name)
 def score(night: OptionalNight = None) -> ScoreReceipt:
-    """Score a night for every registered household."""
+    """Score a night for every registered household and replace its tables.
+
+    Raises:
+        UserError: the lake lacks the night, or there is no champion.
+    """
     with record_run("score") as record:
         record.first_night, record.last_night = resolve_nights(night)
         receipt = score_span((record.first_night, record.last_night))

@@ -20,7 +20,7 @@ import duckdb
 import polars as pl
 
 from ml.errors import UserError
-from tasks import paths
+from tasks import paths, task
 from tasks.settings import Settings, get_settings
 
 STATUS_QUERIES: Final[dict[str, tuple[str, dict[str, str]]]] = {
@@ -28,7 +28,7 @@ STATUS_QUERIES: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "Last nights": ("coverage_by_night", {"n": "7"}),
     "Last runs": ("recent_runs", {"n": "5"}),
 }
-"""Title, named query and parameters of what `status` shows; 7 nights are a week, 5 runs a screen."""
+"""Titles of `status` with their query and its parameters. A week of nights; 5 runs are chosen."""
 
 PARAMETER_ALIASES: Final = {
     "household_id": "of_household",
@@ -69,7 +69,7 @@ class NamedQuery:
 
 @dataclass(frozen=True)
 class Check:
-    """A file of `sql/checks`: a SELECT of the rows that break a rule, described by its first line."""
+    """A SELECT of the rows that break a rule, in `sql/checks`, described by its first line."""
 
     name: str
     description: str
@@ -121,6 +121,12 @@ def run_checks(since: date | None = None) -> dict[str, pl.DataFrame]:
             name: _execute_select(connection, check.sql, first_night if check.takes_since else {})
             for name, check in list_checks().items()
         }
+
+
+@task(name="check tables")
+def count_offending_rows(since: date) -> dict[str, int]:
+    """Count the rows that break each check, of the nights from `since` on, as a step of a flow."""
+    return {name: rows.height for name, rows in run_checks(since).items()}
 
 
 def collect_status() -> dict[str, pl.DataFrame]:

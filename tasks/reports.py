@@ -1,4 +1,4 @@
-"""Report what a run did, for people: Markdown artifacts, pictures, how well a simulation was found."""
+"""Report what a run did: Markdown artifacts, pictures, how much of a simulation was flagged."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from ml.markdown import render_table
 from ml.evaluation.detection_summary import DetectionSummary, summarize_detection
+from ml.markdown import render_table
 from tasks import paths, storage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def publish_score_report(receipt: "ScoreReceipt") -> None:
 
 
 def render_scores(receipt: "ScoreReceipt") -> str:
-    """Render household-nights by status, alerts and the most urgent households of the last night."""
+    """Render household-nights by status, and alerts and urgent households of the last night."""
     night = receipt.last_night
     scores = storage.collect_with_retry(storage.scan_nights("scores", night, night))
     nights = storage.collect_with_retry(storage.scan_nights("nights", night, night))
@@ -85,7 +85,7 @@ def summarize_simulated_detection(first_night: date, last_night: date) -> Detect
 
 
 def render_row_counts(rows_in: int, rows_kept: int, quarantined_by_rule: Mapping[str, int]) -> str:
-    """Render the rows delivered, kept and quarantined, the latter by rule, the most frequent first."""
+    """Render the rows delivered, kept and quarantined, by rule, the most frequent first."""
     total = sum(quarantined_by_rule.values())
     lines = [f"{rows_in:,} rows delivered, {rows_kept:,} kept, {total:,} quarantined.", ""]
     if total:
@@ -136,14 +136,15 @@ def render_most_urgent(scores: pl.DataFrame, night: date) -> str:
 
 def render_checks(offending_rows_by_check: Mapping[str, int]) -> str:
     """Render how many SQL checks passed, and the offending rows of those that did not."""
-    bad = {name: rows for name, rows in offending_rows_by_check.items() if rows}
+    failed = {name: rows for name, rows in offending_rows_by_check.items() if rows}
+    n_checks = len(offending_rows_by_check)
     lines = [
-        f"{len(offending_rows_by_check) - len(bad)} of {len(offending_rows_by_check)} checks passed.",
+        f"{n_checks - len(failed)} of {n_checks} checks passed.",
         "",
     ]
-    if bad:
+    if failed:
         lines += render_table(
-            ("check", "offending rows"), ((n, f"{rows:,}") for n, rows in bad.items())
+            ("check", "offending rows"), ((n, f"{rows:,}") for n, rows in failed.items())
         )
     return _render_section("Checks", lines)
 

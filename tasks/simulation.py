@@ -25,13 +25,14 @@ from rich.progress import track
 from ml.errors import UserError
 from ml.simulation import fleet
 from ml.simulation.environment import (
-    PRICE_NAMES,
+    TARIFF_PRICES,
     FleetConfig,
     FleetEnvironment,
     build_environment,
     list_bank_holidays,
     list_half_hours_utc,
 )
+from tasks import task
 
 KAGGLE_COLUMNS: Final = {"household_id": "LCLid", "ts_utc": "tstp", "kwh": "energy(kWh/hh)"}
 DATASTORE_COLUMNS: Final = ("LCLid", "stdorToU", "DateTime", "KWH/hh (per half hour) ")
@@ -72,6 +73,12 @@ def simulate(out: Path, config: FleetConfig) -> SimulateReceipt:
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return receipt.model_copy(update={"out": out})
+
+
+@task(name="write deliveries")
+def write_deliveries(out: Path, config: FleetConfig) -> SimulateReceipt:
+    """Write a simulated fleet as `simulate` does, as a step of a flow."""
+    return simulate(out, config)
 
 
 def _refuse_foreign_directory(out: Path) -> None:
@@ -226,7 +233,7 @@ def _write_holidays(out: Path, config: FleetConfig) -> None:
 
 def _write_tariffs(out: Path, config: FleetConfig, environment: FleetEnvironment) -> None:
     # Each price ends in a stray carriage return, as the published signal does.
-    prices = pl.Series([f"{price}\r" for price in PRICE_NAMES])
+    prices = pl.Series([f"{price}\r" for price in TARIFF_PRICES])
     cells = pl.DataFrame(
         {
             "TariffDateTime": list_half_hours_utc(config).dt.strftime("%Y-%m-%d %H:%M:%S"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -25,7 +26,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import flow, run_flow
+from flows import run_flow
 from flows.cli import main
 from flows.ingest import ingest
 from flows.nightly import nightly
@@ -233,3 +234,80 @@ def test_each_step_of_a_flow_is_a_named_task_run(trained: Path, server: SyncPref
         names = {step.name.rsplit("-", 1)[0] for step in steps}
         time.sleep(0.2)
     assert expected <= names
+
+
+def test_mapped_task_is_a_task_run_per_item_in_the_order_of_the_items(
+    home: Path, server: SyncPrefectClient
+) -> None:
+    @task(name="triple")
+    def triple(number: int, by: int) -> int:
+        return by * number
+
+    progress: list[int] = []
+
+    @flow(name="mapping")
+    def mapping() -> list[int]:
+        return triple.map([3, 1, 2], by=3, on_done=lambda: progress.append(1))
+
+    assert run_flow(mapping) == [9, 3, 6]
+    assert len(progress) == 3
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[read_last_run(server).id]))
+    deadline = time.monotonic() + 30
+    while len(server.read_task_runs(flow_run_filter=only)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_failed_item_of_a_mapped_task_fails_the_flow(home: Path, server: SyncPrefectClient) -> None:
+    done: list[int] = []
+
+    @task(name="refuse one")
+    def refuse_one(number: int) -> None:
+        if number == 1:
+            raise UserError("one is refused")
+        done.append(number)
+
+    @flow(name="refusing")
+    def refusing() -> None:
+        refuse_one.map([1, 2])
+
+    with pytest.raises(UserError, match="one is refused"):
+        run_flow(refusing)
+    assert done == [2]
+
+
+WARNING_FLOW = """
+import logging
+from flows.environment import prepare_process
+prepare_process()
+from prefect import flow
+from flows import run_flow
+
+@flow(name="warning")
+def warn():
+    logging.getLogger("ml.training.fit").warning("half the batch")
+    logging.getLogger("tasks.registry").warning("the local copy")
+    logging.getLogger("elsewhere").warning("not ours")
+
+run_flow(warn)
+"""
+
+
+def test_warnings_of_ml_and_tasks_are_on_the_page_of_the_run(
+    home: Path, api_url: str, server: SyncPrefectClient
+) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": api_url}
+    subprocess.run([sys.executable, "-c", WARNING_FLOW], env=environment, check=True)
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[read_last_run(server).id]))
+    log = [entry.message for entry in server.read_logs(log_filter=of_run)]
+    assert {"half the batch", "the local copy"} <= set(log)
+    assert "not ours" not in log
+
+
+def test_warnings_without_a_server_raise_no_complaint_about_a_missing_run(home: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    code = f"import warnings; warnings.simplefilter('error')\n{WARNING_FLOW}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert "without a flow run" not in done.stderr

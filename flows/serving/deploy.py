@@ -1,4 +1,4 @@
-"""What a Prefect server is told once: work pools, deployments, and what a dead worker means."""
+"""Set up a Prefect server: work pools, deployments, and what becomes of a dead worker's runs."""
 
 import subprocess
 import sys
@@ -22,14 +22,17 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 WORK_POOLS: Final = ("cpu", "gpu")
-DEPLOYMENTS_FILE: Final = Path(__file__).parents[1] / "prefect.yaml"
-# A run sends a heartbeat every 30 s: one or two may be late, three are a dead worker.
+"""The pools that prefect.yaml names: training has one of its own, so that it can move to a GPU."""
+DEPLOYMENTS_FILE: Final = Path(__file__).parents[2] / "prefect.yaml"
 HEARTBEAT_TIMEOUT: Final = timedelta(seconds=90)
+"""Silence after which a run is taken for dead. A run sends a heartbeat every 30 s: one or two may
+be late on a busy machine, three are a dead worker."""
 LIVENESS_EVENTS: Final = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+"""Events of a run that show that its worker lives, or that it needs none any more."""
 
 
 def deploy_flows(env: dict[str, str]) -> UUID:
-    """Create what is missing on the server that `env` names; the identity of `train`.
+    """Create what is missing on the server that `env` names; return the id of deployment `train`.
 
     Raises:
         RuntimeError: the deployments of prefect.yaml were refused.
@@ -69,7 +72,7 @@ def _create_deployments(env: dict[str, str]) -> None:
 
 
 def _create_dead_worker_automation(client: SyncPrefectClient) -> None:
-    """Without this, a run whose worker was killed stays Running for good."""
+    """Crash runs without heartbeat: else the run of a killed worker stays Running for good."""
     alive = {f"prefect.flow-run.{sign}" for sign in LIVENESS_EVENTS}
     trigger = EventTrigger(
         posture=Posture.Proactive,
@@ -87,7 +90,7 @@ def _create_dead_worker_automation(client: SyncPrefectClient) -> None:
 
 
 def _crash_pending_runs(client: SyncPrefectClient) -> None:
-    """A run that a worker took but did not begin before it was stopped sends no heartbeat."""
+    """Crash runs that a stopped worker took and did not begin: they send no heartbeat to miss."""
     pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
     stopped: State[None] = Crashed(message="its worker was stopped before it began")
     for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=pending)):

@@ -1,55 +1,75 @@
-"""Child processes that end with us, and the Prefect server as one of them."""
+"""Child processes that end with this one, and the Prefect server as one of them.
+
+Supervised here and not by a library: `prefect server start --background` leaves a process that
+outlives a killed parent, and honcho and process-compose start all at once, while the deployments
+must wait for the server and the workers for the deployments.
+"""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
+import httpx
 from filelock import FileLock, Timeout
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from flows import CONSOLE_LEVEL_VARIABLE
+from flows.environment import build_child_environment
 from ml.errors import UserError
 from tasks import paths
 from tasks.settings import get_settings
 
 LOOPBACK: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 120
+"""Longest wait for a server. Chosen: on a new database it takes 10 to 20 s on two idle cores."""
+HEALTH_TIMEOUT_S: Final = 5
+"""Longest wait for one answer. Chosen: a server that is up answers in milliseconds."""
+HEALTH_INTERVAL_S: Final = 0.2
+"""Pause between two questions. Chosen: a start is seen at once, and asking costs no core."""
 STOP_TIMEOUT_S: Final = 20
+"""Time for a process to end by itself before it is killed. Chosen: Prefect's services and a run's
+task take seconds to stop."""
 LOG_TAIL_CHARACTERS: Final = 2_000
+"""End of a failed process's log that the error shows. Chosen: a traceback's last calls."""
+
 SERVER_ENVIRONMENT: Final = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # Without it the history of runs grows for good.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    # In seconds; deploy.HEARTBEAT_TIMEOUT is three of them.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's job runner starts workers of its own: 2.8 GB with it, 0.5 GB without.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
+"""Settings of the servers: nothing is sent elsewhere, and nothing grows without end."""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Stop on the first Ctrl-C or SIGTERM, and let nothing more disturb the stopping."""
+    """Raise KeyboardInterrupt on the first Ctrl-C, SIGTERM or SIGHUP, and ignore further ones.
+
+    A second Ctrl-C would else interrupt the clean-up and leave child processes behind.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(*_: object) -> NoReturn:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in numbers}
+    handlers_before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
@@ -57,7 +77,11 @@ def stop_on_signals() -> Iterator[None]:
 def run_child_process(
     name: str, *arguments: str, env: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Python module as a process of its own group; stop the group when the block ends."""
+    """Run a Python module as a process; stop it and its children when the block ends.
+
+    It has a process group of its own, so that a Ctrl-C in the terminal reaches this process alone,
+    which then stops the others in order. Its output goes to `get_log_path(name)`.
+    """
     command = [sys.executable, "-m", *arguments]
     with get_log_path(name).open("wb") as log:
         process = subprocess.Popen(
@@ -77,6 +101,7 @@ def _stop_process_group(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
+        # Also where the process itself has ended: a run that it started may live on in its group.
         _signal_process_group(process, signal.SIGKILL)
         process.wait()
 
@@ -89,28 +114,32 @@ def _signal_process_group(process: subprocess.Popen[bytes], signal_number: signa
 
 
 def get_log_path(process_name: str) -> Path:
-    """Where a child process writes."""
-    path = (paths.home_dir() / "prefect" / f"{process_name}.log").resolve()
+    """Return the absolute path of a child process's log, its directory made."""
+    path = (paths.prefect_dir() / f"{process_name}.log").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def build_api_url(port: int) -> str:
-    """The address of a Prefect server's API."""
+    """Return the address of a Prefect server's API on loopback."""
     return f"http://{LOOPBACK}:{port}/api"
 
 
 def build_environment(prefect_api_url: str) -> dict[str, str]:
-    """What servers, workers and runs share; paths are absolute, as a run starts elsewhere."""
-    home = paths.home_dir().resolve()
-    ours = Path(sys.executable).parent
+    """Return the environment of servers, workers and runs on this home.
+
+    Its paths are absolute, since a worker starts runs in a directory of its own.
+    """
+    settings = get_settings()
+    scripts_dir = Path(sys.executable).parent
     return {
-        **{name: value for name, value in os.environ.items() if name != CONSOLE_LEVEL_VARIABLE},
+        **build_child_environment(),
         **SERVER_ENVIRONMENT,
-        "PATH": f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "METERWATCH_HOME": str(home),
-        "METERWATCH_LANDING": str(get_settings().landing_dir.resolve()),
-        "PREFECT_HOME": str(home / "prefect"),
+        # A worker starts runs as `python`, which must be the one that has Meterwatch.
+        "PATH": f"{scripts_dir}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "METERWATCH_HOME": str(settings.home.resolve()),
+        "METERWATCH_LANDING": str(settings.landing_dir.resolve()),
+        "PREFECT_HOME": str(paths.prefect_dir().resolve()),
         "PREFECT_API_URL": prefect_api_url,
     }
 
@@ -119,7 +148,8 @@ def build_environment(prefect_api_url: str) -> dict[str, str]:
 def run_prefect_server(port: int) -> Iterator[Callable[[], str]]:
     """Run a Prefect server on loopback, its database in the home.
 
-    Yield what waits for it and returns the address of its API, so that others start meanwhile.
+    Yields a function that waits until the server answers and returns the address of its API, so
+    that the caller can start other processes meanwhile.
 
     Raises:
         UserError: another server has the home.
@@ -131,15 +161,16 @@ def run_prefect_server(port: int) -> Iterator[Callable[[], str]]:
         run_child_process("server", *command, env=build_environment(url)) as server,
     ):
 
-        def ready() -> str:
+        def wait_for_url() -> str:
             wait_until_healthy(f"{url}/health", server, "server")
             return url
 
-        yield ready
+        yield wait_for_url
 
 
 @contextmanager
 def _lock_server() -> Iterator[None]:
+    # Two servers on one SQLite would each run the schedules.
     try:
         with FileLock(get_log_path("server").with_suffix(".lock"), timeout=0):
             yield
@@ -150,25 +181,31 @@ def _lock_server() -> Iterator[None]:
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], process_name: str) -> None:
-    """Wait until `url` answers.
+    """Wait until `url` answers with success.
 
     Raises:
-        RuntimeError: the process ended or did not answer in time.
+        RuntimeError: the process ended or did not answer in time; the error shows its log's end.
     """
-    opener = build_opener(ProxyHandler({}))
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            opener.open(url, timeout=5).close()
-            return
-        except (URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    tail = get_log_path(process_name).read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
-    raise RuntimeError(f"{process_name} did not start ({url}):\n{tail}")
+    is_late = stop_after_delay(START_TIMEOUT_S)
+    retry_request = Retrying(
+        retry=retry_if_exception_type(httpx.HTTPError),
+        stop=lambda attempt: process.poll() is not None or is_late(attempt),
+        wait=wait_fixed(HEALTH_INTERVAL_S),
+    )
+    try:
+        retry_request(_request_health, url)
+    except RetryError:
+        log_tail = get_log_path(process_name).read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+        raise RuntimeError(f"{process_name} did not start ({url}):\n{log_tail}") from None
+
+
+def _request_health(url: str) -> None:
+    # trust_env would send the request to the environment's proxy, which cannot reach loopback.
+    httpx.get(url, timeout=HEALTH_TIMEOUT_S, trust_env=False).raise_for_status()
 
 
 def find_free_port() -> int:
-    """A loopback port that nothing listens on."""
+    """Return a loopback port on which nothing listens at this moment."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -176,7 +213,7 @@ def find_free_port() -> int:
 
 
 def refuse_used_port(port: int, port_variable: str) -> None:
-    """Make sure that a port is free.
+    """Refuse a loopback port that is in use; `port_variable` is the setting that names it.
 
     Raises:
         UserError: something listens on it.

@@ -1,4 +1,4 @@
-"""Everything a person or a schedule works with: server, workers and UIs, on loopback."""
+"""Serve what users and schedules work with: Prefect, its workers and MLflow, on loopback."""
 
 import time
 from contextlib import AbstractContextManager, ExitStack
@@ -22,6 +22,7 @@ from tasks.settings import get_settings
 
 ChildProcesses = dict[str, "Popen[bytes]"]
 POLL_INTERVAL_S: Final = 1.0
+"""Pause between two looks at the child processes. Chosen: a user would hardly notice it sooner."""
 
 
 def run_services() -> None:
@@ -30,29 +31,28 @@ def run_services() -> None:
     Raises:
         UserError: a port or the home is taken, or a process ended by itself.
     """
-    port, mlflow_port = get_settings().prefect_port, get_settings().mlflow_port
-    refuse_used_port(port, "METERWATCH_PREFECT_PORT")
-    refuse_used_port(mlflow_port, "METERWATCH_MLFLOW_PORT")
+    settings = get_settings()
+    refuse_used_port(settings.prefect_port, "METERWATCH_PREFECT_PORT")
+    refuse_used_port(settings.mlflow_port, "METERWATCH_MLFLOW_PORT")
     try:
         with stop_on_signals(), ExitStack() as running:
             print("starting Prefect, MLflow and the workers ...", flush=True)
-            _watch_processes(_start_services(running, port, mlflow_port))
+            processes = _start_services(running, settings.prefect_port, settings.mlflow_port)
+            _watch_processes(processes)
     except KeyboardInterrupt:
         print("stopped", flush=True)
 
 
 def _start_services(exit_stack: ExitStack, port: int, mlflow_port: int) -> ChildProcesses:
-    """Start all processes; `running` stops them, the last started first."""
-    ready = exit_stack.enter_context(run_prefect_server(port))
+    """Start all processes, by name; `exit_stack` stops them, the last started first."""
+    wait_for_prefect = exit_stack.enter_context(run_prefect_server(port))
     env = build_environment(build_api_url(port))
     registry.prepare_store()
     mlflow = exit_stack.enter_context(_run_mlflow_server(mlflow_port, env))
-    from flows.serving.deploy import (  # seconds of import while the servers start
-        WORK_POOLS,
-        deploy_flows,
-    )
+    # Imported here, as Prefect's client takes seconds in which both servers start.
+    from flows.serving.deploy import WORK_POOLS, deploy_flows
 
-    ready()
+    wait_for_prefect()
     train_id = deploy_flows(env)
     workers = {
         f"worker-{pool}": exit_stack.enter_context(_run_worker(pool, env)) for pool in WORK_POOLS
@@ -90,6 +90,11 @@ def _format_addresses(port: int, mlflow_port: int, train_form_path: str) -> str:
 
 
 def _watch_processes(processes: ChildProcesses) -> None:
+    """Watch until a process ends by itself.
+
+    Raises:
+        UserError: one has ended; the message names its log.
+    """
     while True:
         for name, process in processes.items():
             if process.poll() is not None:
