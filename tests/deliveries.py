@@ -18,12 +18,12 @@ ReadingRow = tuple[str, str, str]
 
 
 def format_timestamp(slot: int) -> str:
-    """The half-hour `slot` after START, as Kaggle writes it."""
+    """Return the stamp of the half-hour `slot` after START, as Kaggle writes it."""
     return f"{START + timedelta(minutes=30 * slot):%Y-%m-%d %H:%M:%S}"
 
 
 def build_rows(values: dict[int, object], household_id: str = "MAC000001") -> list[ReadingRow]:
-    """Rows of one household: value by slot after START."""
+    """Return rows of one household from its values by half-hour after START."""
     return [(household_id, format_timestamp(slot), str(value)) for slot, value in values.items()]
 
 
@@ -48,31 +48,31 @@ def ingest_sources(*sources: Path | str, **options: str) -> IngestReceipt:
 
 
 def load_readings() -> dict[tuple[str, str], float]:
-    """What the lake holds: value by household and stamp."""
+    """Return the readings of the lake: kWh by household and stamp."""
     slots = (
         storage.scan_table("days")
         .explode("kwh")
         .with_columns(slot=pl.int_range(pl.len()).over("night", "household_id"))
     )
     ts = pl.col("night").cast(pl.Datetime("us")) + pl.duration(minutes=30 * pl.col("slot"))
-    held = slots.filter(pl.col("kwh").is_not_null()).select(
+    readings = slots.filter(pl.col("kwh").is_not_null()).select(
         "household_id", ts.dt.strftime("%Y-%m-%d %H:%M:%S"), "kwh"
     )
-    return {(household, at): round(kwh, 3) for household, at, kwh in held.collect().iter_rows()}
+    return {(household, at): round(kwh, 3) for household, at, kwh in readings.collect().iter_rows()}
 
 
 def load_quarantine() -> list[tuple[str | None, str | None, str, str]]:
-    """What the quarantine holds: stamp, value, rule, file."""
-    found = storage.read_table("quarantine").with_columns(
+    """Return the quarantine's rows: stamp, value, rule, file."""
+    rows = storage.read_table("quarantine").with_columns(
         pl.col("ts_utc").dt.strftime("%Y-%m-%d %H:%M:%S")
     )
-    return sorted(found.select("ts_utc", "value", "rule", "file").rows(), key=str)
+    return sorted(rows.select("ts_utc", "value", "rule", "file").rows(), key=str)
 
 
 def hash_files(home: Path, subdirectory: str = "lake") -> dict[str, str]:
-    """A hash of every file below a directory of the home, or of one file."""
+    """Return the SHA-256 of every file below a directory of the home, or of one file."""
     top = home / subdirectory
-    found = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
+    files = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
     return {
-        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found
+        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }

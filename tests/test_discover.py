@@ -1,4 +1,4 @@
-"""What lies in and beside a delivery is recognised by its columns alone."""
+"""Tables in and beside a delivery are recognised by their columns alone."""
 
 from datetime import date, datetime
 from pathlib import Path
@@ -11,10 +11,10 @@ from tests.deliveries import build_rows, ingest_sources, write_csv
 
 WEATHER = "summary,time,temperature,humidity"
 HOUSEHOLDS = "LCLid,stdorToU,Acorn,Acorn_grouped,file"
-UNNAMED = ("households", "weather", "holidays", "tariffs")
+REFERENCE_TABLES = ("households", "weather", "holidays", "tariffs")
 
 
-def _companions(directory: Path) -> None:
+def _write_reference_tables(directory: Path) -> None:
     write_csv(
         directory / "x1.csv",
         ["Clear,2013-06-03 01:00:00,10.5,0.9", "Clear,2013-06-03 00:00:00,9.25,"],
@@ -29,7 +29,7 @@ def _companions(directory: Path) -> None:
     )
 
 
-def _check_companions() -> None:
+def _check_reference_tables() -> None:
     assert storage.read_table("weather").rows() == [
         (datetime(2013, 6, 3, 0), 9.25, None),
         (datetime(2013, 6, 3, 1), 10.5, pytest.approx(0.9)),
@@ -44,34 +44,35 @@ def test_reference_tables_are_found_in_the_directory_or_beside_the_file(
     home: Path, tmp_path: Path, place: str
 ) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
-    _companions(tmp_path / place)
+    _write_reference_tables(tmp_path / place)
     ingest_sources(source if place == "." else source.parent)
-    _check_companions()
+    _check_reference_tables()
 
 
 def test_reference_option_replaces_discovered_tables(home: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
-    _companions(tmp_path / "far")
+    _write_reference_tables(tmp_path / "far")
     write_csv(tmp_path / "in/near.csv", ["Dull,2013-06-03 00:00:00,-3,0.5"], WEATHER)
-    far = {
-        name: str(tmp_path / f"far/x{i}.csv") for i, name in enumerate(("weather", *UNNAMED[:1]), 1)
-    }
     ingest_sources(
-        source, **far, holidays=str(tmp_path / "far/x3.csv"), tariffs=str(tmp_path / "far/x4.csv")
+        source,
+        weather=str(tmp_path / "far/x1.csv"),
+        households=str(tmp_path / "far/x2.csv"),
+        holidays=str(tmp_path / "far/x3.csv"),
+        tariffs=str(tmp_path / "far/x4.csv"),
     )
-    _check_companions()
+    _check_reference_tables()
 
 
 def test_reference_tables_with_meterwatch_columns_are_read(home: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in/a.csv", build_rows({0: 0.1}))
-    _companions(tmp_path / "in")
+    _write_reference_tables(tmp_path / "in")
     ingest_sources(source)
     write_csv(tmp_path / "again/b.csv", build_rows({1: 0.1}))
-    for name in UNNAMED:
+    for name in REFERENCE_TABLES:
         storage.read_table(name).write_parquet(tmp_path / f"again/{name}.parquet")
     receipt = ingest_sources(tmp_path / "again")
     assert receipt.changed_references == ()
-    _check_companions()
+    _check_reference_tables()
 
 
 def test_later_reference_rows_replace_by_key_and_equal_ones_write_nothing(

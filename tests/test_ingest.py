@@ -48,10 +48,10 @@ def test_equal_readings_of_two_formats_are_duplicates_not_superseded(
     # The raw files repeat 52,558 and 17,520 readings of 2013 that the Parquet files hold, as equal
     # Float32; 17 rows are double within the Datastore file.
     assert receipt.quarantined_by_rule == {"duplicate": 52_558 + 17_520 + 17, "null": 1}
-    held = storage.scan_table("days").select(
+    n_readings = storage.scan_table("days").select(
         pl.col("kwh").arr.eval(pl.element().is_not_null()).arr.sum()
     )
-    assert held.sum().collect().item() == receipt.rows_kept
+    assert n_readings.sum().collect().item() == receipt.rows_kept
     register, weather = storage.read_table("households"), storage.read_table("weather")
     assert (register.height, weather.height, storage.read_table("holidays").height) == (
         5_566,
@@ -134,7 +134,7 @@ def test_parquet_column_type_is_read(
     assert load_readings() == ONE
 
 
-# value, stamp, household -> the rule that the row breaks first, in the order of ml.schemas.RULES
+# value, stamp, household, and the rule that the row breaks first in the order of QUARANTINE_RULES
 BROKEN = [
     ("Null", "2013-06-03 12:37:27", "", "null"),
     ("", format_timestamp(0), "MAC000001", "null"),
@@ -234,13 +234,13 @@ def test_readings_equal_as_float32_do_not_collide(home: Path, tmp_path: Path) ->
 
 def test_only_changed_months_are_written(home: Path, tmp_path: Path) -> None:
     ingest_sources(write_csv(tmp_path / "1.csv", build_rows({0: 0.1, 1_400: 0.2, 2_900: 0.3})))
-    may = {path: path.stat().st_mtime_ns for path in paths.list_table_files("days")}
+    written = {path: path.stat().st_mtime_ns for path in paths.list_table_files("days")}
     receipt = ingest_sources(write_csv(tmp_path / "2.csv", build_rows({0: 0.1, 2_900: 0.4})))
     assert receipt.changed_months == ("2013-08",)
     # 29th July's slot is the lake's: of slots 0 to 2,900 three are there.
     assert receipt.n_missing_half_hours == 2_901 - 3
     changed = [
-        path for path in paths.list_table_files("days") if path.stat().st_mtime_ns != may[path]
+        path for path in paths.list_table_files("days") if path.stat().st_mtime_ns != written[path]
     ]
     assert [path.parent.name for path in changed] == ["month=2013-08"]
 
@@ -279,9 +279,9 @@ def test_overlapping_deliveries_count_repeated_rows(home: Path, tmp_path: Path) 
 def deliveries(draw: st.DrawFn) -> list[list[tuple[str, int, str]]]:
     """Rows without conflicts but with dirt and duplicates, cut into files in some order."""
     cells = st.tuples(st.sampled_from(["MAC1", "MAC2", "MAC3"]), st.integers(0, 3_000))
-    found = draw(st.lists(cells, min_size=1, max_size=40))
-    lines = [(household, slot, f"{(slot * 7 + 1) % 997 / 1000}") for household, slot in found]
-    dirt = [(household, slot, "Null") for household, slot in found[:3]]
+    half_hours = draw(st.lists(cells, min_size=1, max_size=40))
+    lines = [(household, slot, f"{(slot * 7 + 1) % 997 / 1000}") for household, slot in half_hours]
+    dirt = [(household, slot, "Null") for household, slot in half_hours[:3]]
     mixed = draw(st.permutations(lines + dirt))
     cuts = sorted(draw(st.lists(st.integers(0, len(mixed)), max_size=4)))
     return [mixed[a:b] for a, b in zip([0, *cuts], [*cuts, len(mixed)], strict=True) if a < b]
@@ -319,14 +319,14 @@ STAMPS = [
 def test_timestamp_is_parsed_independently_of_its_neighbours(
     cells: list[tuple[str | None, datetime | None]],
 ) -> None:
-    found = parse_timestamps(pl.Series([cell for cell, _ in cells], dtype=pl.String))
-    assert found.to_list() == [meant for _, meant in cells]
+    parsed = parse_timestamps(pl.Series([cell for cell, _ in cells], dtype=pl.String))
+    assert parsed.to_list() == [meant for _, meant in cells]
 
 
 def test_half_hours_a_century_apart_are_not_laid_out_densely(home: Path, tmp_path: Path) -> None:
     far = {"2000-01-01 00:00:00": 0.1, "2099-12-31 23:30:00": 0.2}
-    homes = [f"MAC{i:06d}" for i in range(60)]
-    expected = {(name, at): kwh for name in homes for at, kwh in far.items()}
+    households = [f"MAC{i:06d}" for i in range(60)]
+    expected = {(name, at): kwh for name in households for at, kwh in far.items()}
     ingest_sources(
         write_csv(
             tmp_path / "a.csv", [(name, at, f"{kwh}") for (name, at), kwh in expected.items()]

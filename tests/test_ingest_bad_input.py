@@ -1,4 +1,4 @@
-"""What cannot be read is named in one clear line, and nothing else is lost."""
+"""A file that cannot be read is named in one clear line, and nothing else is lost."""
 
 import gzip
 from pathlib import Path
