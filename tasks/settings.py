@@ -1,4 +1,4 @@
-"""Every setting, each an environment variable `METERWATCH_*`."""
+"""Read the settings, each an environment variable `METERWATCH_*`."""
 
 import functools
 import os
@@ -14,15 +14,17 @@ from ml.limits import MIN_READINGS, SUPPLY_LIMIT_KWH
 ENVIRONMENT_PREFIX: Final = "METERWATCH_"
 
 ScoringEngine = Literal["torch", "onnx", "int8"]
+"""PyTorch, ONNX Runtime, or ONNX Runtime with the products of linear layers in 8-bit integers."""
 
 
 class Settings(BaseSettings):
-    """What a user may configure; the README's table is made of these fields."""
+    """What a user may configure; `tests/test_docs.py` compares the README's table with the fields."""
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path("data"), description="where all state lives")
     landing: Path | None = Field(None, description="where deliveries land (default: HOME/landing)")
+    # 3 of 1,000 nights are about 17 false episodes a night of the full trial's 5,567 households.
     alert_budget: float = Field(
         3.0, gt=0, le=100, description="false alert episodes per 1,000 normal household-nights"
     )
@@ -35,6 +37,7 @@ class Settings(BaseSettings):
     mlflow_uri: str | None = Field(
         None, description="MLflow tracking server (default: SQLite in HOME)"
     )
+    # The default ports of Prefect and of MLflow themselves.
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of `make serve`'s Prefect")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="port of `make serve`'s MLflow")
     threads: int | None = Field(None, ge=1, description="cores that torch uses (default: all)")
@@ -47,26 +50,32 @@ class Settings(BaseSettings):
 
     @property
     def landing_dir(self) -> Path:
-        """The directory that `nightly` ingests."""
+        """Return the directory that `nightly` ingests."""
         return self.landing or self.home / "landing"
 
 
 def get_settings() -> Settings:
-    """Read the settings from the environment.
+    """Read the settings from the environment, once for each state of it.
 
     Raises:
         UserError: a variable has a value that its field refuses.
     """
     return _read_environment(
         frozenset(
-            each for each in os.environ.items() if each[0].upper().startswith(ENVIRONMENT_PREFIX)
+            (name, value)
+            for name, value in os.environ.items()
+            if name.upper().startswith(ENVIRONMENT_PREFIX)
         )
     )
 
 
 @functools.cache
 def _read_environment(_variables: frozenset[tuple[str, str]]) -> Settings:
-    """Read once what the environment says, until it says something else."""
+    """Validate the settings; `_variables` is only the cache's key.
+
+    Every path of the home is asked of the settings, and building them takes about a millisecond.
+    Cached by the variables, not for good, since tests and the main job change them.
+    """
     try:
         return Settings()
     except ValidationError as error:
