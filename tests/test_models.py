@@ -26,7 +26,7 @@ from ml.training.lightning_module import NetworkModule
 from ml.training.parameters import FitParameters
 from ml.windows import FleetWindows
 from tasks.model_files import load_detector, save_detector
-from tasks.training import TrainParameters
+from tasks.training_job import TrainParameters
 from tests import fleets
 from tests.training_fixtures import have_equal_weights
 
@@ -183,8 +183,8 @@ def test_networks_have_expected_parameter_counts(model: str, weights: int) -> No
 class PositionForecaster(ForecastingNetwork):
     """Forecasts the places of the half-hours that follow, from the place of the last one."""
 
-    def encode_context(self, past: Tensor) -> Tensor:
-        return past
+    def encode_context(self, context: Tensor) -> Tensor:
+        return context
 
     def forecast(self, context: Tensor) -> Tensor:
         return context[:, -1:] + torch.arange(1, self.horizon_half_hours + 1)

@@ -1,7 +1,7 @@
-"""The networks, by name. A new model is a file of its own and one line in `NETWORK_MODULES`.
+"""The networks by name. A new model is a module of its own and one line in `NETWORK_MODULES`.
 
-Nothing of torch is imported before a network is asked for, so that the command line can name the
-models at once.
+A network is imported when it is asked for: torch takes seconds to import, and the command line
+lists the models without it.
 """
 
 from importlib import import_module
@@ -20,13 +20,13 @@ NETWORK_MODULES: Final[dict[ModelName, tuple[str, str]]] = {
     "lstm": ("ml.models.lstm", "Lstm"),
     "transformer": ("ml.models.transformer", "Transformer"),
 }
-"""The module and class of each network."""
+"""Module and class of each network, by the model's name on the command line."""
 MODEL_NAMES: Final[tuple[ModelName, ...]] = get_args(ModelName)
 DEFAULT_MODEL: Final[ModelName] = "history_network"
 
 
 def import_network_class(name: ModelName) -> type["Network"]:
-    """Import and return the network class of a model.
+    """Import the module of a model and return its network class.
 
     Raises:
         ValueError: there is no such model.

@@ -1,6 +1,6 @@
 """The batch-normalised autoencoder: 48 readings through 64, 32 and 16 to 8, and mirrored.
 
-Ioffe & Szegedy 2015 for the normalisation. It knows the readings of the night alone.
+Batch normalisation is that of Ioffe & Szegedy 2015. Only the readings of the night are given.
 """
 
 from itertools import pairwise
@@ -14,22 +14,25 @@ from ml.schemas import HALF_HOURS
 
 
 class BatchnormAutoencoderConfig(NetworkConfig):
-    """Sizes of the network, from the readings inwards."""
+    """Sizes of the network, which is there to compare with: given, not tuned."""
 
-    widths: tuple[int, ...] = Field((64, 32, 16), min_length=1)
-    latent: int = Field(8, ge=1)
+    widths: tuple[int, ...] = Field(
+        (64, 32, 16), min_length=1, description="units of the layers, from the readings inwards"
+    )
+    latent: int = Field(8, ge=1, description="values of the bottleneck")
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
 class BatchnormAutoencoder(ErrorScoredNetwork):
-    """Readings `[B, 48]` in, readings rebuilt out."""
+    """Reconstructs the night from its readings."""
 
     config_class: ClassVar[type[NetworkConfig]] = BatchnormAutoencoderConfig
     recipe: ClassVar[TrainingRecipe] = TrainingRecipe(learning_rate=1e-3, patience=10)
 
     def __init__(self, config: BatchnormAutoencoderConfig) -> None:
         super().__init__()
-        inwards, outwards = (HALF_HOURS, *config.widths), (config.latent, *config.widths[::-1])
+        inwards = (HALF_HOURS, *config.widths)
+        outwards = (config.latent, *config.widths[::-1])
         self.encoder = nn.Sequential(
             *_build_layers(inwards, config.dropout), nn.Linear(inwards[-1], config.latent)
         )
@@ -38,14 +41,14 @@ class BatchnormAutoencoder(ErrorScoredNetwork):
         )
 
     def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 (unconditional)
-        """The latent point `[B, latent]`."""
-        z: Tensor = self.encoder(readings[:, -1])
-        return z
+        """Return the night's latent point `[B, latent]`."""
+        latent: Tensor = self.encoder(readings[:, -1])
+        return latent
 
     def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
-        """Rebuild the night."""
-        rebuilt: Tensor = self.decoder(self.encode_standardized(readings, conditions))
-        return rebuilt
+        """Return the night's reconstructed readings `[B, 48]`."""
+        reconstructed: Tensor = self.decoder(self.encode_standardized(readings, conditions))
+        return reconstructed
 
 
 def _build_layers(widths: tuple[int, ...], dropout: float) -> list[nn.Module]:

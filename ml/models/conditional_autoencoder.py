@@ -1,7 +1,7 @@
-"""The conditional autoencoder of the London study: 48 readings and 15 conditions through a plane.
+"""The conditional autoencoder of the London study: a reconstruction through a plane.
 
-A reconstruction that knows the calendar, the weather and the kind of household; its bottleneck of
-two is meant to be looked at.
+It is given the night's 48 readings and 15 conditions (calendar, weather, kind of household). The
+bottleneck has two values, so that it can be plotted.
 """
 
 from typing import ClassVar
@@ -16,17 +16,18 @@ from ml.schemas import HALF_HOURS
 
 
 class ConditionalAutoencoderConfig(NetworkConfig):
-    """Sizes of the network; 8 and 2 make 1,106 parameters."""
+    """Sizes of the network, those of the study: 1,106 parameters."""
 
-    hidden: int = Field(8, ge=1)
-    latent: int = Field(2, ge=1)
+    hidden: int = Field(8, ge=1, description="units of the hidden layers")
+    latent: int = Field(2, ge=1, description="values of the bottleneck")
 
 
 class ConditionalAutoencoder(ErrorScoredNetwork):
-    """Readings `[B, 48]` and conditions `[B, 15]` in, readings rebuilt out."""
+    """Reconstructs the night from its readings and conditions."""
 
     config_class: ClassVar[type[NetworkConfig]] = ConditionalAutoencoderConfig
-    # A step of so small a network costs the same for a few thousand nights as for a hundred.
+    # A step of so small a network costs the same for 4,096 nights as for a hundred; the learning
+    # rate is raised with the batch.
     recipe: ClassVar[TrainingRecipe] = TrainingRecipe(batch_size=4096, learning_rate=1.5e-2)
 
     def __init__(self, config: ConditionalAutoencoderConfig) -> None:
@@ -43,19 +44,19 @@ class ConditionalAutoencoder(ErrorScoredNetwork):
         )
 
     def encode(self, readings: Tensor, conditions: Tensor) -> Tensor:
-        """The latent point `[B, latent]`."""
-        z: Tensor = self.encoder(torch.cat((readings, conditions), dim=1))
-        return z
+        """Return the latent point `[B, latent]` of standardised readings `[B, 48]`."""
+        latent: Tensor = self.encoder(torch.cat((readings, conditions), dim=1))
+        return latent
 
     def decode(self, latent: Tensor, conditions: Tensor) -> Tensor:
-        """The readings `[B, 48]` of a latent point under these conditions."""
-        x: Tensor = self.decoder(torch.cat((latent, conditions), dim=1))
-        return x
+        """Return the standardised readings `[B, 48]` of a latent point under these conditions."""
+        readings: Tensor = self.decoder(torch.cat((latent, conditions), dim=1))
+        return readings
 
     def encode_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
-        """The night encoded."""
+        """Return the night's latent point `[B, latent]`."""
         return self.encode(readings[:, -1], conditions)
 
     def predict_standardized(self, readings: Tensor, conditions: Tensor) -> Tensor:
-        """Rebuild the night."""
+        """Return the night's reconstructed readings `[B, 48]`."""
         return self.decode(self.encode_standardized(readings, conditions), conditions)

@@ -9,15 +9,15 @@ from ml.models.base import ForecastingNetwork, NetworkConfig, TrainingRecipe
 
 
 class LstmConfig(NetworkConfig):
-    """Sizes of the network."""
+    """Sizes of the network, which is there to compare with: given, not tuned."""
 
-    width: int = Field(64, ge=1)
-    layers: int = Field(2, ge=1)
+    width: int = Field(64, ge=1, description="units of a layer's state")
+    layers: int = Field(2, ge=1, description="recurrent layers")
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
 class Lstm(ForecastingNetwork):
-    """The last state of the last layer, projected on the horizon."""
+    """Forecasts from the last state of the last layer."""
 
     config_class: ClassVar[type[NetworkConfig]] = LstmConfig
     scoring_batch_size: ClassVar[int] = 64
@@ -36,7 +36,7 @@ class Lstm(ForecastingNetwork):
         )
         self.head = nn.Linear(config.width, self.horizon_half_hours)
 
-    def encode_context(self, past: Tensor) -> Tensor:
-        """The state after the last half-hour."""
-        states: Tensor = self.recurrent(past[..., None])[0]
+    def encode_context(self, context: Tensor) -> Tensor:
+        """Return the state `[N, width]` after the last half-hour."""
+        states: Tensor = self.recurrent(context[..., None])[0]
         return states[:, -1]
