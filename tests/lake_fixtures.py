@@ -10,7 +10,7 @@ from tests import fleets
 
 
 def write_lake(kwh: np.ndarray) -> None:
-    """A lake of readings `[H, D, 48]`, NaN where missing."""
+    """Write a lake of readings `[H, D, 48]`, NaN where missing."""
     days = fleets.build_household_nights(kwh)
     storage.replace_reference_table("households", fleets.build_households(len(kwh)))
     for (month,), part in days.group_by(days["night"].dt.month_start()):
@@ -18,6 +18,6 @@ def write_lake(kwh: np.ndarray) -> None:
 
 
 def copy_mlflow_database(database: Path) -> None:
-    """A copy of an MLflow database, which takes seconds to make."""
+    """Copy an MLflow database into the home; making one takes seconds."""
     paths.mlflow_dir().mkdir(parents=True, exist_ok=True)
     shutil.copy(database, paths.mlflow_dir())

@@ -56,6 +56,7 @@ def parse_reference_table(rows: pl.DataFrame, table_format: TableFormat) -> pl.D
     table = pl.DataFrame(columns)
     if table.get_column(key).null_count():
         raise UserError(f"column {table_format.required_columns[key]!r} has empty cells")
+    # Nulls sort first, so that a row with a value is kept rather than one without.
     unique = table.sort(*names).unique(subset=key, keep="last", maintain_order=True)
     valid, failures = schema.filter(unique, cast=True)
     if broken_rules := failures.counts():

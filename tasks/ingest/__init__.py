@@ -1,1 +1,1 @@
-"""ingest."""
+"""Ingest: discover delivered tables, stage them, merge them over the lake, commit."""

@@ -165,6 +165,7 @@ def commit_ingest(
         ignored_files=tuple(discovered.ignored_files),
         failures=tuple(failures),
     )
+    # Last of all: a call that is killed before this line leaves the lake as it was.
     storage.publish_prepared()
     return receipt
 
@@ -239,6 +240,7 @@ def _name_superseded_files(superseded: pl.DataFrame) -> pl.DataFrame:
     deliveries = storage.read_table("deliveries").select("delivery", "file", "ingested_at_utc")
     spans = storage.read_table("spans").join(deliveries, on="delivery")
     rows = superseded.with_row_index("row")
+    # A join with every delivery of the household, filtered: superseded readings are few.
     covers = pl.col("ts_utc").is_between("first_ts_utc", "last_ts_utc")
     latest = rows.join(spans, on="household_id").filter(covers).sort("ingested_at_utc")
     files = latest.group_by("row").agg(pl.last("file"))
@@ -256,6 +258,7 @@ def _summarize_coverage(merged_months: list[MergedMonth]) -> dict[str, Any]:
     call_spans = load_staged(paths.staging_dir() / "spans.arrow")
     first = call_spans.get_column("first_ts_utc")
     last = call_spans.get_column("last_ts_utc")
+    # Both ends count: one reading alone spans one half-hour.
     expected = ((last - first).dt.total_minutes() // 30 + 1).sum()
     return {
         "n_households": call_spans.height,
@@ -311,6 +314,7 @@ def _update_reference_table(
         merged = merge_household_registers([stored, *delivered])
     else:
         merged = merge_reference_tables([stored, *delivered], KEY_COLUMNS[name])
+    # Not written again where nothing changes, so that the same delivery again changes no file.
     if merged.equals(stored):
         return False
     storage.replace_reference_table(name, merged, root=paths.prepared_dir())

@@ -86,6 +86,7 @@ def detect_container(path: Path) -> FileContainer:
         raise UserError(f"{path.name}: is empty")
     if magic == b"PAR1" or path.suffix.lower() == ".parquet":
         return "parquet"
+    # RFC 1952, and the local file header of a zip's first member (an empty zip has none).
     if magic[:2] == b"\x1f\x8b":
         return "gzip"
     return "zip" if magic == b"PK\x03\x04" else "plain"
@@ -177,6 +178,7 @@ def iterate_batches(table: DeliveredTable, frame: pl.LazyFrame) -> Iterator[pl.D
     Raises:
         UserError: a row or a page cannot be read.
     """
+    # In the file's order: validation is fastest on rows that are sorted by household.
     with _explain_read_errors(table.file, table):
         yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, lazy=True)
 
@@ -245,6 +247,7 @@ def _require_whole_parquet(table: DeliveredTable) -> None:
         raise UserError(
             f"{table.file}: is not a whole Parquet file ({_summarize_error(error)})"
         ) from error
+    # A chunk begins with its dictionary page, where it has one.
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
     ends = [
         start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)
@@ -255,6 +258,7 @@ def _require_whole_parquet(table: DeliveredTable) -> None:
 
 def _scan_csv(path: Path) -> pl.LazyFrame:
     """Scan a CSV as text: types are ours to parse, cell by cell. Blank lines are no rows."""
+    # Without `glob=False` a name with brackets would be a pattern.
     frame = _clean_column_names(pl.scan_csv(path, infer_schema=False, glob=False))
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 

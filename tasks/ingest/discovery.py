@@ -84,6 +84,7 @@ def _list_candidates(sources: list[str], discovered: DiscoveredTables) -> Iterat
 
 def _expand_glob(pattern: Path) -> list[Path]:
     """Return the paths that a glob names, sorted."""
+    # Path.glob takes no absolute pattern, so its root is split off.
     return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
@@ -107,6 +108,7 @@ def _is_table_file(path: Path) -> bool:
 
 def _deduplicate_candidates(candidates: list[_CandidateFile]) -> list[_CandidateFile]:
     """Return each file once, by file name; named by itself counts more than in a directory."""
+    # The last one of a path stays in the dictionary.
     best_last = sorted(candidates, key=_candidate_priority)
     unique = {each.path: each for each in best_last}.values()
     return sorted(unique, key=lambda each: (each.path.name, str(each.path)))

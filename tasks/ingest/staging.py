@@ -11,6 +11,7 @@ spans.arrow                  spans of the whole call
 losing_readings/month=YYYY-MM.arrow
 """
 
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class _StagedBatch:
 def group_tables(tables: list[DeliveredTable]) -> list[list[RankedTable]]:
     """Rank tables by their order and cut them into groups, each to be a recorded task run."""
     ranked = [RankedTable(rank, table) for rank, table in enumerate(tables)]
-    size = max(MIN_TABLES_PER_GROUP, -(-len(ranked) // MAX_TASK_GROUPS))
+    size = max(MIN_TABLES_PER_GROUP, math.ceil(len(ranked) / MAX_TASK_GROUPS))
     return [ranked[start : start + size] for start in range(0, len(ranked), size)]
 
 
@@ -129,15 +130,18 @@ def stage_tables(group: list[RankedTable]) -> list[StagedTable]:
     Groups are staged one after another: a copy of a file is known by the claim of the file before
     it. Reports "rows read" batch by batch.
     """
+    supply_limit_kwh = get_settings().supply_limit_kwh
     hashed = make_thread_pool()(joblib.delayed(_hash_table)(ranked) for ranked in group)
     first: list[_HashedTable] = []
     copies: list[_HashedTable] = []
     for each in hashed:
         is_copy = any(each.delivery == other.delivery for other in first)
         (copies if is_copy else first).append(each)
-    staged = make_thread_pool()(joblib.delayed(_stage_table)(each) for each in first)
+    staged = make_thread_pool()(
+        joblib.delayed(_stage_table)(each, supply_limit_kwh) for each in first
+    )
     # A copy waits for the file before it: if that one cannot be read, the copy fails by itself.
-    staged += [_stage_table(each) for each in copies]
+    staged += [_stage_table(each, supply_limit_kwh) for each in copies]
     return sorted(staged, key=attrgetter("delivery_rank"))
 
 
@@ -162,7 +166,7 @@ def _hash_table(ranked: RankedTable) -> _HashedTable:
         return _HashedTable(ranked, error)
 
 
-def _stage_table(hashed: _HashedTable) -> StagedTable:
+def _stage_table(hashed: _HashedTable, supply_limit_kwh: float) -> StagedTable:
     """Stage one table; on failure, and before a retry, what was staged of it is removed."""
     rank = hashed.ranked.delivery_rank
     table = hashed.ranked.table
@@ -172,17 +176,17 @@ def _stage_table(hashed: _HashedTable) -> StagedTable:
             raise hashed.delivery
         if _is_already_ingested(hashed.delivery, rank):
             return StagedTable(rank, table.file, hashed.delivery, is_already_ingested=True)
-        rows_in = _stage_new_table(table, staged_table_dir(rank))
+        rows_in = _stage_new_table(table, staged_table_dir(rank), supply_limit_kwh)
     except UserError as error:
         shutil.rmtree(staged_table_dir(rank), ignore_errors=True)
         return StagedTable(rank, table.file, failure=str(error))
+    # Only now: a copy of a table that could not be read is no copy of anything in the lake.
     _claim_delivery(hashed.delivery, rank)
     return StagedTable(rank, table.file, hashed.delivery, rows_in)
 
 
-def _stage_new_table(table: DeliveredTable, directory: Path) -> int:
+def _stage_new_table(table: DeliveredTable, directory: Path, supply_limit_kwh: float) -> int:
     """Stage a table's rows in batches; return how many there are."""
-    supply_limit_kwh = get_settings().supply_limit_kwh
     with scan_table(table, directory) as frame:
         batches = iterate_batches(table, _scan_readings(table, frame))
         staged: list[_StagedBatch] = make_thread_pool()(
@@ -276,6 +280,7 @@ def plan_months(staged: Iterable[StagedTable]) -> list[date]:
     staged_files = paths.staging_dir().glob("*/household_nights/month=*/*.arrow")
     staged_months = {path.parent.name for path in staged_files}
     lake_months = {path.parent.name for path in paths.list_table_files("days")}
+    # Names `month=YYYY-MM` sort as their months do.
     first = min(staged_months)
     last = max(staged_months)
     months = staged_months | {name for name in lake_months if first <= name <= last}
@@ -348,6 +353,7 @@ def _load_staged_month(month: date) -> list[DeliveredHouseholdNights]:
 
 
 def _load_lake_month(month: date) -> pl.DataFrame:
+    # 31 days after the first of a month lie in the next one, whatever its length.
     last_night = (month + timedelta(days=31)).replace(day=1) - timedelta(days=1)
     return storage.collect_with_retry(storage.scan_household_nights(month, last_night))
 
