@@ -15,9 +15,6 @@ from torch import Tensor
 from ml.fleet import scale_fleet
 from ml.models import MODEL_NAMES, NETWORK_MODULES, import_network_class
 from ml.models.base import ForecastingNetwork, Network, Windows, nan_mean_square
-from ml.models.history.config import HistoryFeatureConfig
-from ml.models.history.features import HISTORY_NIGHTS, compute_history_features
-from ml.models.history.imputation import usual_level_kwh
 from ml.models.transformer import build_positional_encoding
 from ml.scoring.detector import Detector, DetectorConfig
 from ml.scoring.tables import score_fleet
@@ -250,36 +247,6 @@ def test_mean_square_ignores_missing_values(values: list[float]) -> None:
     found = nan_mean_square(torch.tensor(values, dtype=torch.float64)).item()
     there = [value**2 for value in values if np.isfinite(value)]
     assert found == pytest.approx(np.mean(there) if there else 0.0)
-
-
-def test_history_features_keep_precision_under_autocast() -> None:
-    """bfloat16 has three digits: the distance of alike days would be noise."""
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(4, 60))
-    kwh = fleets.build_windows(known, HISTORY_NIGHTS).kwh[50:60]
-    level = usual_level_kwh(kwh[:, :-1], HistoryFeatureConfig())
-    given = (kwh[:, :-1], kwh[:, -1:], level, HistoryFeatureConfig())
-    plain = compute_history_features(*given)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = compute_history_features(*given)
-    for one, other in zip(plain, mixed, strict=True):
-        torch.testing.assert_close(other, one, rtol=0, atol=0)
-
-
-def test_history_features_ignore_rounding_noise() -> None:
-    """Engines and processors round in their own ways, and most readings have their equals."""
-    kwh = torch.from_numpy(fleets.simulate_readings_kwh(64, HISTORY_NIGHTS + 1))
-    config = HistoryFeatureConfig()
-    torch.manual_seed(0)
-    rounded = kwh * (1 + 1e-6 * torch.rand_like(kwh))
-    with torch.no_grad():
-        one, other = (
-            compute_history_features(
-                each[:, :-1], each[:, -1:], usual_level_kwh(each[:, :-1], config), config
-            )
-            for each in (kwh, rounded)
-        )
-    for name in ("half_hour_features", "night_features"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-3)
 
 
 def test_training_step_randomness_depends_on_seed_and_step() -> None:

@@ -133,7 +133,8 @@ class ProfileBatch:
     ) -> tuple[Tensor, Tensor]:
         """Return a stretch of half-hours as a mask `[B, N, 48]`, and its first place `[B, N, 1]`.
 
-        Lengths are log-uniform, so that short stretches are as frequent as long ones. A stretch
+        Lengths are log-uniform, so that short stretches are as frequent as long ones, and rounded
+        up: the least is one half-hour more than `min_length`. A stretch
         that reaches midnight goes on in the first half-hours of the same night.
         """
         first = self.draw_uniform(0, HALF_HOURS).long()
@@ -161,7 +162,7 @@ def _replace_with_other(profiles: ProfileBatch) -> Tensor:
 
 
 def _splice_other(profiles: ProfileBatch) -> Tensor:
-    """Return the profile with another household's in a stretch of 4 hours or more."""
+    """Return the profile with another household's in a stretch of more than 4 hours."""
     return torch.where(profiles.draw_block(8)[0], _replace_with_other(profiles), profiles.kwh)
 
 
@@ -245,7 +246,7 @@ def _permute_stretches(profiles: ProfileBatch) -> Tensor:
 
 
 def _add_block(profiles: ProfileBatch) -> Tensor:
-    """Return the profile with a load added for 2.5 hours or more, one in five of them uneven.
+    """Return the profile with a load added for more than 2.5 hours, one in five of them uneven.
 
     1 to 12 times the level or 0.3 to 3 kWh per half-hour.
     """
@@ -267,7 +268,7 @@ def _add_baseload(profiles: ProfileBatch) -> Tensor:
 
 
 def _hold_constant(profiles: ProfileBatch) -> Tensor:
-    """Return the profile with one value in a stretch of 3 hours or more.
+    """Return the profile with one value in a stretch of more than 3 hours.
 
     Its first reading (0.5), its mean (0.2), or another (0.3): 0.05 to 7.4 times the level or 0.005
     to 2 kWh.
@@ -281,7 +282,7 @@ def _hold_constant(profiles: ProfileBatch) -> Tensor:
 
 
 def _lose_consumption(profiles: ProfileBatch) -> Tensor:
-    """Return the profile with readings of a stretch of 2 hours or more lost, whole or in part.
+    """Return the profile with readings of a stretch of more than 2 hours lost, whole or in part.
 
     All of them (0.6) or up to 100 %, at least 60 %, of each. In 0.3 of the nights 30 to 120 % of
     what was lost comes back in one half-hour outside the stretch, as after an outage.
@@ -326,7 +327,7 @@ def _roughen_profile(profiles: ProfileBatch) -> Tensor:
 def _add_spikes(profiles: ProfileBatch) -> Tensor:
     """Return the profile with spikes of 2.7 to 33 times the level or 1 to 9 kWh.
 
-    In 1 to 3 single half-hours (0.3) or in up to 4 in a row; each within 0.6 to 1.4 of its
+    In 1 to 3 single half-hours (0.3) or in 2 to 4 in a row; each within 0.6 to 1.4 of its
     height.
     """
     scattered = torch.rand_like(profiles.kwh).argsort(dim=2) < profiles.draw_uniform(1, 4).long()
