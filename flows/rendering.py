@@ -1,4 +1,4 @@
-"""Answers as a person or a program reads them."""
+"""Print and encode frames, for users and for other programs."""
 
 import io
 import sys
@@ -14,10 +14,13 @@ from ml.errors import UserError
 
 OutputFormat = Literal["table", "csv", "json", "parquet"]
 LOG_WIDTH_CHARACTERS: Final = 160
+"""Width of a table where standard output is no terminal. Chosen to hold the widest named query."""
+EXACT_DIGITS_BELOW: Final = 1000
+"""Numbers below it are shown with four significant digits, larger ones as integers. Chosen."""
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
-    """Print a frame as a table, as wide as the terminal; a log has no width of its own."""
+    """Print a frame as a table, as wide as the terminal, or `LOG_WIDTH_CHARACTERS` in a log."""
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH_CHARACTERS)
     if title:
         console.print(title, style="bold", highlight=False)
@@ -49,9 +52,10 @@ def _encode_frame(frame: pl.DataFrame, output_format: OutputFormat) -> bytes:
             Console(file=text, width=LOG_WIDTH_CHARACTERS).print(_build_table(frame))
             return text.getvalue().encode()
         case "csv":
-            # A cell of CSV holds no list: its values stand in one, apart by spaces.
+            # Polars refuses lists in CSV: their values come into one cell, separated by spaces.
             texts = pl.element().cast(pl.String).fill_null("")
-            frame.with_columns(cs.list().list.eval(texts).list.join(" ")).write_csv(buffer)
+            lists = frame.with_columns(cs.array().arr.to_list())
+            lists.with_columns(cs.list().list.eval(texts).list.join(" ")).write_csv(buffer)
         case "json":
             frame.write_json(buffer)
         case "parquet":
@@ -61,20 +65,20 @@ def _encode_frame(frame: pl.DataFrame, output_format: OutputFormat) -> bytes:
 
 def _build_table(frame: pl.DataFrame) -> Table:
     table = Table(caption=None if len(frame) else "no rows", caption_justify="left")
-    for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left")
+    for name, dtype in frame.schema.items():
+        table.add_column(name, justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
         table.add_row(*map(format_cell, row))
     return table
 
 
 def format_cell(value: object) -> str:
-    """A value as a table shows it."""
+    """Return a value as text for a table's cell; null is empty, a list is its values."""
     match value:
         case None:
             return ""
         case float():
-            return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+            return f"{value:,.4g}" if abs(value) < EXACT_DIGITS_BELOW else f"{value:,.0f}"
         case list():
             return " ".join(map(format_cell, value))
         case _:

@@ -224,6 +224,8 @@ def test_query_result_is_the_same_in_every_output_format(
 def test_list_column_is_one_csv_cell(meterwatch: RunCommand) -> None:
     _, told, _ = meterwatch("query", "SELECT [1.5, NULL, 2] AS kwh", "--format", "csv")
     assert told == "kwh\n1.5  2.0\n"
+    _, told, _ = meterwatch("query", "SELECT [1, 2]::INTEGER[2] AS pair", "--format", "csv")
+    assert told == "pair\n1 2\n"
 
 
 def test_unwritable_output_file_is_named_in_one_line(
