@@ -14,13 +14,13 @@ from flows.environment import prepare_process
 from ml.errors import UserError
 
 EXIT_FAILED: Final = 1
-"""A user's mistake or a failed run, said in one line; 2 is wrong usage, as of most commands."""
+"""A user's mistake or a failed run, printed as one line; 2 is wrong usage, as of most commands."""
 EXIT_WRONG_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 """128 and the number of SIGINT, as a shell reports it; below, of SIGPIPE."""
 EXIT_PIPE_CLOSED: Final = 141
 USER_FIXABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
-"""Rights, a file in a directory's place, a full disk: said in one line. Other errors are bugs."""
+"""Rights, a file in a directory's place, a full disk: printed as one line. Others are bugs."""
 
 app = App(
     name="meterwatch",

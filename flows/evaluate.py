@@ -1,4 +1,4 @@
-"""The detection benchmark."""
+"""Run the detection benchmark."""
 
 from typing import Annotated, Final
 
@@ -21,7 +21,11 @@ def evaluate(
         EvaluateParameters, Field(description="what to measure")
     ] = DEFAULT_PARAMETERS,
 ) -> EvaluateReceipt:
-    """Set every detector beside the others on injected anomalies."""
+    """Measure every detector on the same injected anomalies; write tables and pictures.
+
+    Raises:
+        UserError: there is no such detector, or too few nights.
+    """
     with record_run("evaluate") as record:
         receipt = run_benchmark(parameters)
         record.first_night, record.last_night = receipt.first_night, receipt.last_night

@@ -23,7 +23,7 @@ def format_run_name() -> str:
     try:
         night, _ = resolve_nights(flow_run.parameters.get("night"))
     except UserError:
-        # The flow says so itself; a name that raises would leave the run Pending.
+        # The flow raises the same; a name that raises would leave the run Pending.
         return f"{flow_run.flow_name} {flow_run.parameters.get('night')}"
     return f"{flow_run.flow_name} {night}"
 

@@ -89,7 +89,7 @@ def task(**options: Any) -> Callable[[Callable[P, R]], FlowAwareTask[P, R]]:
 
 
 def _is_retryable(_task: object, _task_run: object, state: Any) -> bool:
-    """Tell whether another try may help: what a user has to mend stays wrong."""
+    """Return whether another try may help: what a user has to mend stays wrong."""
     return not isinstance(state.data, UserError)
 
 

@@ -77,7 +77,7 @@ class Check:
 
     @property
     def takes_since(self) -> bool:
-        """Tell whether the check can be restricted to the nights from `$since` on."""
+        """Return whether the check can be restricted to the nights from `$since` on."""
         return "$since" in self.sql
 
 
@@ -283,7 +283,7 @@ def _refuse_bad_value(
 
 
 def _has_default(connection: duckdb.DuckDBPyConnection, named_query: NamedQuery, name: str) -> bool:
-    """Tell whether a parameter may be left out, by planning the query with all others given.
+    """Return whether a parameter may be left out, by planning the query with all others given.
 
     The catalogue names parameters and types, but not which of them have a default (DuckDB 2.0).
     """

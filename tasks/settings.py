@@ -18,7 +18,7 @@ ScoringEngine = Literal["torch", "onnx", "int8"]
 
 
 class Settings(BaseSettings):
-    """What a user may configure; `tests/test_docs.py` compares the README's table with the fields."""
+    """Everything a user may configure; `tests/test_docs.py` compares the README with the fields."""
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
 

@@ -49,10 +49,10 @@ def deploy_flows(env: dict[str, str]) -> UUID:
 
 
 def _create_work_pools(client: SyncPrefectClient) -> None:
-    known = {pool.name for pool in client.read_work_pools()}
+    existing_names = {pool.name for pool in client.read_work_pools()}
     template = ProcessWorker.get_default_base_job_template()
     for name in WORK_POOLS:
-        if name not in known:
+        if name not in existing_names:
             pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
             client.create_work_pool(pool)
 

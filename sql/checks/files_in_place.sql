@@ -1,5 +1,5 @@
 -- each night is one file of its own rows, and nothing foreign lies among the results
--- (a .partial is what a killed writer leaves; no reader sees it)
+-- A killed writer leaves a .partial, which no reader's glob matches.
 WITH result_files AS (
     SELECT file, regexp_extract(file, '/tables/([^/]+)/night=[^/]+/([^/]+)$', ['t', 'f']) AS part
     FROM glob(getvariable('results'))

@@ -11,7 +11,7 @@ quarantine_counts AS (
     LEFT JOIN deliveries AS d USING (delivery)
     GROUP BY q.delivery
 ),
--- Of two deliveries of one name it is not known whose a superseded reading was.
+-- Of two deliveries of one file name, no table says whose reading was superseded.
 named_deliveries AS (
     SELECT *, count(*) OVER (PARTITION BY file) > 1 AS is_repeated FROM deliveries
 ),

@@ -1,5 +1,5 @@
--- every registered household has one row in each night scored since it was first known
--- Who has a row in the night before the first one looked at was known by then.
+-- every registered household has one row in each night scored since its first reading or row
+-- A household with a row on the night before $since was registered by then.
 WITH
 checked_scores AS (
     SELECT household_id, night FROM scores WHERE night >= $since
