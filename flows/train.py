@@ -39,7 +39,7 @@ def format_run_name() -> str:
     try:
         return f"train until {resolve_last_night(parameters)}"
     except UserError:
-        # The flow says so itself; a name that raises would leave the run Pending.
+        # The flow raises the same; a name that raises would leave the run Pending.
         return f"train until {parameters.until}"
 
 

@@ -6,7 +6,8 @@
 import sys
 
 from ml.errors import UserError
-from tasks.training import TrainParameters, run_data_parallel_worker
+from tasks.training import run_data_parallel_worker
+from tasks.training_job import TrainParameters
 
 if __name__ == "__main__":
     try:

@@ -6,34 +6,24 @@ same readings and parameters, so that a training that was killed is taken up whe
 """
 
 import gc
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-import numpy as np
 import polars as pl
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 
-from ml.errors import UserError
 from ml.evaluation.promotion import (
     PromotionDecision,
     build_promotion_trial,
     compare_detectors,
     decide_promotion,
 )
-from ml.export import ONNX_OPSET, measure_output_difference
 from ml.fleet import Fleet
-from ml.models import DEFAULT_MODEL, ModelName
-from ml.plots import household_nights
-from ml.plots import training as training_plots
-from ml.scoring.detector import Detector
-from ml.scoring.tables import WARMUP_NIGHTS, first_night_needed, score_fleet
+from ml.scoring.tables import first_night_needed
 from ml.training.fit import (
     FitResult,
     TrainerOptions,
@@ -42,37 +32,34 @@ from ml.training.fit import (
     train_and_calibrate,
     train_network,
 )
-from ml.training.latent_plane import compute_latent_plane
-from ml.training.parameters import FitParameters, TrainingProcesses
-from ml.training.speed import measure_training_speed
+from ml.training.parameters import TrainingProcesses
 from ml.training.split import (
-    select_evenly,
     select_held_out_households,
-    select_nights_from,
-    usable_household_nights,
 )
-from ml.training.trainer import TrainingResources
-from ml.windows import FleetWindows
 from tasks import paths, registry, storage, task
 from tasks.checkpoints import AtomicCheckpointIO, find_latest_checkpoint
-from tasks.fleet_loading import find_last_well_reported_night, load_fleet
+from tasks.fleet_loading import load_fleet
 from tasks.model_files import load_detector, save_detector, save_onnx
 from tasks.progress import TrainingProgressBar, show_spinner
-from tasks.provenance import fingerprint_fleet, read_code_version
-from tasks.registry import ModelVersion, RunDescription
+from tasks.registry import ModelVersion
 from tasks.reports import publish_artifact
 from tasks.settings import get_settings
+from tasks.training_job import (
+    FittedDetector,
+    TrainingJob,
+    TrainParameters,
+    prepare_job,
+    read_fitted_detector,
+)
 from tasks.training_log import MlflowTrainingLogger
+from tasks.training_outputs import (
+    flatten_speed_metrics,
+    measure_detector_speed,
+    measure_onnx_difference,
+    save_training_figures,
+)
 from tasks.training_processes import detect_training_processes, launch_training_processes
 
-PLOTTED_HOUSEHOLDS: Final = 100
-"""Held-out households from which the dozen example nights are taken. Chosen: few to score, and a
-thousand nights and more to take them from."""
-PICTURE_DPI: Final = 110
-"""Dots per inch of the pictures that MLflow shows, as of the benchmark's."""
-ONNX_CHECK_SIZE: Final = 512
-"""Household-nights on which the ONNX program is compared with its network. Chosen: several batches,
-of every part of the lake's time."""
 # Fields of `FittedDetector`, by what they are in MLflow.
 LOGGED_COUNTS: Final = {
     "n_households",
@@ -87,115 +74,7 @@ LOGGED_METRICS: Final = {
     "duration_s",
     "household_nights_per_s",
 }
-FIT_PARAMETER_NAMES: Final = {"model", "seed", "max_epochs", "batch_size"}
-"""Fields of `TrainParameters` that override the model's recipe."""
-
 log = logging.getLogger(__name__)
-
-
-class TrainParameters(BaseModel):
-    """The parameters of `train`: what to learn from, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    until: date | None = Field(
-        None,
-        description="last night to learn from (default: the last that most of the fleet reports)",
-    )
-    model: ModelName = Field(DEFAULT_MODEL, description="which network to train")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="same data, seed and machine give the same weights"
-    )
-    promote: bool = Field(
-        True,
-        description="make it the champion if it finds more injected anomalies than the present one",
-    )
-    max_epochs: int | None = Field(
-        None,
-        ge=1,
-        le=100,
-        description="most epochs (default: the model's own); training ends once the validation "
-        "loss no longer falls",
-    )
-    batch_size: int | None = Field(
-        None,
-        ge=2,
-        le=1 << 20,
-        description="household-nights a step learns from (default: the model's own); "
-        "one that memory does not hold is learned from in parts, their gradients added up",
-    )
-
-
-class TrainingJob(NamedTuple):
-    """What a training learns from, and how."""
-
-    key: str
-    """The same for the same readings, conditions and parameters."""
-    data_fingerprint: str
-    parameters: FitParameters
-    nights: list[date]
-    n_households: int
-    n_household_nights: int
-    """With at least one reading."""
-
-    def describe_run(self) -> RunDescription:
-        """Return name, parameters and tags of the training's MLflow run, as far as known before."""
-        until = self.nights[-1]
-        return RunDescription(
-            run_name=f"{self.parameters.model} until {until}, seed {self.parameters.seed}",
-            parameters=self.parameters.model_dump() | {"until": until},
-            tags={
-                "data": self.data_fingerprint,
-                "until": str(until),
-                "opset": str(ONNX_OPSET),
-            }
-            | read_code_version(),
-        )
-
-
-class FittedDetector(BaseModel):
-    """A trained detector that waits to be registered, in the directory of its key."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    parameters: FitParameters
-    data_fingerprint: str
-    run_description: RunDescription
-    """Of the MLflow run; without what is only known after the fit."""
-    first_night: date
-    first_calibration_night: date
-    last_night: date
-    n_households: int
-    n_held_out: int
-    n_nights: int
-    n_household_nights: int
-    n_epochs: int
-    best_epoch: int
-    duration_s: float
-    household_nights_per_s: float
-    resources: TrainingResources
-    training_speed: dict[str, float]
-    """Household-nights per second and MB of memory, by `name/precision/batch size`."""
-    validation_error_kwh: float
-    onnx_difference: float
-    """Largest difference of any output of the ONNX program on held-out household-nights."""
-    epoch_metrics: list[dict[str, float]]
-
-    @property
-    def best_validation_loss(self) -> float:
-        """Return the validation loss of the best epoch, whose weights the detector has."""
-        return self.epoch_metrics[self.best_epoch]["val_loss"]
-
-    def line(self) -> str:
-        """Return in one line how the fit went."""
-        return (
-            f"{self.parameters.model}, epoch {self.best_epoch + 1} of {self.n_epochs} kept, "
-            f"validation loss {self.best_validation_loss:.4f}, "
-            f"{self.household_nights_per_s:,.0f} household-nights/s "
-            f"in {self.resources.precision} on {self.resources.device}, "
-            f"{timedelta(seconds=round(self.duration_s))}"
-        )
 
 
 class TrainReceipt(BaseModel):
@@ -214,22 +93,6 @@ class TrainReceipt(BaseModel):
         """Return in one line what the training did."""
         outcome = "is the champion now" if self.is_promoted else "was registered, not promoted"
         return f"version {self.version} {outcome}: {self.decision.why}; {self.fitted.line()}"
-
-
-def resolve_last_night(parameters: TrainParameters) -> date:
-    """Return the last night that a training learns from, within the lake.
-
-    `until` if it is given, otherwise the last night that most of the fleet reports: readings of the
-    nights after it are still arriving.
-
-    Raises:
-        UserError: the lake is empty, or begins later.
-    """
-    lake_begin, lake_end = storage.read_night_range()
-    last = min(parameters.until or find_last_well_reported_night(), lake_end)
-    if last < lake_begin:
-        raise UserError(f"no night to learn from: the lake begins on {lake_begin}, after {last}")
-    return last
 
 
 @task(name="fit")
@@ -261,8 +124,8 @@ def run_data_parallel_worker(parameters: TrainParameters) -> None:
 
     It loads the same fleet, checks what the first process checks, and so takes the same branch.
     """
-    job, fleet = _prepare_job(parameters)
-    if _read_fitted_detector(job.key) is None:
+    job, fleet = prepare_job(parameters)
+    if read_fitted_detector(job.key) is None:
         directory = paths.training_checkpoint_dir(job.key)
         refuse_infinite_inputs(fleet)
         train_network(
@@ -371,51 +234,15 @@ def _hold_training_lock() -> Iterator[None]:
         yield
 
 
-def _read_fitted_detector(key: str) -> FittedDetector | None:
-    """Return a training that has ended; None if there is none, or one of another release."""
-    file = paths.fitted_detector_file(key)
-    if not file.exists():
-        return None
-    try:
-        return FittedDetector.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        log.warning(
-            "%s is not of this release (%d fields differ): the training goes on from its last "
-            "checkpoint",
-            file,
-            error.error_count(),
-        )
-        return None
-
-
-def _prepare_job(parameters: TrainParameters) -> tuple[TrainingJob, Fleet]:
-    """Return what a training learns from, with its key, and the fleet."""
-    fit_parameters = FitParameters(
-        **parameters.model_dump(include=FIT_PARAMETER_NAMES, exclude_none=True)
-    )
-    first = storage.read_night_range()[0]
-    fleet = load_fleet(first, resolve_last_night(parameters), only_reporting=True)
-    fingerprint = fingerprint_fleet(fleet)
-    identity = f"{fingerprint} {get_settings().min_readings} {fit_parameters}"
-    job = TrainingJob(
-        key=hashlib.sha256(identity.encode()).hexdigest()[:16],
-        data_fingerprint=fingerprint,
-        parameters=fit_parameters,
-        nights=fleet.nights,
-        n_households=len(fleet.household_ids),
-        n_household_nights=int((fleet.n_readings > 0).sum()),
-    )
-    return job, fleet
-
-
 def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses) -> FittedDetector:
     """Train, or go on from the last checkpoint; write the detector, its program and pictures."""
-    job, fleet = _prepare_job(parameters)
-    fitted = _read_fitted_detector(job.key)
+    job, fleet = prepare_job(parameters)
+    fitted = read_fitted_detector(job.key)
     if fitted is not None:
         return fitted
+    settings = get_settings()
     directory = paths.training_dir(job.key)
-    result = _train_detector(job, fleet, processes)
+    result = _train_detector(job, fleet, processes, settings.min_readings)
     log.info("trained on %s", result.resources)
     held_out_fleet = select_held_out_households(fleet)
     # Trainer, module and data module reference one another, so only the cycle collector frees the
@@ -426,10 +253,12 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     with show_spinner("exporting"):
         save_onnx(result.detector, directory)
     with show_spinner("measuring training steps"):
-        speed_table = _measure_training_speed(result.detector, held_out_fleet)
+        speed_table = measure_detector_speed(result.detector, held_out_fleet, settings.min_readings)
     with show_spinner("drawing pictures"):
-        _save_figures(result, held_out_fleet, speed_table, directory)
-        fitted = _build_fitted_detector(job, held_out_fleet, result, speed_table)
+        save_training_figures(result, held_out_fleet, speed_table, directory, settings)
+        fitted = _build_fitted_detector(
+            job, held_out_fleet, result, speed_table, settings.min_readings
+        )
     # Last, since it says that all the rest is there.
     storage.replace_bytes(
         paths.fitted_detector_file(job.key), fitted.model_dump_json(indent=2).encode()
@@ -437,14 +266,16 @@ def _train_and_export(parameters: TrainParameters, processes: TrainingProcesses)
     return fitted
 
 
-def _train_detector(job: TrainingJob, fleet: Fleet, processes: TrainingProcesses) -> FitResult:
+def _train_detector(
+    job: TrainingJob, fleet: Fleet, processes: TrainingProcesses, min_readings: int
+) -> FitResult:
     directory = paths.training_checkpoint_dir(job.key)
     run_id = _open_training_run(job)
     with TrainingProgressBar() as bar:
         return train_and_calibrate(
             fleet,
             job.parameters,
-            get_settings().min_readings,
+            min_readings,
             str(directory),
             resume_from=find_latest_checkpoint(directory),
             options=TrainerOptions(
@@ -475,72 +306,14 @@ def _read_run_id(key: str) -> str | None:
     return file.read_text() if file.exists() else None
 
 
-def _measure_training_speed(detector: Detector, fleet: Fleet) -> pl.DataFrame:
-    min_readings = get_settings().min_readings
-    network = detector.network
-    windows = FleetWindows(fleet, network.context_nights, min_readings)
-    return measure_training_speed(network, windows, usable_household_nights(fleet, min_readings))
-
-
-def _save_figures(
-    result: FitResult, held_out_fleet: Fleet, speed_table: pl.DataFrame, directory: Path
-) -> None:
-    """Write the pictures of a training, and the table behind one of them."""
-    detector = result.detector
-    settings = get_settings()
-    recent = select_nights_from(
-        held_out_fleet.select_households(slice(PLOTTED_HOUSEHOLDS)),
-        result.calibration_nights.start - WARMUP_NIGHTS,
-    )
-    n_nights = result.calibration_nights.stop - result.calibration_nights.start
-    nights = slice(len(recent.nights) - n_nights, None)
-    alert_threshold = _find_alert_threshold(detector, settings.alert_budget)
-    scores = score_fleet(detector, recent, settings.min_readings)
-    alert_p_value = detector.calibration.alert_p_values(scores.p_value, scores.evidence)
-    # The nights before lack their warm-up.
-    alert_p_value[:, : nights.start] = np.nan
-    examples = household_nights.select_examples(
-        recent,
-        scores,
-        alert_p_value,
-        alert_p_value <= (alert_threshold or 0.0),
-        min_readings=settings.min_readings,
-        reason_config=detector.config.reasons,
-    )
-    latent_plane = compute_latent_plane(detector.network, held_out_fleet, settings.min_readings)
-    for name, figure in {
-        "loss": training_plots.draw_loss_curve(result.epoch_metrics, result.best_epoch),
-        "profiles": household_nights.draw_profiles(
-            examples,
-            "Nights of held-out households, least urgent first; shaded: the half-hours that made "
-            "the score",
-        ),
-        "scores": training_plots.draw_score_distribution(
-            detector.calibration.reference_scores.numpy(),
-            detector.config.scoring.calibration,
-            alert_threshold,
-            settings.alert_budget,
-        ),
-        "latent": training_plots.draw_latent_plane(latent_plane),
-        "pace": training_plots.draw_training_speed(speed_table, result.resources.device),
-    }.items():
-        figure.savefig(directory / f"{name}.png", dpi=PICTURE_DPI)
-    speed_table.write_csv(directory / "pace.csv")
-
-
-def _find_alert_threshold(detector: Detector, alert_budget: float) -> float | None:
-    """Return the alert p-value that flags, None where the calibration cannot hold the budget."""
-    try:
-        return detector.calibration.alert_threshold(alert_budget)
-    except UserError:
-        return None
-
-
 def _build_fitted_detector(
-    job: TrainingJob, held_out_fleet: Fleet, result: FitResult, speed_table: pl.DataFrame
+    job: TrainingJob,
+    held_out_fleet: Fleet,
+    result: FitResult,
+    speed_table: pl.DataFrame,
+    min_readings: int,
 ) -> FittedDetector:
     calibration_nights = result.calibration_nights
-    min_readings = get_settings().min_readings
     return FittedDetector(
         key=job.key,
         parameters=job.parameters,
@@ -558,31 +331,12 @@ def _build_fitted_detector(
         duration_s=result.duration_s,
         household_nights_per_s=result.household_nights_per_s,
         resources=result.resources,
-        training_speed=_flatten_speed_metrics(speed_table),
+        training_speed=flatten_speed_metrics(speed_table),
         validation_error_kwh=compute_validation_error_kwh(
             result.detector, held_out_fleet, calibration_nights, min_readings
         ),
-        onnx_difference=_measure_onnx_difference(paths.training_dir(job.key), held_out_fleet),
+        onnx_difference=measure_onnx_difference(
+            paths.training_dir(job.key), held_out_fleet, min_readings
+        ),
         epoch_metrics=result.epoch_metrics,
     )
-
-
-def _flatten_speed_metrics(speed_table: pl.DataFrame) -> dict[str, float]:
-    """Return the measured values of training steps by `name/precision/batch size`."""
-    values = speed_table.unpivot(index=["precision", "batch_size"]).drop_nulls("value")
-    return {
-        f"{name}/{precision}/{batch_size}": value
-        for precision, batch_size, name, value in values.iter_rows()
-    }
-
-
-def _measure_onnx_difference(directory: Path, fleet: Fleet) -> float:
-    """Return the largest difference between the ONNX program and the network as it scores."""
-    min_readings = get_settings().min_readings
-    detector = load_detector(directory)
-    exported = load_detector(directory, "onnx")
-    indices = select_evenly(usable_household_nights(fleet, min_readings), ONNX_CHECK_SIZE)
-    windows = FleetWindows(
-        fleet, detector.network.context_nights, min_readings, peer_config=detector.config.peers
-    ).gather_windows(indices)
-    return measure_output_difference(detector.scoring_function, exported.scoring_function, windows)

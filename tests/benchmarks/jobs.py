@@ -33,7 +33,7 @@ from ml.windows import FleetWindows
 from tasks import queries, storage
 from tasks.fleet_loading import load_fleet
 from tasks.scoring import score_span
-from tasks.training import TrainParameters
+from tasks.training_job import TrainParameters
 
 PIVOT_CELLS_SQL = ", ".join(f"max(CASE WHEN slot = {slot} THEN kwh END)" for slot in range(48))
 DUCKDB_INGEST_SQL = f"""

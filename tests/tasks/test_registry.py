@@ -15,7 +15,7 @@ from flows.train import train
 from ml.errors import UserError
 from tasks import paths, registry
 from tasks.model_files import load_detector
-from tasks.training import TrainParameters
+from tasks.training_job import TrainParameters
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
 from tests.training_fixtures import have_equal_weights

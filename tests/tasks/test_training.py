@@ -17,7 +17,8 @@ from ml.scoring.detector import Detector
 from tasks import paths, registry
 from tasks.fleet_loading import load_fleet
 from tasks.model_files import load_detector, save_onnx
-from tasks.training import TrainParameters, fit_detector, resolve_last_night
+from tasks.training import fit_detector
+from tasks.training_job import TrainParameters, resolve_last_night
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
 from tests.training_fixtures import build_quick_parameters, have_equal_weights
@@ -123,7 +124,7 @@ def test_diverging_training_raises_and_registers_nothing(
     write_lake(fleets.simulate_readings_kwh(24, 60))
     copy_mlflow_database(empty_store)
     monkeypatch.setattr(
-        "tasks.training.FitParameters",
+        "tasks.training_job.FitParameters",
         lambda **_: build_quick_parameters(model, batch_size=64, learning_rate=1e30),
     )
     with pytest.raises(UserError, match=r"training stopped: \d of \d steps of epoch 1 had a loss"):
@@ -150,7 +151,7 @@ def test_training_fleet_is_freed_before_export(
         held_at_export.append(loaded[0]())
         save_onnx(detector, directory)
 
-    monkeypatch.setattr("tasks.training.load_fleet", load_and_reference)
+    monkeypatch.setattr("tasks.training_job.load_fleet", load_and_reference)
     monkeypatch.setattr("tasks.training.save_onnx", look_for_fleet_and_save)
     assert fit_detector(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1)).n_households == 24
     assert held_at_export == [None]

@@ -13,7 +13,8 @@ from ml.training.parameters import FitParameters
 from tasks import registry
 from tasks.progress import TrainingProgressBar
 from tasks.registry import RunDescription
-from tasks.training import TrainParameters, fit_detector, register_version
+from tasks.training import fit_detector, register_version
+from tasks.training_job import TrainParameters
 from tasks.training_log import MlflowTrainingLogger
 from tests import fleets
 from tests.lake_fixtures import copy_mlflow_database, write_lake
