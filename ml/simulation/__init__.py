@@ -1,1 +1,1 @@
-"""A simulated fleet: surroundings, homes, what goes wrong in them and in their delivery."""
+"""A simulated fleet: environment, households, anomalies and the defects of its delivery."""

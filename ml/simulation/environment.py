@@ -5,8 +5,8 @@ a grid of its own, the *waking day*: 48 half-hours from 04:00 local time, so tha
 ends after midnight is one piece. `FleetEnvironment.waking_day_index` maps each UTC half-hour to its
 place on that grid.
 
-Levels and spreads of the weather were fitted by hand to London's of 2011 to 2014 (means of January
-and July 6.2 and 18.9 degrees).
+Levels and spreads of the weather were chosen near London's of 2012 to 2014 (mean temperatures of
+January and July 6.2 and 18.9 degrees).
 """
 
 from dataclasses import dataclass
@@ -155,8 +155,8 @@ def _compute_darkness(days: list[date]) -> Floats:
     """Return how dark it is in each half-hour of the waking days, `[D, 48]`, 0 to 1.
 
     From the sine of the sun's elevation, by the textbook formula with the declination as a cosine
-    of the year (Cooper 1969) and noon at 12:00 GMT: right to 15 minutes, which is less than people
-    differ. No library: pvlib would be a dependency for three lines.
+    of the year (Cooper 1969) and noon at 12:00 GMT. It leaves out the equation of time, at most 16
+    minutes, which is less than people differ; pvlib would be a dependency for three lines.
     """
     declination = -MAX_DECLINATION_RAD * np.cos(_year_angle(days, coldest_day=-10))
     solar_noon = 12.0 + np.array([_summer_time_offset_hours(day) for day in days])[:, None]
