@@ -17,7 +17,8 @@ IntArray = NDArray[np.int_]
 def rolling_windows(values: FloatArray, n_nights: int) -> FloatArray:
     """Return the `n_nights` values before each night, `[H, D]` to `[H, D, n_nights]`.
 
-    NaN before the first night. A view: it costs no memory until it is written to.
+    NaN before the first night. A read-only view: what is computed from it takes `n_nights` times
+    the memory of `values`.
     """
     padded = np.pad(values, ((0, 0), (n_nights, 0)), constant_values=np.nan)
     # The last window would end with the last night itself, not before it.

@@ -85,6 +85,11 @@ class PeerImputer:
             self._impute_window(windows[row], int(h[row]), int(d[row]))
 
     def _impute_window(self, window: Tensor, household_index: int, night_index: int) -> None:
+        """Fill the unusable context nights of a window `[context_nights + 1, 48]` in place.
+
+        kWh, the oldest night first. The nearest peers take turns night by night, each scaled to the
+        household's level. There is a peer, since `needs_peers` is false where all are new.
+        """
         nights_ago = np.arange(self.context_nights, 0, -1)
         nights_ago = nights_ago[nights_ago <= night_index]
         nights_ago = nights_ago[~self.is_usable[household_index, night_index - nights_ago]]

@@ -72,7 +72,7 @@ class FleetWindows:
             self._transfer_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def format_household_night(self, index: int) -> str:
-        """Return the household's id and the night, for messages."""
+        """Return "household on night" of a place counted through `[H, D]`, for messages."""
         h, d = divmod(index, self.shape[1])
         return f"{self.household_ids[h]} on {self.nights[d]}"
 

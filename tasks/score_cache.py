@@ -13,7 +13,7 @@ import polars as pl
 
 from ml.fleet import Fleet
 from ml.scoring.config import MAX_CONTEXT_NIGHTS
-from ml.scoring.tables import CachedScores
+from ml.scoring.tables import CachedNights
 from tasks import storage
 
 
@@ -37,7 +37,7 @@ class ScoreCache:
             for place in range(MAX_CONTEXT_NIGHTS, len(digests))
         ]
 
-    def load_scores(self) -> CachedScores:
+    def load_scores(self) -> CachedNights:
         """Return what is cached of the fleet's households and nights `[H, D]`, NaN elsewhere."""
         valid = storage.collect_with_retry(self._scan_cached_scores()).join(
             self._build_fingerprint_table(), on=("night", "fingerprint")
@@ -47,14 +47,14 @@ class ScoreCache:
         h = rows["h"].to_numpy()
         d = rows["d"].to_numpy()
         shape = self.fleet.kwh.shape[:2]
-        cached = CachedScores(
+        cached = CachedNights(
             log_odds=np.full(shape, np.nan, np.float32), surprisal=np.full(shape, np.nan)
         )
         for name, values in cached._asdict().items():
             values[h, d] = rows[name].to_numpy()
         return cached
 
-    def store_scores(self, scores: CachedScores) -> None:
+    def store_scores(self, scores: CachedNights) -> None:
         """Cache the nights `[H, D]` that have any log odds and are not cached yet."""
         has_scores = np.isfinite(scores.log_odds[:, MAX_CONTEXT_NIGHTS:]).any(axis=0)
         computed = self._build_fingerprint_table().filter(pl.Series(has_scores))

@@ -27,7 +27,7 @@ from ml.scoring.rules import longest_repeated_run, longest_zero_run
 from ml.scoring.tails import TailDistribution, compute_p_values
 
 MAD_TO_STANDARD_DEVIATION = 1.4826
-"""Standard deviations a median absolute deviation, for a normal distribution: 1 / 0.6745."""
+"""Standard deviations per median absolute deviation, for a normal distribution: 1 / 0.6745."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Calibration(nn.Module):
 
     `fit` takes it from household-nights of households that no network was trained on, its buffers
     hold it, `calibrate_scores` turns log odds into surprisal, p-values and evidence, and
-    `alert_p_values` and `alert_threshold` turn those into flags. From the nights that are scored
-    nothing is taken but the fleet's shift and its tail inflation.
+    `alert_p_values` and `alert_threshold` turn those into flags. Of the fleet that is scored it
+    takes its shift and its tail inflation; of each household its habits, base rate and usual error.
     """
 
     half_hour_error_scale: Tensor
     """`[48]` root mean square error of each half-hour, in the unit of the network's error."""
-    peer_center: Tensor
+    reference_center: Tensor
     """Median log odds of the calibration nights."""
-    peer_scale: Tensor
+    reference_scale: Tensor
     """Their spread: 1.4826 median absolute deviations."""
     reference_scores: Tensor
     """`[N]` scores less base-rate penalty of the calibration nights, sorted: the conformal set."""
@@ -86,15 +86,15 @@ class Calibration(nn.Module):
         n_steps = config.calibration.alert_curve_steps
         hashes = torch.zeros(n_training_households, dtype=torch.int64)
         self.register_buffer("half_hour_error_scale", torch.ones(HALF_HOURS))
-        self.register_buffer("peer_center", torch.zeros(()))
-        self.register_buffer("peer_scale", torch.ones(()))
+        self.register_buffer("reference_center", torch.zeros(()))
+        self.register_buffer("reference_scale", torch.ones(()))
         self.register_buffer("reference_scores", torch.zeros(n_reference_scores).double())
         self.register_buffer("alert_curve", torch.zeros(n_steps, 3).double())
         self.register_buffer("training_household_hashes", hashes)
 
     @property
     def n_reference_scores(self) -> int:
-        """Calibration nights that p-values are told by."""
+        """Number of calibration nights that p-values are shares of."""
         return len(self.reference_scores)
 
     # Fit
@@ -118,7 +118,10 @@ class Calibration(nn.Module):
         self._fit_tails(output.log_odds, fleet, nights, min_readings)
 
     def set_training_households(self, household_ids: list[str]) -> None:
-        """Hold whom the network was trained on: their tail inflation is measured apart."""
+        """Store the hashed ids of the households that the network was trained on.
+
+        Their tail inflation is measured separately.
+        """
         hashes = torch.from_numpy(hash_household_ids(household_ids))
         self.training_household_hashes = hashes.sort().values
 
@@ -138,8 +141,10 @@ class Calibration(nn.Module):
         center, mad = median_and_mad(output.log_odds[:, nights].reshape(1, -1))
         squares = output.half_hour_log_odds[:, nights].reshape(-1, HALF_HOURS) ** 2
         min_scale = self.config.min_error_scale
-        self.peer_center = torch.tensor(float(center[0]))
-        self.peer_scale = torch.tensor(max(float(MAD_TO_STANDARD_DEVIATION * mad[0]), min_scale))
+        self.reference_center = torch.tensor(float(center[0]))
+        self.reference_scale = torch.tensor(
+            max(float(MAD_TO_STANDARD_DEVIATION * mad[0]), min_scale)
+        )
         self.half_hour_error_scale = torch.from_numpy(
             np.sqrt(np.nanmean(squares, axis=0)) + min_scale
         )
@@ -199,27 +204,31 @@ class Calibration(nn.Module):
 
         The fleet shift is the median over the households of a night: cold, a holiday or a price
         signal moves everybody. A network whose output is an error is compared with the household's
-        own usual error (median and spread of the 28 nights before, shrunk to the peers' by a weight
-        of 4 nights), on both sides: an error that is unusually small is as suspicious as a large
-        one (docs/detector.md, two-sided: AUC 0.45 to 0.76).
+        own usual error (median and spread of the 28 nights before, shrunk to those of the fleet and
+        of the calibration nights by a weight of 4 nights), on both sides: an error that is unusually
+        small is as suspicious as a large one (docs/detector.md, two-sided: AUC 0.45 to 0.76).
         """
         values = log_odds.astype(np.float64)
         if self.score_kind == "log_odds":
-            fleet_shift = self._fleet_shift(values - float(self.peer_center), otherwise=0.0)
+            fleet_shift = self._median_over_households(
+                values - float(self.reference_center), otherwise=0.0
+            )
             return values - fleet_shift, fleet_shift
         before = rolling_windows(values, self.config.usual_error_nights)
         n_before = np.isfinite(before).sum(axis=-1)
         own_median, own_mad = median_and_mad(before)
         own_weight = n_before / (n_before + self.config.peer_weight_nights)
-        peer_median = self._fleet_shift(own_median, otherwise=float(self.peer_center))
-        usual = own_weight * np.nan_to_num(own_median) + (1 - own_weight) * peer_median
-        fleet_shift = self._fleet_shift(values - usual, otherwise=0.0)
+        fleet_median = self._median_over_households(
+            own_median, otherwise=float(self.reference_center)
+        )
+        usual = own_weight * np.nan_to_num(own_median) + (1 - own_weight) * fleet_median
+        fleet_shift = self._median_over_households(values - usual, otherwise=0.0)
         own_spread = MAD_TO_STANDARD_DEVIATION * np.nan_to_num(own_mad)
         variance = own_weight * own_spread**2
-        variance += (1 - own_weight) * float(self.peer_scale) ** 2
+        variance += (1 - own_weight) * float(self.reference_scale) ** 2
         return np.abs(values - usual - fleet_shift) / np.sqrt(variance), fleet_shift
 
-    def _fleet_shift(self, values: FloatArray, *, otherwise: float) -> FloatArray:
+    def _median_over_households(self, values: FloatArray, *, otherwise: float) -> FloatArray:
         """Return the median over the households of each night, `[H, D]` to `[D]`.
 
         `otherwise` where fewer than `min_households_for_shift` have a value.

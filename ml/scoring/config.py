@@ -1,6 +1,9 @@
-"""Every number that decides a score or a flag, with its unit, meaning and origin.
+"""The numbers that turn network outputs into scores and flags, with unit, meaning and origin.
 
-Stored with each model version and read from there when that version scores. "EXPERIMENTS" is
+Stored with each model version and read from there when that version scores, as are those of levels
+(`ml/fleet.py`), peers (`ml/peers.py`), reasons (`ml/explain/config.py`) and the network's features.
+What a version does not hold: `SILENCE_NIGHTS`, one for all versions since episodes join their
+alerts, and the settings `METERWATCH_MIN_READINGS` and `METERWATCH_ALERT_BUDGET`. "EXPERIMENTS" is
 `tests/benchmarks/EXPERIMENTS.md`; "measured" figures there are of 27 households held out. Where no
 sweep is recorded, the origin says "chosen" and why.
 """
@@ -14,9 +17,9 @@ from ml.episodes import SILENCE_NIGHTS
 MAX_CONTEXT_NIGHTS: Final = 45
 """Most context nights that a network may ask for; scoring loads this many before the warm-up.
 
-The champion uses 45 in training (42 context nights and 4 nights that share them) and 42 in scoring.
-The score cache fingerprints this many nights, so a network that asks for more is refused
-(`Detector`)."""
+The history network asks for 45: it uses 42 in scoring, and in training the last of four nights that
+share a history has three more before it. The score cache fingerprints this many nights, so a
+network that asks for more is refused (`Detector`)."""
 
 
 class RuleConfig(BaseModel):
@@ -30,10 +33,13 @@ class RuleConfig(BaseModel):
         description="kWh per half-hour; a reading at or below is zero. Half of the meters' "
         "resolution of 0.001 kWh.",
     )
+    habit_nights: int = Field(
+        28, ge=1, description="Nights before a night whose runs are the habit. As the level nights."
+    )
     habit_rank: int = Field(
         3,
         ge=1,
-        description="A run is compared with the household's n-th longest of the level nights: with "
+        description="A run is compared with the household's n-th longest of the habit nights: with "
         "the third, a fault that has lasted two nights is not yet a habit. Chosen.",
     )
     run_offset: float = Field(
@@ -71,10 +77,12 @@ class CalibrationConfig(BaseModel):
         "the trial's households (Benjamini-Hochberg).",
     )
     min_p_value: float = Field(
-        1e-12, gt=0, description="Least p-value: 0 would have no logarithm. Chosen."
+        1e-12,
+        gt=0,
+        description="Least p-value before tail inflation: 0 would have no logarithm. Chosen.",
     )
     alert_curve_steps: int = Field(
-        97, ge=2, description="Points of the alert curve, 24 or more a factor of ten. Chosen."
+        97, ge=2, description="Points of the alert curve, about 24 for each factor of ten. Chosen."
     )
     max_alert_share: float = Field(
         0.1,
@@ -126,8 +134,9 @@ class ScoringConfig(BaseModel):
     rule_weight: float = Field(
         0.2,
         ge=0,
-        description="Share of the rules' surprisal that is added to the network's: 'plus a fifth', "
-        "0.002 AP and 0.008 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS, 'Scores "
+        description="Share of what the larger rule surprisal exceeds `unusual_surprisal` by that "
+        "is added to the network's: 'plus a fifth', "
+        "0.002 AP and 0.001 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS, 'Scores "
         "afterwards').",
     )
     max_rule_surprisal: float = Field(
@@ -166,13 +175,14 @@ class ScoringConfig(BaseModel):
         7.0,
         ge=0,
         description="Usable nights at which a new household's nights look about twice as rare as "
-        "they are. A week, as the benchmark's control of new meters has.",
+        "those of one with endless history. A week, as the benchmark's control of new meters has.",
     )
     established_nights: int = Field(
         28,
         ge=1,
-        description="Usable nights from which on a household carries no cold-start penalty and has "
-        "the status `scored`.",
+        description="Usable nights from which on a household is not new: of the last "
+        "`established_nights` for the cold-start penalty, of the last `history_nights` for the "
+        "status `scored`. Four weeks.",
     )
     history_nights: int = Field(
         56,
@@ -198,7 +208,9 @@ class ScoringConfig(BaseModel):
 
     # Evidence
     evidence_nights: int = Field(
-        14, ge=1, description="Nights before a night that its evidence rests on. As the silence."
+        14,
+        ge=1,
+        description="Nights before a night that its evidence rests on: `SILENCE_NIGHTS` as well.",
     )
     evidence_decay: float = Field(
         0.7,
@@ -213,7 +225,10 @@ class ScoringConfig(BaseModel):
         "must exceed to add evidence (the CUSUM's allowance, Page 1954). Chosen.",
     )
     max_normal_score: float = Field(
-        5.0, gt=0, description="Most standard deviations that one night adds to evidence. Chosen."
+        5.0,
+        gt=0,
+        description="Cap of a night's normal score, in standard deviations, before "
+        "`evidence_drift` is subtracted. Chosen.",
     )
     evidence_share: float = Field(
         0.15,
@@ -228,9 +243,10 @@ class ScoringConfig(BaseModel):
 
     @property
     def calibration_warmup_nights(self) -> int:
-        """Nights before a night whose surprisal its flag rests on.
+        """Nights before a night whose surprisal its flag, and whether it opens an episode, rest on.
 
-        An alert needs the alerts of the silence before it; their p-values the tail inflation of the
-        nights before; those p-values the base rate of the nights before them.
+        Its p-value rests on the p-values of the nights before (tail inflation), each of which rests
+        on surprisals before (base rate). Whether an alert opens an episode, a figure of the table
+        `nights`, rests on the alerts of the silence before it.
         """
         return SILENCE_NIGHTS + self.tail_inflation_nights + self.base_rate_nights

@@ -40,8 +40,8 @@ from ml.scoring.network_pass import (
 
 FIRST_RELEASE_STATE: Final = {
     "residual_scale": "calibration.half_hour_error_scale",
-    "peer_center": "calibration.peer_center",
-    "peer_scale": "calibration.peer_scale",
+    "peer_center": "calibration.reference_center",
+    "peer_scale": "calibration.reference_scale",
     "calibration": "calibration.reference_scores",
     "alerts": "calibration.alert_curve",
     "learnt": "calibration.training_household_hashes",
@@ -62,7 +62,7 @@ class DetectorConfig(BaseModel):
 
     A configuration that release 0.1.0 wrote holds none of the numbers and no names of features.
     Its numbers are today's defaults, which `tests/tasks/test_first_release_home.py` protects:
-    whoever changes a default writes the old value into `_read_first_release`.
+    whoever changes a default writes the old value into `_drop_first_release_fields`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +82,7 @@ class DetectorConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_first_release(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def _drop_first_release_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in fields.items() if name not in FIRST_RELEASE_CONFIG}
 
     @field_validator("network", mode="before")
@@ -106,14 +106,14 @@ class Detector(nn.Module):
         self, config: DetectorConfig, n_reference_scores: int = 0, n_training_households: int = 0
     ) -> None:
         super().__init__()
-        kind = import_network_class(config.model)
-        self.network = kind(config.network)
+        network_class = import_network_class(config.model)
+        self.network = network_class(config.network)
         self.config = config.model_copy(update={"features": self.network.feature_names()})
         self.calibration = Calibration(
-            config.scoring, kind.score_kind, n_reference_scores, n_training_households
+            config.scoring, network_class.score_kind, n_reference_scores, n_training_households
         )
         self.exported_program: NetworkFunction | None = None
-        refuse_other_inputs(config, self.network.feature_names(), kind.context_nights)
+        refuse_other_inputs(config, self.network.feature_names(), network_class.context_nights)
 
     @classmethod
     def from_state(cls, config: DetectorConfig, state: Mapping[str, Tensor]) -> "Detector":
@@ -150,7 +150,7 @@ class Detector(nn.Module):
         return tuple(self.network(Windows(kwh, level, conditions)))
 
     def run_network(self, fleet: Fleet, nights: slice, min_readings: int) -> FleetNetworkOutput:
-        """Return expected profiles and log odds of the fleet's `nights`; see `run_network`."""
+        """Return expected profiles and log odds of the fleet's `nights`, earlier ones as context."""
         return run_network(self._network_pass(min_readings), fleet, nights)
 
     def calibrate(

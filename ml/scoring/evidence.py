@@ -10,13 +10,14 @@ from ml.scoring.config import ScoringConfig
 def accumulate_evidence(
     surprisal: FloatArray, config: ScoringConfig
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the evidence before each night and with it, both `[H, D]` in standard deviations.
+    """Return the evidence from the nights before and that with the night, `[H, D]` each.
 
     A one-sided CUSUM (Page 1954) of the nights' normal scores that decays: each night multiplies
     the evidence by `evidence_decay`, then adds the normal score of its surprisal, capped at
     `max_normal_score`, less `evidence_drift`; it never falls below 0. The normal score of surprisal
     s is the standard normal quantile that a share of 10**-s exceeds. A night that was not scored
-    (NaN) adds nothing before and is NaN in the second array.
+    (NaN) adds nothing to later evidence, which still decays, and is NaN in the second array. The
+    unit is standard deviations.
 
     The sum begins anew `evidence_nights` before each night, so that it is the same whether a
     night is scored alone or in bulk.

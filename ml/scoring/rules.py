@@ -7,7 +7,7 @@ Real readings almost never repeat, so a stuck or a dead meter is told by its run
 import numpy as np
 
 from ml.arrays import BoolArray, FloatArray, find_longest_runs, rolling_windows
-from ml.fleet import LEVEL_NIGHTS, Fleet
+from ml.fleet import Fleet
 from ml.scoring.config import RuleConfig
 
 
@@ -15,7 +15,8 @@ def longest_repeated_run(fleet: Fleet, min_readings: int, config: RuleConfig) ->
     """Return how long one reading other than zero repeats on a night, against the habit.
 
     `[H, D]`, the logarithm of the longest run over the household's third longest of the 28 nights
-    before, both in half-hours plus 2; NaN with fewer than `min_readings`.
+    before, both counted in repeats (readings of the run less one) plus 2; NaN with fewer than
+    `min_readings`.
     """
     is_repeat = np.diff(fleet.kwh, axis=2) == 0
     is_repeat &= fleet.kwh[:, :, 1:] > config.zero_kwh
@@ -25,7 +26,7 @@ def longest_repeated_run(fleet: Fleet, min_readings: int, config: RuleConfig) ->
 def longest_zero_run(fleet: Fleet, min_readings: int, config: RuleConfig) -> FloatArray:
     """Return how long nothing is consumed on a night, against the habit.
 
-    `[H, D]`, in the unit of `longest_repeated_run`.
+    `[H, D]`, as `longest_repeated_run`, with runs counted in half-hours.
     """
     is_zero = fleet.kwh <= config.zero_kwh
     return _compare_with_habit(find_longest_run(is_zero, fleet, min_readings), config)
@@ -43,7 +44,7 @@ def find_longest_run(flags: BoolArray, fleet: Fleet, min_readings: int) -> Float
 
 def _compare_with_habit(longest: FloatArray, config: RuleConfig) -> FloatArray:
     """Return the logarithm of runs `[H, D]` over the household's n-th longest before."""
-    place = LEVEL_NIGHTS - config.habit_rank
-    before = np.nan_to_num(rolling_windows(longest, LEVEL_NIGHTS))
+    place = config.habit_nights - config.habit_rank
+    before = np.nan_to_num(rolling_windows(longest, config.habit_nights))
     habit = np.partition(before, place, axis=-1)[:, :, place]
     return np.log((longest + config.run_offset) / (habit + config.run_offset))

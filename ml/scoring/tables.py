@@ -25,7 +25,7 @@ WARMUP_NIGHTS: Final = (
 """Nights before a night that its flag may rest on, by this release's numbers and any network."""
 
 
-class CachedScores(NamedTuple):
+class CachedNights(NamedTuple):
     """What later nights need of a night `[H, D]`, NaN where it was not computed."""
 
     log_odds: FloatArray
@@ -51,7 +51,7 @@ class ResultTables:
     scores: pl.DataFrame
     anomalies: pl.DataFrame
     nights: pl.DataFrame
-    to_cache: CachedScores
+    to_cache: CachedNights
     """Of all nights that the tables rest on."""
 
 
@@ -97,7 +97,7 @@ def score_nights(
     min_readings: int,
     alert_budget: float,
     model_version: str,
-    cached: CachedScores | None = None,
+    cached: CachedNights | None = None,
 ) -> ResultTables:
     """Return the result tables of the fleet's nights from `first` on.
 
@@ -114,13 +114,14 @@ def score_nights(
     skip = fleet.nights.index(first)
     output = detector.run_network(fleet, slice(skip, None), min_readings)
     log_odds = _complete_log_odds(detector, fleet, output.log_odds, cached, min_readings)
-    # Nights that only the network needed are cut off: the figures below would rest on nothing.
-    start = max(0, skip - _all_kinds_warmup_nights(detector) - LEVEL_NIGHTS)
+    # Nights that were loaded only as network context have no log odds: they are cut off.
+    start = max(0, skip - _error_warmup_nights(detector) - LEVEL_NIGHTS)
     recent = fleet.select_nights(start)
     recent_log_odds = log_odds[:, start:]
     recent_surprisal = None
     if cached is not None and calibration.score_kind == "log_odds":
-        # An error is compared with more nights than its surprisal is cached for.
+        # The surprisal of an error depends on its household's usual error, of nights before the
+        # cached ones, so it is computed anew.
         recent_surprisal = cached.surprisal[:, start:]
     calibrated = calibration.calibrate_scores(
         recent_log_odds, recent, min_readings, recent_surprisal
@@ -143,13 +144,14 @@ def score_nights(
         ),
         anomalies=Anomalies.validate(anomalies.select(Anomalies.column_names()), cast=True),
         nights=_build_nights_table(span, is_anomaly, alert_budget, model_version),
-        to_cache=CachedScores(
+        to_cache=CachedNights(
             pad_left(recent_log_odds, start), pad_left(calibrated.surprisal, start)
         ),
     )
 
 
-def _all_kinds_warmup_nights(detector: Detector) -> int:
+def _error_warmup_nights(detector: Detector) -> int:
+    """Return the nights before a night whose errors its flag rests on: more than of log odds."""
     config = detector.config.scoring
     return config.calibration_warmup_nights + config.usual_error_nights
 
@@ -160,7 +162,7 @@ def _log_odds_warmup_nights(detector: Detector) -> int:
     An error is compared with the household's usual error of more nights before; log odds are not.
     """
     if detector.calibration.score_kind == "error":
-        return _all_kinds_warmup_nights(detector)
+        return _error_warmup_nights(detector)
     return detector.config.scoring.calibration_warmup_nights
 
 
@@ -168,7 +170,7 @@ def _complete_log_odds(
     detector: Detector,
     fleet: Fleet,
     latest: FloatArray,
-    cached: CachedScores | None,
+    cached: CachedNights | None,
     min_readings: int,
 ) -> FloatArray:
     """Return log odds `[H, D]`: the latest nights', those cached, and the missing, computed."""

@@ -1,4 +1,4 @@
-"""Tail distributions: the share of calibration nights that a figure exceeds."""
+"""Tail distributions: the share of calibration nights that reach or exceed a figure."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ class TailDistribution(nn.Module):
     """The distribution of one figure over the calibration nights, kept in buffers.
 
     By rank up to the 98 % quantile, by an exponential beyond (Pickands 1975, with shape 0), so
-    that two figures that differ never have the same surprisal.
+    that beyond it two figures that differ never have the same surprisal.
     """
 
     body: Tensor

@@ -8,7 +8,7 @@ import pytest
 
 from ml.fleet import Fleet
 from ml.scoring.config import MAX_CONTEXT_NIGHTS
-from ml.scoring.tables import CachedScores
+from ml.scoring.tables import CachedNights
 from tasks import paths
 from tasks.score_cache import ScoreCache
 from tests import fleets
@@ -27,7 +27,7 @@ def log_odds(fleet: Fleet) -> np.ndarray:
     scores = np.random.default_rng(0).normal(size=(HOUSEHOLDS, NIGHTS)).astype(np.float32)
     scores[:, : MAX_CONTEXT_NIGHTS + 4] = np.nan
     scores[1, -1] = np.nan
-    ScoreCache(fleet, "7", 36).store_scores(CachedScores(scores, scores.astype(np.float64) + 1))
+    ScoreCache(fleet, "7", 36).store_scores(CachedNights(scores, scores.astype(np.float64) + 1))
     return scores
 
 
@@ -63,6 +63,6 @@ def test_cache_misses_for_other_version_or_min_readings(fleet: Fleet, log_odds: 
 def test_cached_nights_are_not_rewritten(fleet: Fleet, log_odds: np.ndarray) -> None:
     files = sorted(paths.home_dir().rglob("score_cache.parquet"))
     stamps = [path.stat().st_mtime_ns for path in files]
-    ScoreCache(fleet, "7", 36).store_scores(CachedScores(log_odds, log_odds.astype(np.float64) + 1))
+    ScoreCache(fleet, "7", 36).store_scores(CachedNights(log_odds, log_odds.astype(np.float64) + 1))
     assert len(files) == 8
     assert [path.stat().st_mtime_ns for path in files] == stamps
