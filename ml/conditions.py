@@ -1,8 +1,8 @@
 """Conditions: calendar, weather, tariff and household, by name and in a fixed order.
 
 Day of week, day off, season, temperature and humidity as the conditional autoencoder that the
-project grew from had them, and price signal and affluence in place of its one-hot seasons. Names and order are stored with each
-model version and compared when it is loaded.
+project grew from had them, and price signal and affluence in place of its one-hot seasons. Names
+and order are stored with each model version and compared when it is loaded.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ CONDITIONS: Final = NIGHT_CONDITIONS + HOUSEHOLD_CONDITIONS
 AFFLUENCE_BY_ACORN_GROUP: Final = {"Affluent": 1.0, "Comfortable": 0.0, "Adversity": -1.0}
 """Acorn groups (CACI) in their order of affluence; every other group is unknown, NaN."""
 SIGNAL_BY_PRICE: Final = {"Low": -1.0, "Normal": 0.0, "High": 1.0}
-"""The price levels of the trial's time-of-use tariff (3.99, 11.76 and 67.20 pence a kWh) in order."""
+"""The price levels of the trial's time-of-use tariff (3.99, 11.76, 67.20 pence a kWh) in order."""
 DAYS_PER_YEAR: Final = 365.25
 
 
@@ -94,7 +94,7 @@ def compute_price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[
 
 
 def assign_condition_groups(households: pl.DataFrame) -> NDArray[np.int64]:
-    """Return the condition group of each household, `[H]`: a place in `build_conditions`' first axis.
+    """Return the condition group of each household, `[H]`: its place in `build_conditions`.
 
     Groups are Acorn groups in the order of `AFFLUENCE_BY_ACORN_GROUP`, unknown last, each on the
     standard and on the time-of-use tariff.

@@ -64,7 +64,7 @@ def scan_table(table: str) -> pl.LazyFrame:
 
 
 def scan_nights(table: str, first_night: date, last_night: date) -> pl.LazyFrame:
-    """Scan the nights `first_night` to `last_night`, both included, of a table of a file a night."""
+    """Scan a result table's nights `first_night` to `last_night`, both included."""
     return _scan_partitions(table, f"night={first_night}", f"night={last_night}")
 
 

@@ -205,8 +205,8 @@ class Calibration(nn.Module):
         The fleet shift is the median over the households of a night: cold, a holiday or a price
         signal moves everybody. A network whose output is an error is compared with the household's
         own usual error (median and spread of the 28 nights before, shrunk to those of the fleet and
-        of the calibration nights by a weight of 4 nights), on both sides: an error that is unusually
-        small is as suspicious as a large one (docs/detector.md, two-sided: AUC 0.45 to 0.76).
+        of the calibration nights by a weight of 4 nights), on both sides: an error that is
+        unusually small is as suspicious as a large one (docs/detector.md: AUC 0.45 to 0.76).
         """
         values = log_odds.astype(np.float64)
         if self.score_kind == "log_odds":

@@ -127,7 +127,7 @@ class ScoringConfig(BaseModel):
         20,
         ge=1,
         description="Households that a fleet shift needs: the median of fewer moves with one of "
-        "them. Subtracting the shift was worth 0.006 AP (EXPERIMENTS, 'Scores afterwards', row 2).",
+        "them. Subtracting the shift was worth 0.006 AP (EXPERIMENTS row A2).",
     )
 
     # Rules that join the network
@@ -136,8 +136,7 @@ class ScoringConfig(BaseModel):
         ge=0,
         description="Share of what the larger rule surprisal exceeds `unusual_surprisal` by that "
         "is added to the network's: 'plus a fifth', "
-        "0.002 AP and 0.001 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS, 'Scores "
-        "afterwards').",
+        "0.002 AP and 0.001 R@3; the maximum of both cost 0.024 AP (EXPERIMENTS rows A5, A6).",
     )
     max_rule_surprisal: float = Field(
         2.0,
@@ -234,7 +233,7 @@ class ScoringConfig(BaseModel):
         0.15,
         ge=0,
         description="Share of the evidence before a night that is added to its surprisal. A tenth "
-        "gave 0.005 AP and 0.033 R@3 (EXPERIMENTS, 'Scores afterwards'); a seventh gave more R@3 "
+        "gave 0.005 AP and 0.033 R@3 (EXPERIMENTS row A7); a seventh gave more R@3 "
         "on new households at no loss (commit 5c4b818).",
     )
 

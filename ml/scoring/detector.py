@@ -150,7 +150,7 @@ class Detector(nn.Module):
         return tuple(self.network(Windows(kwh, level, conditions)))
 
     def run_network(self, fleet: Fleet, nights: slice, min_readings: int) -> FleetNetworkOutput:
-        """Return expected profiles and log odds of the fleet's `nights`, earlier ones as context."""
+        """Return expected profiles and log odds of the fleet's `nights`, from all before them."""
         return run_network(self._network_pass(min_readings), fleet, nights)
 
     def calibrate(
