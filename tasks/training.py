@@ -105,7 +105,7 @@ def fit_detector(parameters: TrainParameters) -> FittedDetector:
     Raises:
         UserError: too few nights, or MLflow is down.
     """
-    # First of all: a store that is down is told now, not after an hour of training.
+    # First: a store that is down is reported now, not after an hour of training.
     registry.prepare_store()
     with (
         _hold_training_lock(),
