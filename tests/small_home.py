@@ -1,7 +1,7 @@
-"""A home small enough to know by heart.
+"""A home small enough to work out every answer by hand.
 
-A and D are Affluent on the standard tariff, B is in Adversity on the dynamic one, nothing is
-known of C. The lake holds four nights, the last two are scored:
+A and D are Affluent on the standard tariff, B is in Adversity on the dynamic one, C has neither
+group nor tariff. The lake holds four nights, the last two are scored:
 
       night   A                    B                         C           D
       30 Jan  48                   39 (from 04:30)           -           -
@@ -118,7 +118,7 @@ def build_anomalies() -> pl.DataFrame:
 
 
 def build_nights() -> pl.DataFrame:
-    """A was flagged on the last night, C on both; a case of C was open already."""
+    """A was flagged on the last night, C on both, which is one episode."""
     return build_table(
         schemas.Nights,
         [
@@ -139,7 +139,7 @@ def build_episodes() -> pl.DataFrame:
 
 
 def build_delivery() -> pl.DataFrame:
-    """336 kept (A 191, B 49, C 96) and 3 set aside."""
+    """336 rows kept (A 191, B 49, C 96) and 3 quarantined."""
     first, last = datetime(2014, 1, 30), datetime(2014, 2, 2, 23, 30)
     row = ("first", "block.csv", datetime(2014, 2, 3, 3, 30), 339, 336, 3, 0, 3, first, last)
     return build_table(schemas.Deliveries, [row])
