@@ -20,7 +20,7 @@ HOUSEHOLDS, NIGHTS = 24, 130
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """A home with one benchmark of the rules and a network."""
+    """A METERWATCH_HOME with one benchmark of the rules and a network."""
     home = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("METERWATCH_HOME", str(home))
@@ -36,7 +36,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pa
 
 @pytest.fixture
 def directory(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the benchmark left, with its home in use."""
+    """What the benchmark wrote, with its METERWATCH_HOME in use."""
     monkeypatch.setenv("METERWATCH_HOME", str(benchmark))
     (found,) = (benchmark / "benchmark").iterdir()
     return found

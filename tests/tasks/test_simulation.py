@@ -1,4 +1,4 @@
-"""The simulated fleet: the same seed is the same fleet, its truth is true, its dirt counted."""
+"""The simulated fleet: the same for a seed, with a true truth and counted defects."""
 
 import subprocess
 import sys
@@ -65,12 +65,12 @@ def build_valid_kwh(rows: pl.DataFrame, config: FleetConfig) -> Floats:
     valid = rows.filter(
         pl.col("kwh").is_between(0, 12), pl.col("ts_utc") == pl.col("ts_utc").dt.truncate("30m")
     ).select(
-        home=pl.col("household_id").str.slice(3).cast(pl.Int64) - 1,
-        slot=minutes // 30,
+        household=pl.col("household_id").str.slice(3).cast(pl.Int64) - 1,
+        half_hour=minutes // 30,
         kwh="kwh",
     )
     kwh = np.full((config.households, config.days * 48), np.nan, dtype=np.float32)
-    kwh[valid["home"].to_numpy(), valid["slot"].to_numpy()] = valid["kwh"].to_numpy()
+    kwh[valid["household"].to_numpy(), valid["half_hour"].to_numpy()] = valid["kwh"].to_numpy()
     return kwh.reshape(config.households, config.days, 48)
 
 
@@ -93,20 +93,19 @@ def test_different_seeds_give_different_readings() -> None:
 
 
 def test_blocks_do_not_depend_on_simulation_order() -> None:
-    surroundings, households = build_environment(SMALL), fleet.draw_register(SMALL)
+    environment = build_environment(SMALL)
+    households = fleet.draw_register(SMALL)
     members = [fleet.select_block_households(households, number) for number in range(2)]
-    in_order = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (0, 1)]
-    backwards = [fleet.simulate_block(SMALL, surroundings, members[n], n).delivered for n in (1, 0)]
+    in_order = [fleet.simulate_block(SMALL, environment, members[n], n).delivered for n in (0, 1)]
+    backwards = [fleet.simulate_block(SMALL, environment, members[n], n).delivered for n in (1, 0)]
     assert in_order[0].equals(backwards[1])
     assert in_order[1].equals(backwards[0])
 
 
 def test_blocks_have_different_readings() -> None:
-    surroundings, members = (
-        build_environment(SMALL),
-        fleet.select_block_households(fleet.draw_register(SMALL), 0),
-    )
-    first, second = (fleet.simulate_block_kwh(SMALL, surroundings, members, n) for n in (0, 1))
+    environment = build_environment(SMALL)
+    members = fleet.select_block_households(fleet.draw_register(SMALL), 0)
+    first, second = (fleet.simulate_block_kwh(SMALL, environment, members, n) for n in (0, 1))
     assert (first != second).mean() > 0.5
 
 
@@ -114,22 +113,20 @@ def test_blocks_have_different_readings() -> None:
 
 
 def test_truth_marks_exactly_the_injected_nights(out: Path, receipt: SimulateReceipt) -> None:
-    before, after = (
-        fleet.simulate_fleet_kwh(SMALL),
-        build_valid_kwh(read_delivered_rows(out), SMALL),
-    )
+    before = fleet.simulate_fleet_kwh(SMALL)
+    after = build_valid_kwh(read_delivered_rows(out), SMALL)
     truth = pl.read_parquet(out / "truth.parquet")
     change = np.nansum(np.abs(after - before), axis=2)
-    planted = np.zeros(change.shape, dtype=bool)
-    home = truth["household_id"].str.slice(3).cast(pl.Int64).to_numpy() - 1
+    is_injected = np.zeros(change.shape, dtype=bool)
+    household = truth["household_id"].str.slice(3).cast(pl.Int64).to_numpy() - 1
     day = (truth["night"] - SMALL.start).dt.total_days().to_numpy()
-    planted[home, day] = True
-    # Single half-hours may be missing on a planted night, hence not quite VISIBLE; elsewhere only
+    is_injected[household, day] = True
+    # Single half-hours may be missing, hence not quite the visible share; elsewhere only
     # the float noise of 1e-7 and the rounding of Float32 remain.
     usual = np.median(before.sum(axis=2), axis=1, keepdims=True)
-    assert (change >= 0.7 * MIN_VISIBLE_SHARE * usual)[planted].all()
-    assert change[~planted].max() < 1e-4
-    assert receipt.n_injected_nights == truth.height == planted.sum()
+    assert (change >= 0.7 * MIN_VISIBLE_SHARE * usual)[is_injected].all()
+    assert change[~is_injected].max() < 1e-4
+    assert receipt.n_injected_nights == truth.height == is_injected.sum()
 
 
 def test_truth_is_valid_and_covers_recent_nights(out: Path, receipt: SimulateReceipt) -> None:
@@ -144,11 +141,12 @@ def test_truth_is_valid_and_covers_recent_nights(out: Path, receipt: SimulateRec
 
 def test_every_kind_is_injected_within_the_period() -> None:
     config = FleetConfig(households=600, days=60, seed=3)
-    surroundings, households = build_environment(config), fleet.draw_register(config)
+    environment = build_environment(config)
+    households = fleet.draw_register(config)
     kinds: Counter[str] = Counter()
     for number in range(fleet.count_blocks(config)):
         members = fleet.select_block_households(households, number)
-        truth = fleet.simulate_block(config, surroundings, members, number).truth
+        truth = fleet.simulate_block(config, environment, members, number).truth
         kinds.update(truth["kind"])
         assert truth["night"].is_between(config.nights[40], config.nights[-1]).all()
     assert set(kinds) == set(SIMULATED_KINDS)

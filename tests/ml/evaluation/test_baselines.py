@@ -18,10 +18,10 @@ from tests.evaluation_fixtures import (
 @pytest.mark.parametrize("name", ["isolation_forest", "pca", "ecod"])
 def test_baselines_score_unique_profile_highest(name: str) -> None:
     fleet = build_gappy_fleet()
-    peer = baselines.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
+    score_nights = baselines.fit_baseline(name, fleet, seed=0, min_readings=MIN_READINGS)
     other = fleets.build_fleet(fleet.kwh.copy())
     other.kwh[4, 60, ::2] *= 20
-    score = peer(other)
+    score = score_nights(other)
     assert np.nanargmax(score) == np.ravel_multi_index((4, 60), score.shape)
     assert np.isnan(score[1, 50])
 

@@ -1,4 +1,4 @@
-"""How well planted anomalies were found, worked out by hand."""
+"""Flags against injected anomalies, worked out by hand."""
 
 from datetime import date
 

@@ -10,17 +10,17 @@ from tests.evaluation_fixtures import MIN_READINGS, NIGHTS, build_gappy_fleet
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Fleet, Fleet, GroundTruth]:
-    """A fleet, the same with every kind planted in every household, and the truth."""
+def injected() -> tuple[Fleet, Fleet, GroundTruth]:
+    """A fleet, the same with every kind injected into every household, and the truth."""
     fleet = build_gappy_fleet()
     rows = repeat_households(np.arange(8), len(KIND_NAMES))
     return fleet, *inject_anomalies(fleet, rows, NIGHTS, seed=3, min_readings=MIN_READINGS)
 
 
 def test_injection_changes_readings_only_where_the_truth_says(
-    planted: tuple[Fleet, Fleet, GroundTruth],
+    injected: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
-    fleet, after, truth = planted
+    fleet, after, truth = injected
     before = fleet.kwh[truth.household_index]
     changed = ((after.kwh != before) & np.isfinite(before)).any(axis=2)
     assert (changed == (truth.kind_code > 0)).all()
@@ -30,24 +30,24 @@ def test_injection_changes_readings_only_where_the_truth_says(
 
 
 def test_copies_of_a_household_are_injected_with_different_kinds(
-    planted: tuple[Fleet, Fleet, GroundTruth],
+    injected: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
-    _, _, truth = planted
+    _, _, truth = injected
     kinds = [set(np.unique(row)) - {0} for row in truth.kind_code]
     assert all(len(kind) <= 1 for kind in kinds)
     for household in range(8):
         carried = [
             kind
-            for kind, home in zip(kinds, truth.household_index, strict=True)
-            if home == household
+            for kind, carrier in zip(kinds, truth.household_index, strict=True)
+            if carrier == household
         ]
         assert len(set.union(*carried)) == sum(map(len, carried))
 
 
 def test_injected_share_is_near_target_with_half_in_episodes(
-    planted: tuple[Fleet, Fleet, GroundTruth],
+    injected: tuple[Fleet, Fleet, GroundTruth],
 ) -> None:
-    _, _, truth = planted
+    _, _, truth = injected
     assert 0.05 < truth.is_injected.sum() / truth.is_tested.sum() < 0.11
     lasting = np.zeros_like(truth.is_injected)
     for episode in truth.episodes:

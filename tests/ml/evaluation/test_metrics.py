@@ -28,24 +28,24 @@ def test_metrics_equal_scikit_learn(seed: int, steps: int) -> None:
     kind[0, :3] = (0, 1, 2)
     truth = build_truth(kind.tolist())
     score = np.round((random.random(kind.shape) + 0.3 * (kind > 0)) * steps)
-    flat, is_planted = score.ravel(), kind.ravel() > 0
+    flat, is_injected = score.ravel(), kind.ravel() > 0
     table, scored = compute_metrics(score, truth, n_resamples=0), DetectorScores(score, truth)
     curve = scored.compute_roc_curve(np.ones(6))
-    natural = curve.average_precision(float(is_planted.mean()))
-    assert natural == pytest.approx(average_precision_score(is_planted, flat))
-    assert read_metric(table, "auc") == pytest.approx(roc_auc_score(is_planted, flat))
-    kept = (kind.ravel() == 1) | ~is_planted
-    of_kind = roc_auc_score(is_planted[kept], flat[kept])
+    natural = curve.average_precision(float(is_injected.mean()))
+    assert natural == pytest.approx(average_precision_score(is_injected, flat))
+    assert read_metric(table, "auc") == pytest.approx(roc_auc_score(is_injected, flat))
+    kept = (kind.ravel() == 1) | ~is_injected
+    of_kind = roc_auc_score(is_injected[kept], flat[kept])
     assert read_metric(table, "auc", KIND_NAMES[0]) == pytest.approx(of_kind)
 
 
 def test_recall_uses_threshold_of_normal_nights() -> None:
-    # 200 clean nights of scores 0 to 199, of which one in a hundred allows two: 198 and 199.
+    # 200 normal nights of scores 0 to 199, of which one in a hundred allows two: 198 and 199.
     score = np.append(np.arange(200.0), (196.5, 198.0, 250.0, 3.0))[None]
     table = compute_metrics(score, build_truth([[0] * 200 + [1, 1, 2, 2]]), n_resamples=0)
     assert read_metric(table, "recall_1pct") == 2 / 4
     assert read_metric(table, "recall_1pct", KIND_NAMES[0]) == 1 / 2
-    # No clean night may pass at 1 in 1,000.
+    # No normal night may pass at 1 in 1,000.
     assert read_metric(table, "recall_0.1pct") == 1 / 4
 
 
@@ -72,8 +72,8 @@ def test_episode_is_found_on_first_night_at_threshold() -> None:
 
 
 def test_precision_at_top_of_each_night() -> None:
-    # Twenty homes, one night: four of the ten highest scores are planted ones.
-    kind = [[1] if home in (0, 1, 2, 3, 15) else [0] for home in range(20)]
+    # Twenty households, one night: four of the ten highest scores are injected ones.
+    kind = [[1] if household in (0, 1, 2, 3, 15) else [0] for household in range(20)]
     table = compute_metrics(-np.arange(20.0)[:, None], build_truth(kind), n_resamples=0)
     assert read_metric(table, "precision_top_10") == 4 / 10
     assert read_metric(table, "precision_top_50") == 5 / 20

@@ -24,7 +24,7 @@ def test_every_kind_has_correct_reasons() -> None:
 
 
 def test_reasons_are_counted_by_kind_for_found_nights() -> None:
-    """Fleet of one home that uses 1 kWh, 3 kWh on a tripled night, nothing on a zero one."""
+    """Fleet of one household that uses 1 kWh, 3 kWh on a tripled night, nothing on a zero one."""
     kwh = np.ones((1, 20, 48), dtype=np.float32)
     kwh[0, 10], kwh[0, 12, 10:40], kwh[0, 14] = 3, 0, 3
     truth = build_truth([[0] * 20])
@@ -33,8 +33,8 @@ def test_reasons_are_counted_by_kind_for_found_nights() -> None:
     ]
     found = np.zeros((1, 20), dtype=bool)
     found[0, [10, 12, 14]] = True
-    home = fleets.build_fleet(kwh)
-    counts = count_reasons_by_kind(found, truth, home, np.ones_like(kwh))
+    fleet = fleets.build_fleet(kwh)
+    counts = count_reasons_by_kind(found, truth, fleet, np.ones_like(kwh))
     assert set(counts.rows()) == {
         ("doubled", "rise", 1),
         ("zero_window", "outage", 1),

@@ -1,4 +1,4 @@
-"""Planted anomalies do what their names say, and only where it shows."""
+"""Injected anomalies do what their names say, and only where it shows."""
 
 import numpy as np
 import pytest
@@ -44,15 +44,15 @@ def test_no_injection_into_unoccupied_households() -> None:
 
 
 def test_invisible_injection_leaves_night_and_truth_unchanged() -> None:
-    # Homes that live every other night: a scaled-down empty night is like any other empty night.
+    # Households that are away every other night: scaled down, an empty night is as before.
     kwh = np.full((400, 42, 48), 0.2, dtype=np.float32)
     kwh[:, 1::2] = 0.001
     before = kwh.copy()
     episodes = inject_episodes(kwh, range(0, 33, 11), np.random.default_rng(1))
-    planted = np.zeros(kwh.shape[:2], dtype=bool)
+    is_injected = np.zeros(kwh.shape[:2], dtype=bool)
     for episode in episodes:
         assert episode.kind == "scale_down"
-        planted[episode.household_index, list(episode.night_indices)] = True
-    assert not planted[:, 1::2].any()
-    assert ((kwh != before).any(axis=2) == planted).all()
-    assert planted.sum() > 3
+        is_injected[episode.household_index, list(episode.night_indices)] = True
+    assert not is_injected[:, 1::2].any()
+    assert ((kwh != before).any(axis=2) == is_injected).all()
+    assert is_injected.sum() > 3

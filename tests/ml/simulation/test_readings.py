@@ -1,4 +1,4 @@
-"""Simulated homes behave like the London ones, in weather and calendar like London's."""
+"""Simulated households behave like London ones, in weather and calendar like London's."""
 
 from datetime import date
 from pathlib import Path
@@ -10,8 +10,8 @@ from ml.simulation import fleet
 from ml.simulation.environment import FleetConfig, build_environment, list_bank_holidays
 from tests.benchmarks.fleet_comparison import COMPARISON_CONFIG, compute_statistics, load_real_kwh
 
-# Allowed relative distance. Half of the households' scatter is that between one sample of 225
-# homes and another, so the tails and the rare (zeros, absences) are held less tightly.
+# Allowed relative distance: half of the households' scatter is that between one sample of 225
+# households and another, so the tails and the rare (zeros, absences) are held less tightly.
 TOLERANCE = 0.15
 TOLERANCE_BY_STATISTIC = {
     "reading, quantile 0.1": 0.25,
@@ -25,10 +25,8 @@ TOLERANCE_BY_STATISTIC = {
 
 @pytest.mark.london
 def test_simulated_statistics_match_real_sample(london: Path) -> None:
-    real, simulated = (
-        compute_statistics(load_real_kwh(london)),
-        compute_statistics(fleet.simulate_fleet_kwh(COMPARISON_CONFIG)),
-    )
+    real = compute_statistics(load_real_kwh(london))
+    simulated = compute_statistics(fleet.simulate_fleet_kwh(COMPARISON_CONFIG))
     wrong = {
         name: (value, simulated[name])
         for name, value in real.items()
@@ -56,20 +54,17 @@ def test_occupied_load_follows_local_time_but_night_timers_do_not() -> None:
 
 def test_tariff_and_acorn_group_change_readings() -> None:
     config = FleetConfig(households=1024, days=60, seed=4)
-    kwh, households, surroundings = (
-        fleet.simulate_fleet_kwh(config),
-        fleet.draw_register(config),
-        build_environment(config),
-    )
+    kwh = fleet.simulate_fleet_kwh(config)
+    households = fleet.draw_register(config)
+    environment = build_environment(config)
     is_tou = (households["tariff"] == "ToU").to_numpy()
     assert 0.15 < is_tou.mean() < 0.25
     flat = kwh.reshape(len(kwh), -1)
     tou, std = (flat[which].mean(axis=0) / flat[which].mean() for which in (is_tou, ~is_tou))
-    low, normal, high = (
-        (tou / std)[surroundings.price_index == price].mean() for price in range(3)
-    )
+    low, normal, high = ((tou / std)[environment.price_index == price].mean() for price in range(3))
     assert low > normal > high
-    group, level = households["acorn_group"].to_numpy(), np.log(flat.mean(axis=1))
+    group = households["acorn_group"].to_numpy()
+    level = np.log(flat.mean(axis=1))
     assert level[group == "Affluent"].mean() > level[group == "Adversity"].mean()
 
 
@@ -81,12 +76,12 @@ def test_readings_are_whole_watt_hours_within_supply_limit() -> None:
 
 def test_simulated_weather_matches_london_climate() -> None:
     config = FleetConfig(households=1, days=2 * 365, start=date(2012, 1, 1), seed=0)
-    surroundings = build_environment(config)
-    daily = surroundings.temperature_c.reshape(-1, 48)
+    environment = build_environment(config)
+    daily = environment.temperature_c.reshape(-1, 48)
     month = np.array([night.month for night in config.nights])
     # The real means of January and July 2012 to 2014 are 6.2 and 18.9 degrees.
     assert 3 < daily[month == 1].mean() < 8
     assert 15.5 < daily[month == 7].mean() < 20.5
     assert daily[:, 28].mean() > daily[:, 10].mean() + 3
-    assert 0.25 <= surroundings.humidity.min() <= surroundings.humidity.max() <= 1
+    assert 0.25 <= environment.humidity.min() <= environment.humidity.max() <= 1
     assert date(2012, 6, 5) in list_bank_holidays(config)  # the Diamond Jubilee
