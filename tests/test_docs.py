@@ -20,6 +20,7 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 FILE_REFERENCE = re.compile(
     r"(?P<path>(?:flows|tasks|ml|sql|tests|docs|\.github)/[\w./-]*)(?::(?P<symbol>[\w.]+))?"
 )
+FILE_IN_CODE_BLOCK = re.compile(r"\b(?:flows|tasks|ml|sql|tests|docs)/[\w./-]+\.(?:py|sql|md)\b")
 SETTINGS_ROW = re.compile(r"^\| `(METERWATCH_\w+)` \| (.+?) \| .+ \|$", re.MULTILINE)
 
 
@@ -87,6 +88,13 @@ def test_named_files_and_functions_exist(document: Path) -> None:
         elif symbol is not None and symbol not in defined_names(path):
             missing.append(f"{relative(path)}:{symbol}")
     assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_files_named_in_code_blocks_exist(document: Path) -> None:
+    blocks = re.findall(r"^ *```.*?^ *```$", document.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    named = {path for block in blocks for path in FILE_IN_CODE_BLOCK.findall(block)}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_every_document_in_docs_is_linked() -> None:
