@@ -447,6 +447,7 @@ def _translate_outages() -> Iterator[None]:
 
 
 def _is_outage(error: Exception) -> bool:
+    """Return whether an error means that the store of MLflow does not answer, or not sensibly."""
     if isinstance(error, OSError | sqlite3.Error):
         return True
     # Not imported, it has raised nothing, and importing it would take two seconds.

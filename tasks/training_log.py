@@ -44,7 +44,9 @@ class MlflowTrainingLogger(Logger):
         """Do nothing: parameters are logged when the run is created."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add an epoch's metrics to the run, and those that wait; `step` is the epoch.
+        """Send an epoch's metrics to the run, after those that an outage has held back.
+
+        `step` is the epoch.
 
         An epoch that the run already has is left out: it was repeated from a checkpoint.
         """
@@ -60,7 +62,7 @@ class MlflowTrainingLogger(Logger):
             self._is_down = True
 
     def finalize(self, status: str) -> None:
-        """Mark the run as failed if training was; one that succeeded ends with its registration."""
+        """Mark the run as failed if `status` is; registration ends a run that succeeded."""
         if status != "failed":
             return
         self._has_failed = True

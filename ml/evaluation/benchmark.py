@@ -207,7 +207,7 @@ def evaluate_detectors(
     config: BenchmarkConfig,
     fit_network: NetworkFitter,
 ) -> BenchmarkResult:
-    """Fit every detector and measure it on the injected fleet and the controls.
+    """Fit every detector, and return its metrics on the injected fleet and the controls.
 
     Raises:
         MissingLibraryError: the library of a required detector is not installed.

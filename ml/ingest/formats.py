@@ -167,12 +167,13 @@ def select_readings(frame: pl.LazyFrame, table_format: TableFormat) -> pl.LazyFr
         pl.col(household).cast(pl.String).alias("household_id"),
         select_timestamp(timestamp, dtypes[timestamp]),
         pl.col(kwh).alias("value"),
-        _parse_number(kwh, dtypes[kwh]).alias("kwh"),
+        _number_expression(kwh, dtypes[kwh]).alias("kwh"),
         *optional,
     )
 
 
-def _parse_number(column: str, dtype: pl.DataType) -> pl.Expr:
+def _number_expression(column: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a column as Float64, null where its text is no number; refuse other types."""
     if dtype == pl.String:
         # Not strict: a cell that is no number becomes null, which a rule finds row by row.
         return pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)

@@ -44,8 +44,8 @@ def parse_reference_table(rows: pl.DataFrame, table_format: TableFormat) -> pl.D
     parsers: dict[str, Callable[[pl.DataFrame, str], pl.Series]] = {
         "ts_utc": _parse_timestamps,
         "day": _parse_dates,
-        "temperature_c": _parse_numbers,
-        "humidity": _parse_numbers,
+        "temperature_c": _parse_required_numbers,
+        "humidity": _parse_required_numbers,
         "price": _parse_prices,
     }
     names = schema.column_names()
@@ -95,7 +95,8 @@ def _parse_dates(rows: pl.DataFrame, column: str) -> pl.Series:
     return _parse_timestamps(rows, column).dt.date()
 
 
-def _parse_numbers(rows: pl.DataFrame, column: str) -> pl.Series:
+def _parse_required_numbers(rows: pl.DataFrame, column: str) -> pl.Series:
+    """Return a column as Float32; refuse the first cell that holds text and no number."""
     texts = _parse_texts(rows, column)
     return _require_all_parsed(texts.cast(pl.Float32, strict=False), texts, column, "no number")
 

@@ -54,7 +54,8 @@ def alert_threshold(
 ) -> float:
     """Return the greatest alert p-value that is flagged within a budget; 0 flags nothing.
 
-    `alert_budget` is false alert episodes per 1,000 normal household-nights.
+    `curve` is that of `compute_alert_curve`. `alert_budget` is false alert episodes per 1,000 normal
+    household-nights.
 
     Raises:
         UserError: the calibration has too few household-nights to hold the budget's episodes.
@@ -68,5 +69,7 @@ def alert_threshold(
             f"{config.min_expected_episodes} are needed; set METERWATCH_ALERT_BUDGET to "
             f"{np.ceil(min_budget):.0f} or more, or train on more households"
         )
+    # From the first share over the budget on none is taken, though episodes that merge may make
+    # fewer of them at a greater share.
     within_budget = np.flatnonzero(np.maximum.accumulate(curve[:, 2]) <= alert_budget)
     return float(curve[within_budget[-1], 0]) if len(within_budget) else 0.0

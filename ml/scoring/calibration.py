@@ -304,9 +304,9 @@ class Calibration(nn.Module):
         return half_hour_log_odds / self.half_hour_error_scale.float().numpy()
 
     def alert_p_values(self, p_value: FloatArray, evidence: FloatArray) -> FloatArray:
-        """Return what flags are taken by: the p-value, or the share of nights with such evidence.
+        """Return the smaller of p-value and share of calibration nights with as much evidence.
 
-        See `compute_alert_p_values`.
+        In the shape of the arguments; a night is flagged if it is at most `alert_threshold`.
         """
         return compute_alert_p_values(self.alert_curve.numpy(), p_value, evidence)
 

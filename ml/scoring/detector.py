@@ -83,6 +83,7 @@ class DetectorConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_first_release_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields without the sizes that release 0.1.0 wrote and nothing needs."""
         return {name: value for name, value in fields.items() if name not in FIRST_RELEASE_CONFIG}
 
     @field_validator("network", mode="before")

@@ -89,6 +89,7 @@ def _iterate_batches(
     )
 
     def compute_batch(indices: Tensor) -> BatchOutput:
+        """Return the places in the whole fleet of indices into `is_shown`, and the output there."""
         with torch.inference_mode():
             output = network_pass.scoring_function(windows.gather_windows(indices))
         h, d = np.unravel_index(indices.numpy(), is_shown.shape)

@@ -109,7 +109,7 @@ def simulate_delivery(
 
 
 def _select_rows(sent_kwh: NDArray[np.float64], flat_indices: Ints) -> DeliveredRows:
-    """Return rows of readings by their places in the flat block."""
+    """Return the rows `[N]` of readings whose places `[N]` count through a block `[H, T]`."""
     household, half_hour = np.divmod(flat_indices, sent_kwh[0].size)
     on_grid = np.zeros_like(household)
     return DeliveredRows(household, half_hour, on_grid, sent_kwh.ravel()[flat_indices])

@@ -117,9 +117,10 @@ class ProfileBatch:
     def draw_kwh(
         self, min_log_factor: float, max_log_factor: float, min_kwh: float, max_kwh: float
     ) -> Tensor:
-        """Return loads `[B, N, 1]` in kWh per half-hour, log-uniform.
+        """Return loads `[B, N, 1]` in kWh per half-hour, log-uniform in one of two ranges.
 
-        Half of them in units of the level, by log factors, the others from `min_kwh` to `max_kwh`.
+        With a probability of one half from `min_kwh` to `max_kwh`, otherwise the household's level
+        times a factor from exp(`min_log_factor`) to exp(`max_log_factor`).
         """
         absolute = self.draw_log_uniform(math.log(min_kwh), math.log(max_kwh))
         return self.choose_randomly(
@@ -465,7 +466,11 @@ def _draw_other_profiles(scaled_profiles: Tensor, is_lasting: Tensor) -> Tensor:
 def _draw_corrupted_nights(
     is_lasting: Tensor, n_nights: int, n_target_nights: int
 ) -> tuple[Tensor, Tensor]:
-    """Return which nights `[B, N]` to corrupt, and the weight of the corruption, 0 to 1."""
+    """Return which nights to corrupt and the weight of the corruption, `[B, N]` each.
+
+    Where `is_lasting` `[B, 1]`, one stretch of 2 to 29 nights, cut off at the window's end;
+    elsewhere single nights. The weight is 1 except in a ramp, in which it grows to 1 over the stretch.
+    """
     n_rows = len(is_lasting)
     device = is_lasting.device
     night = torch.arange(n_nights, device=device)

@@ -305,7 +305,10 @@ def _compare_half_hours(
 
 
 def _average_same_weekdays(history: _HistorySummary, log_readings: Tensor) -> Tensor:
-    """Return the mean `[B, K, 48]` of the context nights 1, 2, 3 ... weeks before each night."""
+    """Return the mean `[B, K, 48]` of the context nights 1, 2, 3 ... weeks before each night.
+
+    Of `log_readings` `[B, K, 48]` only the number of nights counts, which follow on the context.
+    """
     means = []
     for night in range(log_readings.shape[1]):
         position = HISTORY_NIGHTS + night
