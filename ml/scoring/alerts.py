@@ -54,8 +54,8 @@ def alert_threshold(
 ) -> float:
     """Return the greatest alert p-value that is flagged within a budget; 0 flags nothing.
 
-    `curve` is that of `compute_alert_curve`. `alert_budget` is false alert episodes per 1,000 normal
-    household-nights.
+    `curve` is that of `compute_alert_curve`. `alert_budget` is false alert episodes per 1,000
+    normal household-nights.
 
     Raises:
         UserError: the calibration has too few household-nights to hold the budget's episodes.

@@ -469,7 +469,8 @@ def _draw_corrupted_nights(
     """Return which nights to corrupt and the weight of the corruption, `[B, N]` each.
 
     Where `is_lasting` `[B, 1]`, one stretch of 2 to 29 nights, cut off at the window's end;
-    elsewhere single nights. The weight is 1 except in a ramp, in which it grows to 1 over the stretch.
+    elsewhere single nights. The weight is 1 except in a ramp, in which it grows to 1 over the
+    stretch.
     """
     n_rows = len(is_lasting)
     device = is_lasting.device
