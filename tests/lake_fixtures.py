@@ -11,9 +11,10 @@ from tests import fleets
 
 def write_lake(kwh: np.ndarray) -> None:
     """Write a lake of readings `[H, D, 48]`, NaN where missing."""
-    days = fleets.build_household_nights(kwh)
+    household_nights = fleets.build_household_nights(kwh)
     storage.replace_reference_table("households", fleets.build_households(len(kwh)))
-    for (month,), part in days.group_by(days["night"].dt.month_start()):
+    months = household_nights["night"].dt.month_start()
+    for (month,), part in household_nights.group_by(months):
         storage.replace_month(month, part)
 
 

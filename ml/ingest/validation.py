@@ -232,7 +232,7 @@ def _locate_cells(
     half_hour_of_span = validated.epoch_half_hour - first_day * HALF_HOURS
     size = len(validated.household_ids) * n_days
     if size <= MAX_EMPTY_HOUSEHOLD_NIGHTS + len(validated.kwh) // HALF_HOURS:
-        # In the smallest type: cells are read several times, and memory bandwidth is what counts.
+        # In the smallest type: cells are the largest array of a batch.
         first_cell = validated.household_code.astype(_smallest_int_type(size * HALF_HOURS)) * (
             n_days * HALF_HOURS
         )
