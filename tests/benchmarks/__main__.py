@@ -1,9 +1,9 @@
-"""Time everything beside its peers, in one run.
+"""Times the product beside other tools, in one run.
 
     .venv/bin/python -m tests.benchmarks [SHARE...] [--out DIR]
 
-A share is that of the real trial's 5,567 households, each over 626 nights: 1 is 161 million rows.
-Ends with a table, `speed.md`, and a picture of how cost grows, `growth.png`.
+A share is that of the London trial's 5,567 households, each over 626 nights: 1 is 161 million rows.
+Writes a table, `speed.md`, and a picture of how cost grows, `growth.png`.
 """
 
 import os
@@ -18,12 +18,12 @@ import numpy as np
 import polars as pl
 from cyclopts import App
 
+from ml.markdown import render_frame
 from ml.simulation.environment import FleetConfig
 from tasks.simulation import simulate
 from tests.benchmarks import jobs
 from tests.benchmarks.measure import (
     BenchmarkJob,
-    as_markdown,
     measure_file_gb_s,
     measure_job,
     measure_matrix_gflop_s,
@@ -33,14 +33,16 @@ from tests.benchmarks.measure import (
 TRIAL_CONFIG: Final = {"days": 626, "start": date(2012, 4, 1), "seed": 7}
 TRIAL_HOUSEHOLDS: Final = 5567
 MAX_PANDAS_SHARE: Final = 0.1
-"""pandas takes 4.8 GB for it, and ten times as much for all."""
+"""Largest share that pandas is given: it takes 4.8 GB for it, and ten times as much for all."""
 ROWS_PER_CSV_FILE: Final = 1_000_000
+BENCHMARK_ALERT_BUDGET: Final = "100"
+"""False episodes per 1,000: the champion of two epochs has too few calibration nights for fewer."""
 
-app = App(help="Time everything beside its peers.")
+app = App(help="Time the product beside other tools.")
 
 
 class BenchmarkRun:
-    """Runs jobs and keeps their figures."""
+    """Runs jobs and collects what they took."""
 
     def __init__(self, work_directory: Path) -> None:
         self.work_directory = work_directory
@@ -56,40 +58,45 @@ class BenchmarkRun:
         *paths: Path,
         gflop: float = 0.0,
     ) -> None:
-        """Time a job on a source and a home (by default one of its own) and keep the figures.
+        """Time a job on `paths`: a source and a METERWATCH_HOME, by default one of its own.
 
-        `gflop` are the operations that one of `size` takes at the least.
+        `gflop` is the least number of operations that one item takes.
         """
-        source, home = (*paths, self.work_directory / f"{job_name} {tool} {share}")[:2]
-        figures = measure_job(job_function, source, home)
+        own_home = self.work_directory / f"{job_name} {tool} {share}"
+        source = paths[0]
+        home = paths[1] if len(paths) > 1 else own_home
+        measured = measure_job(job_function, source, home)
         row = {
             "job": job_name,
-            "who": tool,
+            "tool": tool,
             "share": share,
             "size": n_items,
             "gflop": gflop * n_items,
         }
-        self.results.append(row | figures._asdict())
-        told = "" if figures.job_result is None else f", told {figures.job_result:,.3f}"
+        self.results.append(row | measured._asdict())
+        result = "" if measured.job_result is None else f", result {measured.job_result:,.3f}"
         print(
-            f"{job_name}, {tool}, {n_items:,}: {figures.wall_s:.2f} s, {figures.cpu_s:.2f} s of CPU, "
-            f"{figures.peak_gb:.2f} GB at most, {figures.read_gb:.2f} GB read{told}",
+            f"{job_name}, {tool}, {n_items:,}: {measured.wall_s:.2f} s, "
+            f"{measured.cpu_s:.2f} s of CPU, "
+            f"{measured.peak_gb:.2f} GB at most, {measured.read_gb:.2f} GB read{result}",
             flush=True,
         )
 
     def build_table(self) -> pl.DataFrame:
-        """All figures, with the ratio to ours of the same size and the share of the limit reached.
+        """Return all measurements, with ours over theirs and the share of the machine's limit.
 
-        The limit: to read what is read from memory, and to multiply what is multiplied.
+        The limit is the time to read what is read from the disk cache, or to multiply what is
+        multiplied, whichever is longer.
         """
         table = pl.DataFrame(self.results)
-        ours = table.filter(who="ours").select("job", "share", ours_s="wall_s")
+        ours = table.filter(tool="ours").select("job", "share", ours_s="wall_s")
         joined = table.join(ours, on=("job", "share"), how="left", maintain_order="left")
         read_s = pl.col("read_gb") / measure_file_gb_s(self.work_directory)
         multiply_s = pl.col("gflop") / measure_matrix_gflop_s()
+        limit_s = pl.max_horizontal(read_s, multiply_s)
         return joined.with_columns(
             ratio=pl.col("ours_s") / pl.col("wall_s"),
-            limit_s=(limit_s := pl.max_horizontal(read_s, multiply_s)),
+            limit_s=limit_s,
             of_limit=limit_s / pl.col("wall_s"),
         ).drop("ours_s", "gflop")
 
@@ -97,7 +104,7 @@ class BenchmarkRun:
 @app.default
 def main(*shares: float, out: Path = Path("data/speed")) -> None:
     """Run every benchmark at each share of the trial (default: 0.01 0.1 1)."""
-    os.environ["METERWATCH_ALERT_BUDGET"] = "100"
+    os.environ["METERWATCH_ALERT_BUDGET"] = BENCHMARK_ALERT_BUDGET
     sizes = sorted(shares or (0.01, 0.1, 1.0))
     with tempfile.TemporaryDirectory() as scratch:
         bench = BenchmarkRun(Path(scratch))
@@ -107,15 +114,14 @@ def main(*shares: float, out: Path = Path("data/speed")) -> None:
         _benchmark_other_tools(bench, sizes[-1])
     out.mkdir(parents=True, exist_ok=True)
     table = bench.build_table()
-    with as_markdown():
-        said = f"{table}\n\n{_describe_limits(table)}\n"
-    (out / "speed.md").write_text(said)
+    report = f"{render_frame(table)}\n\n{_describe_limits(table)}\n"
+    (out / "speed.md").write_text(report)
     _draw_growth(table, out / "growth.png")
-    print(f"\n{said}\nwritten to {out}")
+    print(f"\n{report}\nwritten to {out}")
 
 
 def _benchmark_ingest(run: BenchmarkRun, share: float) -> None:
-    """Rows into the lake, from Parquet and from CSV."""
+    """Time the ingest of a simulated fleet, from Parquet and from CSV."""
     source = run.work_directory / f"fleet {share}"
     receipt = simulate(
         source, FleetConfig(households=round(TRIAL_HOUSEHOLDS * share), **TRIAL_CONFIG)
@@ -138,54 +144,68 @@ def _benchmark_ingest(run: BenchmarkRun, share: float) -> None:
 
 
 def _convert_to_csv(readings_directory: Path) -> Path:
-    """The same rows as CSV files of a million."""
+    """Write the same rows as CSV files of a million each; return their directory."""
     out = readings_directory.with_name("csv")
     out.mkdir()
     stamp = "%Y-%m-%d %H:%M:%S.0000000"
-    every = pl.scan_parquet(readings_directory / "*.parquet").collect_batches(
+    batches = pl.scan_parquet(readings_directory / "*.parquet").collect_batches(
         chunk_size=ROWS_PER_CSV_FILE, lazy=True
     )
-    for number, part in enumerate(every):
+    for number, part in enumerate(batches):
         part.write_csv(out / f"{number:03d}.csv", datetime_format=stamp)
     return out
 
 
 def _benchmark_scoring(run: BenchmarkRun, shares: list[float]) -> None:
-    """Nights with a champion that was trained on the least share of the trial."""
+    """Time the scoring of nights, with a champion trained on the smallest share of the trial."""
     trained = run.work_directory / "champion"
     run.run_job(
         "train the champion, 2 epochs", "ours", shares[0], 2 << 17, jobs.train_champion,
         run.work_directory / f"fleet {shares[0]}/halfhourly", trained,
     )  # fmt: skip
-    each = jobs.count_inference_gflop()
+    gflop_per_night = jobs.count_inference_gflop()
     for share in shares:
-        home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
+        home = _home_directory(run, share)
+        n_households = round(TRIAL_HOUSEHOLDS * share)
         for store in ("mlflow", "models"):
             shutil.copytree(trained / store, home / store)
         for title, nights, job, gflop in (
             ("features of 112 nights", 112, jobs.load_features, 0.0),
-            ("first night", 57, jobs.score_first_night, each),
-            ("next night", 1, jobs.score_next_night, each),
-            ("14 nights", 14, jobs.score_fortnight, each),
+            ("first night", 57, jobs.score_first_night, gflop_per_night),
+            ("next night", 1, jobs.score_next_night, gflop_per_night),
+            ("14 nights", 14, jobs.score_fortnight, gflop_per_night),
         ):
-            run.run_job(title, "ours", share, nights * homes, job, home, home, gflop=gflop)
+            run.run_job(title, "ours", share, nights * n_households, job, home, home, gflop=gflop)
 
 
 def _benchmark_other_tools(run: BenchmarkRun, share: float) -> None:
-    """Peers of the largest share: scoring, training, and questions over 850 nights."""
-    home, homes = _home_directory(run, share), round(TRIAL_HOUSEHOLDS * share)
-    learned = jobs.N_EPOCHS * jobs.count_training_gflop()
-    for title, who, size, job, gflop in (
-        ("next night", "a home at a time", homes, jobs.score_seed_model, 0.0),
-        ("next night", "PyOD ECOD", homes, jobs.score_ecod, 0.0),
-        ("next night", "PyOD kNN", homes, jobs.score_knn, 0.0),
-        ("train the seed's", "ours", 60 * homes, jobs.train_ours, learned),
-        ("train the seed's", "data loader", 60 * homes, jobs.train_seed_loop, learned),
-        ("train the seed's", "plain loop", 60 * homes, jobs.train_plain_loop, learned),
-        ("fill 850 nights", "ours", 850 * homes, jobs.fill_tables, 0.0),
-        ("every query", "ours", 850 * homes, jobs.run_every_query, 0.0),
+    """Time other tools on the largest share: scoring, training, and queries over 850 nights."""
+    home = _home_directory(run, share)
+    n_households = round(TRIAL_HOUSEHOLDS * share)
+    training_gflop = jobs.N_EPOCHS * jobs.count_training_gflop()
+    for title, tool, size, job, gflop in (
+        ("next night", "a household at a time", n_households, jobs.score_seed_model, 0.0),
+        ("next night", "PyOD ECOD", n_households, jobs.score_ecod, 0.0),
+        ("next night", "PyOD kNN", n_households, jobs.score_knn, 0.0),
+        ("train the seed's", "ours", 60 * n_households, jobs.train_ours, training_gflop),
+        (
+            "train the seed's",
+            "data loader",
+            60 * n_households,
+            jobs.train_seed_loop,
+            training_gflop,
+        ),
+        (
+            "train the seed's",
+            "plain loop",
+            60 * n_households,
+            jobs.train_plain_loop,
+            training_gflop,
+        ),
+        ("fill 850 nights", "ours", 850 * n_households, jobs.fill_tables, 0.0),
+        ("every query", "ours", 850 * n_households, jobs.run_every_query, 0.0),
     ):
-        run.run_job(title, who, share, size, job, home, home, gflop=gflop)
+        run.run_job(title, tool, share, size, job, home, home, gflop=gflop)
 
 
 def _home_directory(run: BenchmarkRun, share: float) -> Path:
@@ -193,25 +213,31 @@ def _home_directory(run: BenchmarkRun, share: float) -> Path:
 
 
 def _describe_limits(table: pl.DataFrame) -> str:
-    """What the machine could do at most, and how an ingest grows."""
-    said = f"A core copies {measure_memory_gb_s():.1f} GB/s; matrices: {measure_matrix_gflop_s():.0f} GFLOP/s. "
-    large = table.filter(pl.col("share") >= MAX_PANDAS_SHARE, job="ingest", who="ours").sort("size")
+    """Return in words what the machine could do at most, and how the time of an ingest grows."""
+    text = (
+        f"A core copies {measure_memory_gb_s():.1f} GB/s; "
+        f"matrices: {measure_matrix_gflop_s():.0f} GFLOP/s. "
+    )
+    large = table.filter(pl.col("share") >= MAX_PANDAS_SHARE, job="ingest", tool="ours").sort(
+        "size"
+    )
     if large.height > 1:
-        (rows, seconds) = (np.log(large[name].to_numpy()) for name in ("size", "wall_s"))
-        said += f"Ingest grows as rows to the power {np.polyfit(rows, seconds, 1)[0]:.2f}."
-    return said
+        log_rows = np.log(large["size"].to_numpy())
+        log_seconds = np.log(large["wall_s"].to_numpy())
+        text += f"Ingest grows as rows to the power {np.polyfit(log_rows, log_seconds, 1)[0]:.2f}."
+    return text
 
 
 def _draw_growth(table: pl.DataFrame, path: Path) -> None:
-    """Wall time and peak memory over the number of rows, ours and the peers'."""
+    """Draw wall time and peak memory over the number of rows, of all tools that ingest."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for panel, column, label in zip(
         panels, ("wall_s", "peak_gb"), ("wall time, s", "peak memory, GB"), strict=True
     ):
-        of_ingest = table.filter(pl.col("job").str.starts_with("ingest"))
-        for (job, who), rows in of_ingest.group_by("job", "who", maintain_order=True):
-            style = "-o" if who == "ours" else "--o"
-            panel.plot(rows["size"], rows[column], style, label=f"{job}, {who}")
+        ingests = table.filter(pl.col("job").str.starts_with("ingest"))
+        for (job, tool), rows in ingests.group_by("job", "tool", maintain_order=True):
+            style = "-o" if tool == "ours" else "--o"
+            panel.plot(rows["size"], rows[column], style, label=f"{job}, {tool}")
         panel.set(xscale="log", yscale="log", xlabel="rows", ylabel=label)
         panel.grid(alpha=0.3)
     panels[0].legend()

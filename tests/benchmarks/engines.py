@@ -1,9 +1,9 @@
-"""What scoring on each engine takes, and what it keeps of detection, on planted nights of a lake.
+"""Measures what scoring on each engine costs, and its average precision on injected nights.
 
     METERWATCH_HOME=DIR .venv/bin/python -m tests.benchmarks.engines [--nights N] [--rows R]
 
-Asks the champion of that home, on the last nights of households that it has not learned from. One
-core each; the last column is the share of PyTorch's speed. Ends with a table in Markdown.
+Scores with the champion of METERWATCH_HOME, on the last nights of its held-out households, on one
+core; the last column is the share of PyTorch's speed. Prints a table in Markdown.
 """
 
 import time
@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score
 from ml.evaluation.inject import GroundTruth, inject_anomalies, repeat_households
 from ml.export import measure_output_difference
 from ml.fleet import Fleet
+from ml.markdown import render_frame
 from ml.models.base import NetworkOutput, Windows
 from ml.scoring.detector import Detector
 from ml.scoring.tables import WARMUP_NIGHTS
@@ -34,87 +35,95 @@ from tasks import paths, registry, storage
 from tasks.fleet_loading import find_last_well_reported_night, load_fleet
 from tasks.model_files import load_detector
 from tasks.settings import get_settings
-from tests.benchmarks.measure import as_markdown
 
 N_COMPARED_NIGHTS: Final = 3000
+"""Household-nights on which the outputs of engines are compared."""
 N_ROUNDS: Final = 3
+"""Rounds of which the fastest counts: others may have shared the cores."""
 
-app = App(help="What scoring on each engine takes.")
+app = App(help="Measure what scoring on each engine costs.")
 
 
 @app.default
 def main(nights: int = 28, rows: int = 136) -> None:
-    """Plant `rows` copies of households over the last `nights`, and judge them by each engine."""
+    """Inject into `rows` copies of households over the last `nights`, and score by each engine."""
     torch.set_num_threads(1)
-    least = get_settings().min_readings
-    known = select_held_out_households(
+    min_readings = get_settings().min_readings
+    held_out = select_held_out_households(
         load_fleet(
             storage.read_night_range()[0], find_last_well_reported_night(), only_reporting=True
         )
     )
-    recent = select_nights_from(known, len(known.nights) - nights - WARMUP_NIGHTS)
-    last = slice(len(recent.nights) - nights, None)
-    copies = repeat_households(
-        np.arange(len(recent.household_ids)), -(-rows // len(recent.household_ids))
+    recent = select_nights_from(held_out, len(held_out.nights) - nights - WARMUP_NIGHTS)
+    last_nights = slice(len(recent.nights) - nights, None)
+    n_households = len(recent.household_ids)
+    copies = repeat_households(np.arange(n_households), -(-rows // n_households))
+    injected, truth = inject_anomalies(
+        recent, copies, last_nights, seed=0, min_readings=min_readings
     )
-    planted, truth = inject_anomalies(recent, copies, last, seed=0, min_readings=least)
-    figures = pl.DataFrame(list(_measure_engines(planted, truth, last, _sample_windows(known))))
-    with as_markdown():
-        print(figures.with_columns(ratio=pl.col("a CPU second") / pl.first("a CPU second")))
+    comparison_windows = _sample_windows(held_out)
+    table = pl.DataFrame(list(_measure_engines(injected, truth, last_nights, comparison_windows)))
+    speed = pl.col("nights per CPU second")
+    print(render_frame(table.with_columns(ratio=speed / speed.first())))
 
 
 def _sample_windows(fleet: Fleet) -> Windows:
-    """Household-nights of all homes and seasons, in the shape that the champion takes."""
-    least, champion = get_settings().min_readings, registry.load_champion()[0]
+    """Return household-nights of all households and seasons, as the champion takes them."""
+    min_readings = get_settings().min_readings
+    champion, _ = registry.load_champion()
     windows = FleetWindows(
-        fleet, champion.network.context_nights, least, peer_config=champion.config.peers
+        fleet, champion.network.context_nights, min_readings, peer_config=champion.config.peers
     )
     return windows.gather_windows(
-        select_evenly(usable_household_nights(fleet, least), N_COMPARED_NIGHTS)
+        select_evenly(usable_household_nights(fleet, min_readings), N_COMPARED_NIGHTS)
     )
 
 
 def _measure_engines(
     fleet: Fleet, truth: GroundTruth, nights: slice, comparison_windows: Windows
 ) -> Iterator[dict[str, Any]]:
-    least, exact = get_settings().min_readings, None
+    """Yield a row for each engine; the first, PyTorch, is what the others are compared with."""
+    min_readings = get_settings().min_readings
+    exact = None
     for name, detector in _load_engines():
         exact = exact or detector.scoring_function
         score, seconds = _time_best_round(
-            lambda by=detector: by.run_network(fleet, nights, least).log_odds
+            lambda scored_by=detector: scored_by.run_network(fleet, nights, min_readings).log_odds
         )
-        counts = truth.is_tested[:, nights] & np.isfinite(score)
-        is_planted = truth.is_injected[:, nights][counts]
+        is_scored = truth.is_tested[:, nights] & np.isfinite(score)
+        is_injected = truth.is_injected[:, nights][is_scored]
+        difference = measure_output_difference(exact, detector.scoring_function, comparison_windows)
         yield {
             "engine": name,
-            "nights": int(counts.sum()),
-            "planted": int(is_planted.sum()),
-            "AP": float(average_precision_score(is_planted, score[counts])),
-            "a CPU second": counts.sum() / seconds,
-            "largest difference": f"{measure_output_difference(exact, detector.scoring_function, comparison_windows):.1e}",
+            "nights": int(is_scored.sum()),
+            "injected": int(is_injected.sum()),
+            "AP": float(average_precision_score(is_injected, score[is_scored])),
+            "nights per CPU second": float(is_scored.sum() / seconds),
+            "largest difference": f"{difference:.1e}",
         }
 
 
 def _load_engines() -> Iterator[tuple[str, Detector]]:
+    """Yield the champion as each engine runs it."""
     directory = paths.model_dir(registry.load_champion()[1])
     yield "torch", load_detector(directory)
     mlflow.set_tracking_uri(registry.resolve_store_uri())
     graph = mlflow.pytorch.load_model("models:/meterwatch@champion")
     exported = load_detector(directory)
-    exported.program = lambda windows: NetworkOutput(*graph(*windows))
+    exported.exported_program = lambda windows: NetworkOutput(*graph(*windows))
     yield "torch.export", exported
     yield "onnx", load_detector(directory, "onnx")
     yield "int8", load_detector(directory, "int8")
 
 
 def _time_best_round(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and the CPU seconds of the fastest of some rounds."""
-    took = []
+    """Return the function's result, and the CPU seconds of its fastest round."""
+    seconds = []
     for _ in range(N_ROUNDS):
         started = time.process_time()
-        given = function()
-        took.append(time.process_time() - started)
-    return given, min(took)
+        result = function()
+        seconds.append(time.process_time() - started)
+    return result, min(seconds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Set the simulated fleet beside the real one: a table of statistics, and a picture.
+"""Compares a simulated fleet with a real one: a table of statistics, and a picture.
 
     .venv/bin/python tests/benchmarks/fleet_comparison.py ../shared/lcl [OUT.png]
 
@@ -21,32 +21,38 @@ COMPARISON_CONFIG = FleetConfig(households=225, days=365, start=datetime(YEAR, 1
 
 
 def load_real_kwh(source: Path) -> Floats:
-    """The readings of the year, [H, 365, 48], NaN where missing."""
-    slot = (pl.col("tstp") - datetime(YEAR, 1, 1)).dt.total_minutes() // 30
+    """Return the readings of the year, `[H, 365, 48]`, NaN where missing."""
+    half_hour = (pl.col("tstp") - datetime(YEAR, 1, 1)).dt.total_minutes() // 30
     rows = (
         pl.scan_parquet(source / "halfhourly/*.parquet")
         .select(
-            home=pl.col("LCLid").rank("dense") - 1,
-            slot=slot,
+            h=pl.col("LCLid").rank("dense") - 1,
+            half_hour=half_hour,
             kwh=pl.col("energy(kWh/hh)").cast(pl.Float32),
         )
-        .filter(pl.col("slot").is_between(0, 365 * 48 - 1))
+        .filter(pl.col("half_hour").is_between(0, 365 * 48 - 1))
         .collect()
     )
-    home, place, kwh = (rows[name].to_numpy() for name in rows.columns)
-    cube = np.full((int(home.max()) + 1, 365 * 48), np.nan, dtype=np.float32)
-    cube[home, place] = kwh
-    return cube.reshape(-1, 365, 48)
+    h = rows["h"].to_numpy()
+    year_kwh = np.full((int(h.max()) + 1, 365 * 48), np.nan, dtype=np.float32)
+    year_kwh[h, rows["half_hour"].to_numpy()] = rows["kwh"].to_numpy()
+    return year_kwh.reshape(-1, 365, 48)
 
 
 def compute_statistics(kwh: Floats) -> dict[str, float]:
-    """What the two fleets should share; of households the median unless said otherwise."""
-    homes = kwh[(~np.isnan(kwh)).all(axis=2).sum(axis=1) > 300]
-    readings, flat = kwh[~np.isnan(kwh)], homes.reshape(len(homes), -1)
-    level, total = np.nanmean(kwh, axis=(1, 2)), homes.sum(axis=2)
+    """Return statistics by name that two fleets `[H, D, 48]` should share.
+
+    Of statistics of households the median; of households with 300 complete days or more.
+    """
+    complete = kwh[(~np.isnan(kwh)).all(axis=2).sum(axis=1) > 300]
+    flat = complete.reshape(len(complete), -1)
+    daily_kwh = complete.sum(axis=2)
+    readings = kwh[~np.isnan(kwh)]
+    level = np.nanmean(kwh, axis=(1, 2))
     profile = np.nanmean(kwh, axis=(0, 1))
-    summer = np.nanmean(total[:, 151:243], axis=1)
-    winter = np.nanmean(np.hstack([total[:, :59], total[:, 334:]]), axis=1)
+    # June to August; December to February.
+    summer = np.nanmean(daily_kwh[:, 151:243], axis=1)
+    winter = np.nanmean(np.hstack([daily_kwh[:, :59], daily_kwh[:, 334:]]), axis=1)
     fleet = {f"reading, quantile {q}": np.quantile(readings, q) for q in (0.1, 0.5, 0.9, 0.99)}
     fleet |= {
         "reading, quantile 0.999": np.quantile(readings, 0.999),
@@ -65,7 +71,9 @@ def compute_statistics(kwh: Floats) -> dict[str, float]:
     }
     return {
         name: float(value)
-        for name, value in (fleet | _compute_household_statistics(homes, flat, total)).items()
+        for name, value in (
+            fleet | _compute_household_statistics(complete, flat, daily_kwh)
+        ).items()
     }
 
 
@@ -109,10 +117,15 @@ def _finite_median(values: Floats) -> float:
 
 
 def compute_autocorrelation(series: Floats, lag: int) -> Floats:
-    """Correlation of each row [H, T] with itself `lag` steps later, over pairs that are there."""
-    before, after = series[:, :-lag], series[:, lag:]
-    there = ~np.isnan(before) & ~np.isnan(after)
-    before, after = (np.where(there, part, np.nan) for part in (before, after))
+    """Return the correlation `[H]` of series `[H, T]` with themselves `lag` steps later.
+
+    Over the pairs of which neither value is missing.
+    """
+    before = series[:, :-lag]
+    after = series[:, lag:]
+    is_pair = ~np.isnan(before) & ~np.isnan(after)
+    before = np.where(is_pair, before, np.nan)
+    after = np.where(is_pair, after, np.nan)
     before = before - np.nanmean(before, axis=1, keepdims=True)
     after = after - np.nanmean(after, axis=1, keepdims=True)
     power = np.nansum(before**2, axis=1) * np.nansum(after**2, axis=1)
@@ -120,15 +133,17 @@ def compute_autocorrelation(series: Floats, lag: int) -> Floats:
 
 
 def main() -> None:
-    """Print the table; draw the picture where a name is given."""
-    real, simulated = load_real_kwh(Path(sys.argv[1])), simulate_fleet_kwh(COMPARISON_CONFIG)
-    theirs, ours = compute_statistics(real), compute_statistics(simulated)
+    """Print the table, and draw the picture if a file is named."""
+    real = load_real_kwh(Path(sys.argv[1]))
+    simulated = simulate_fleet_kwh(COMPARISON_CONFIG)
+    real_statistics = compute_statistics(real)
+    simulated_statistics = compute_statistics(simulated)
     print(f"{'':36}{'real':>10}{'simulated':>11}")
-    for name, value in theirs.items():
-        print(f"{name:36}{value:10.3f}{ours[name]:11.3f}")
+    for name, value in real_statistics.items():
+        print(f"{name:36}{value:10.3f}{simulated_statistics[name]:11.3f}")
     if len(sys.argv) > 2:
-        is_free = build_environment(COMPARISON_CONFIG).is_free_day[1:-1]
-        draw_fleet_comparison(real, simulated, is_free).savefig(sys.argv[2], dpi=70)
+        is_free_day = build_environment(COMPARISON_CONFIG).is_free_day[1:-1]
+        draw_fleet_comparison(real, simulated, is_free_day).savefig(sys.argv[2], dpi=70)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What is timed, and the peers that do the same work."""
+"""Jobs that are timed: ours, and those of other tools that do the same work.
+
+A job takes a source and a scratch directory, which is METERWATCH_HOME of its process.
+"""
 
 import shutil
 import time
@@ -47,22 +50,23 @@ DUCKDB_INGEST_SQL = f"""
     ) TO '{{out}}' (FORMAT parquet, COMPRESSION zstd)
 """
 N_EPOCHS = 4
+"""Epochs of each training that is timed."""
 MIN_READINGS = 36
 
 
 def ingest_ours(source: Path, scratch: Path) -> None:
-    """Everything that an ingest does, quarantine and ledgers included."""
+    """Ingest as the product does, quarantine and ledgers included."""
     ingest.fn([str(source)])
 
 
 def ingest_duckdb(source: Path, scratch: Path) -> None:
-    """One row a household-day, the largest reading of a half-hour; no quarantine, no order."""
+    """Write one row a household-night with the largest reading of a half-hour; no quarantine."""
     duckdb.execute(f"SET enable_progress_bar = false; SET temp_directory = '{scratch}'")
     duckdb.execute(DUCKDB_INGEST_SQL.format(source=source, out=scratch / "profiles.parquet"))
 
 
 def ingest_pandas(source: Path, scratch: Path) -> None:
-    """The same as people write it first."""
+    """Do the same as people write it first."""
     rows = pd.concat([pd.read_parquet(path) for path in sorted(source.glob("*.parquet"))])
     kwh = rows["energy(kWh/hh)"]
     rows = rows[kwh.between(0, 12) & (rows["tstp"].dt.minute % 30 == 0)]
@@ -75,29 +79,29 @@ def ingest_pandas(source: Path, scratch: Path) -> None:
 
 
 def convert_csv_polars(source: Path, scratch: Path) -> None:
-    """CSV to Parquet as it is, nothing looked at."""
+    """Convert CSV to Parquet as it is, without any check."""
     pl.scan_csv(source / "*.csv").sink_parquet(scratch / "rows.parquet")
 
 
 def train_champion(source: Path, scratch: Path) -> None:
-    """A champion of two epochs, for the nights to be scored with."""
+    """Train a champion of two epochs, for the nights to be scored with."""
     ingest.fn([str(source)])
     train.fn(TrainParameters(max_epochs=2))
     shutil.rmtree(scratch / "lake")
 
 
 def score_first_night(source: Path, scratch: Path) -> None:
-    """A night of which nothing is known: the 56 nights before are shown too."""
+    """Score a night without a score cache: its warm-up nights go through the network too."""
     _score_night(1)
 
 
 def score_next_night(source: Path, scratch: Path) -> float:
-    """What happens every night: read, features, network, calibration, evidence, tables."""
+    """Score the next night, as happens every night: load, network, calibration, tables."""
     return _score_night(0)
 
 
 def score_fortnight(source: Path, scratch: Path) -> float:
-    """A fortnight in bulk."""
+    """Score a fortnight in bulk."""
     last = storage.read_night_range()[1]
     return backfill.fn(last - timedelta(days=13), last).n_household_nights
 
@@ -108,37 +112,37 @@ def _score_night(nights_ago: int) -> float:
 
 
 def score_seed_model(source: Path, scratch: Path) -> float:
-    """The seed's way: its autoencoder called for a household at a time."""
+    """Score the seed's way: its autoencoder, called for a household at a time."""
     fleet = _load_recent_fleet(60)
     network = ConditionalAutoencoder(ConditionalAutoencoderConfig()).eval()
     windows = FleetWindows(fleet, 0, MIN_READINGS)
     last = torch.arange(len(fleet.nights) - 1, fleet.kwh[..., 0].size, len(fleet.nights))
     with torch.inference_mode():
         return float(
-            sum(network(windows.gather_windows(place[None])).score.numel() for place in last)
+            sum(network(windows.gather_windows(place[None])).log_odds.numel() for place in last)
         )
 
 
 def score_ecod(source: Path, scratch: Path) -> float:
-    """PyOD's detector without parameters on the days of a night, once fitted on a month."""
+    """Score a night by PyOD's detector without parameters, fitted on a month."""
     return _score_pyod(ECOD())
 
 
 def score_knn(source: Path, scratch: Path) -> float:
-    """PyOD's nearest neighbours, the nearest in quality."""
+    """Score a night by PyOD's nearest neighbours, its best baseline."""
     return _score_pyod(KNN())
 
 
 def _score_pyod(detector: ECOD | KNN) -> float:
-    """Seconds that the decision function took, of a fit on days of the month before."""
-    days = (
+    """Return the seconds of the decision function alone, after a fit on a month of profiles."""
+    profiles = (
         compute_log_readings(_build_usable_windows(_load_recent_fleet(30)))
         .nan_to_num()[:, -1]
         .numpy()
     )
-    detector.fit(days[:20_000])
+    detector.fit(profiles[:20_000])
     started = time.perf_counter()
-    detector.decision_function(days[-5567:])
+    detector.decision_function(profiles[-5567:])
     return time.perf_counter() - started
 
 
@@ -153,12 +157,12 @@ def _build_usable_windows(fleet: Fleet) -> Windows:
 
 
 def load_features(source: Path, scratch: Path) -> None:
-    """The features of 112 nights."""
+    """Load a fleet and its conditions over 112 nights."""
     _load_recent_fleet(112)
 
 
 def train_ours(source: Path, scratch: Path) -> float:
-    """Nights a second that our loop learns the seed's autoencoder from."""
+    """Return household-nights a second of our training loop, on the seed's autoencoder."""
     parameters = FitParameters(
         model="conditional_autoencoder", max_epochs=N_EPOCHS, epoch_size=1 << 30
     )
@@ -177,21 +181,21 @@ def train_ours(source: Path, scratch: Path) -> float:
 
 
 def train_seed_loop(source: Path, scratch: Path) -> float:
-    """The seed's loop: a data loader over a data set, 1,024 at a time, the loss asked each step."""
-    x, known, rest = _load_tensors()
-    batches = DataLoader(TensorDataset(x, known), batch_size=1024, shuffle=True)
-    return _time_training(lambda: batches, len(x), 1e-3, rest, reads_loss=True)
+    """Train by a data loader over a data set, 1,024 at a time, reading the loss at each step."""
+    x, conditions, validation = _load_tensors()
+    batches = DataLoader(TensorDataset(x, conditions), batch_size=1024, shuffle=True)
+    return _time_training(lambda: batches, len(x), 1e-3, validation, reads_loss=True)
 
 
 def train_plain_loop(source: Path, scratch: Path) -> float:
-    """A plain loop over batches by index, 1,024 at a time."""
-    x, known, rest = _load_tensors()
+    """Train by a plain loop over batches by index, 1,024 at a time."""
+    x, conditions, validation = _load_tensors()
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         for places in torch.randperm(len(x)).split(1024):
-            yield x[places], known[places]
+            yield x[places], conditions[places]
 
-    return _time_training(batches, len(x), 1e-3, rest, reads_loss=False)
+    return _time_training(batches, len(x), 1e-3, validation, reads_loss=False)
 
 
 def _time_training(
@@ -204,24 +208,32 @@ def _time_training(
 ) -> float:
     network = _build_seed_network()
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
-    started, total = time.perf_counter(), 0.0
+    total = 0.0
+    started = time.perf_counter()
     for _ in range(N_EPOCHS):
-        for x, known in batches():
-            loss = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+        for x, conditions in batches():
+            loss = _reconstruction_error(network, x, conditions)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            # Reading the loss waits for the step, which costs on a GPU.
             total += loss.item() if reads_loss else 0.0
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        x, known = validation
-        error = ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+        error = _reconstruction_error(network, *validation)
     print(f"    validation loss {error:.4f}")
     return N_EPOCHS * n_household_nights / seconds
 
 
+def _reconstruction_error(
+    network: ConditionalAutoencoder, x: torch.Tensor, conditions: torch.Tensor
+) -> torch.Tensor:
+    predicted = network.decode(network.encode(x, conditions), conditions)
+    return ((predicted - x) ** 2).mean()
+
+
 def count_inference_gflop() -> float:
-    """Operations in products and convolutions when the default network judges a household-night."""
+    """Return the GFLOP of products and convolutions when the default network scores one night."""
     network = import_network_class(DEFAULT_MODEL)(
         import_network_class(DEFAULT_MODEL).config_class()
     ).eval()
@@ -232,7 +244,7 @@ def count_inference_gflop() -> float:
 
 
 def count_training_gflop() -> float:
-    """The same when the seed's autoencoder learns from one, there and back."""
+    """Return the GFLOP when the seed's autoencoder trains on one night, forward and backward."""
     network = _build_seed_network()
     day = Windows(torch.ones(2, 1, HALF_HOURS), torch.ones(2), torch.zeros(2, len(CONDITIONS)))
     with FlopCounterMode(display=False) as counted:
@@ -247,7 +259,7 @@ def _build_seed_network() -> ConditionalAutoencoder:
 
 
 def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Standardised readings and conditions to learn from, and those held out."""
+    """Return standardised readings and conditions to train on, and those of held-out households."""
     network = _build_seed_network()
     parameters = FitParameters(model="conditional_autoencoder")
     data = build_data_module(
@@ -259,32 +271,33 @@ def _load_tensors() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, tor
         x = network.reading_standardizer(compute_log_readings(windows))[:, -1]
         return x.nan_to_num(), network.condition_standardizer(windows.conditions).nan_to_num()
 
-    x, known = standardize(data.train_indices)
-    return x, known, standardize(data.validation_indices)
+    x, conditions = standardize(data.train_indices)
+    return x, conditions, standardize(data.validation_indices)
 
 
 def fill_tables(source: Path, scratch: Path) -> None:
-    """850 nights of result tables: the last scored night over and over."""
+    """Write 850 nights of result tables: the last scored night over and over."""
     last = storage.read_night_range()[1]
     for table in ("scores", "anomalies", "nights"):
         of_night = storage.collect_with_retry(
             storage.scan_table(table).filter(pl.col("night") == last)
         )
-        for ago in range(1, 850):
-            earlier = last - timedelta(days=ago)
-            moved = of_night.with_columns(night=pl.lit(earlier, pl.Date))
-            storage.replace_night(table, earlier, moved)
+        for nights_ago in range(1, 850):
+            earlier = last - timedelta(days=nights_ago)
+            storage.replace_night(
+                table, earlier, of_night.with_columns(night=pl.lit(earlier, pl.Date))
+            )
 
 
 def run_every_query(source: Path, scratch: Path) -> float:
-    """Every named query; the slowest of them in seconds."""
+    """Run every named query; return the seconds of the slowest."""
     last = storage.read_night_range()[1]
     return max(_time_query(name, last) for name in queries.list_queries())
 
 
 def _time_query(name: str, last_night: date) -> float:
-    given = {"household_id": "MAC000010", "night": str(last_night)}
-    takes = {parameter.name for parameter in queries.list_queries()[name].parameters}
+    values = {"of_household": "MAC000010", "of_night": str(last_night)}
+    parameters = {parameter.name for parameter in queries.list_queries()[name].parameters}
     started = time.perf_counter()
-    queries.run_query(name, {key: value for key, value in given.items() if key in takes})
+    queries.run_query(name, {key: value for key, value in values.items() if key in parameters})
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Time a job in a process of its own, and what the machine could do at most."""
+"""Times a job in a process of its own, and measures what the machine could do at most."""
 
 import multiprocessing as mp
 import os
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
 BenchmarkJob = Callable[[Path, Path], float | None]
-"""Works on a source in a scratch directory; what it returns is told beside its time."""
+"""Works on a source in a scratch directory; what it returns is printed beside its time."""
 
 
 class JobMeasurements(NamedTuple):
-    """What a job took, imports apart."""
+    """What a job took, without its imports."""
 
     wall_s: float
     cpu_s: float
@@ -25,10 +24,10 @@ class JobMeasurements(NamedTuple):
 
 
 def measure_job(job: BenchmarkJob, source: Path, scratch: Path) -> JobMeasurements:
-    """Run a job in a fresh process, as many threads as it likes.
+    """Run a job in a fresh process and return what it took; its threads are not limited.
 
     Raises:
-        RuntimeError: the job failed; it has said why.
+        RuntimeError: the job failed; its traceback is on standard error.
     """
     spawn = mp.get_context("spawn")
     results: mp.SimpleQueue[JobMeasurements] = spawn.SimpleQueue()
@@ -45,36 +44,41 @@ def _run_measured(
 ) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["METERWATCH_HOME"] = str(scratch)
-    wall, cpu, read = time.perf_counter(), time.process_time(), _read_gb()
-    told = job(source, scratch)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    results.put(JobMeasurements(wall, cpu, _peak_memory_gb(), _read_gb() - read, told))
+    read_before_gb = _read_gb()
+    wall_start = time.perf_counter()
+    cpu_start = time.process_time()
+    job_result = job(source, scratch)
+    wall_s = time.perf_counter() - wall_start
+    cpu_s = time.process_time() - cpu_start
+    read_gb = _read_gb() - read_before_gb
+    results.put(JobMeasurements(wall_s, cpu_s, _peak_memory_gb(), read_gb, job_result))
 
 
 def _read_gb() -> float:
-    """Bytes that this process has asked the kernel for, from the disk or its cache."""
-    counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(counted["rchar"]) / 1e9
+    """Return what this process has asked the kernel for so far, from the disk or its cache."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["rchar"]) / 1e9
 
 
 def _peak_memory_gb() -> float:
-    """Most memory of this process; what `getrusage` says may be its parent's."""
-    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(said["VmHWM"].split()[0]) / 1e6
+    """Return the peak resident memory of this process; `getrusage` may return its parent's."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1e6
 
 
 def measure_memory_gb_s(size_gb: float = 0.5) -> float:
-    """How much a core reads and writes when it copies, the best of three."""
+    """Return GB/s that a core reads and writes when it copies, the best of three."""
     source = np.ones(int(size_gb * 1e9 / 8))
     target = np.empty_like(source)
-    target[:] = 0  # so that no page is new
+    # The kernel gives memory page by page when it is first written to.
+    target[:] = 0
     return max(
         2 * source.nbytes / 1e9 / _time_call(lambda: np.copyto(target, source)) for _ in "123"
     )
 
 
 def measure_file_gb_s(directory: Path, size_gb: float = 0.5) -> float:
-    """How much of a file that was just written a core reads, the best of three."""
+    """Return GB/s that a core reads of a file that is in the disk cache, the best of three."""
     path = directory / "rate"
     path.write_bytes(bytes(int(size_gb * 1e9)))
     seconds = min(_time_call(path.read_bytes) for _ in "123")
@@ -83,24 +87,9 @@ def measure_file_gb_s(directory: Path, size_gb: float = 0.5) -> float:
 
 
 def measure_matrix_gflop_s(size: int = 2048) -> float:
-    """Operations of a square matrix product in single precision on all cores."""
+    """Return GFLOP/s of a square matrix product in single precision on all cores."""
     matrix = np.ones((size, size), dtype=np.float32)
     return max(2 * size**3 / 1e9 / _time_call(lambda: matrix @ matrix) for _ in "123")
-
-
-def as_markdown() -> pl.Config:
-    """A context in which frames print as Markdown tables."""
-    return pl.Config(
-        tbl_formatting="MARKDOWN",
-        tbl_hide_column_data_types=True,
-        tbl_hide_dataframe_shape=True,
-        tbl_rows=-1,
-        tbl_cols=-1,
-        tbl_width_chars=200,
-        fmt_str_lengths=60,
-        float_precision=3,
-        thousands_separator=True,
-    )
 
 
 def _time_call(function: Callable[[], object]) -> float:

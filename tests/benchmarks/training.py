@@ -1,9 +1,9 @@
-"""How fast training is on this machine's device, beside the loop the product grew from.
+"""Measures how fast training is on this machine's device, beside the loop the product grew from.
 
     .venv/bin/python -m tests.benchmarks.training [--households N] [--nights D] [--out FILE]
 
-Learns from a made fleet: on a GPU the size of the real trial, 3.5 million household-days, on a CPU
-a small one, and `torch.compile` once. Ends with tables in Markdown.
+Trains on a simulated fleet: on a GPU the size of the real trial, 3.5 million household-nights, on a
+CPU a small one, and with `torch.compile` once. Writes tables in Markdown.
 """
 
 import tempfile
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from ml.markdown import render_frame
 from ml.models import DEFAULT_MODEL
 from ml.models.base import Network, Windows, compute_log_readings
 from ml.scoring.detector import Detector, DetectorConfig
@@ -31,16 +32,19 @@ from ml.training.parameters import FitParameters
 from ml.training.trainer import build_trainer, suppress_expected_warnings
 from tests import fleets
 from tests.benchmarks.__main__ import TRIAL_CONFIG, TRIAL_HOUSEHOLDS
-from tests.benchmarks.measure import as_markdown
 
 SEED_MODEL: Final = "conditional_autoencoder"
+"""The model the project started from."""
 MIN_READINGS: Final = 36
 SEED_BATCH_SIZE: Final = 1024
+"""Household-nights of a batch in the loop the project started from."""
 SEED_EPOCHS: Final = 4
 MIN_STEPS_PER_EPOCH: Final = 90
-"""Of an epoch of the seed's network; with fewer its loss after all epochs is the worse one."""
+"""Steps of an epoch of the seed's network; with fewer its loss stays above that of its own loop."""
 TRIAL_NIGHTS: Final = 3_500_000
+"""Household-nights of the London trial: 5,567 households over 626 nights."""
 N_TIMED_STEPS: Final = 3
+"""Steps of which the fastest counts."""
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,33 +59,29 @@ def main(
     batches: tuple[int, ...] = (64, 1024) if DEVICE.type == "cuda" else (64,),
     out: Path = Path("data/speed/training.md"),
 ) -> None:
-    """Measure; a batch is as many windows, each of four nights of the champion's."""
+    """Time both loops and single steps; a window of the champion's model holds four nights."""
     on_gpu = DEVICE.type == "cuda"
-    size = (
-        households or (TRIAL_HOUSEHOLDS if on_gpu else 60),
-        nights or (TRIAL_CONFIG["days"] if on_gpu else 90),
-    )
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(*size))
+    n_households = households or (TRIAL_HOUSEHOLDS if on_gpu else 60)
+    n_nights = nights or (TRIAL_CONFIG["days"] if on_gpu else 90)
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(n_households, n_nights))
     loops = pl.DataFrame(
         [
-            _print_row(_time_seed_loop(known)),
-            *(_print_row(_time_our_loop(known, model)) for model in (SEED_MODEL, DEFAULT_MODEL)),
+            _print_row(_time_seed_loop(fleet)),
+            *(_print_row(_time_our_loop(fleet, model)) for model in (SEED_MODEL, DEFAULT_MODEL)),
         ]
     )
-    memory, products = (
-        _measure_copy_gb_s(),
-        {name: _measure_product_tflop_s(dtype) for name, dtype in DTYPES.items()},
-    )
+    copy_gb_s = _measure_copy_gb_s()
+    product_tflop_s = {name: _measure_product_tflop_s(dtype) for name, dtype in DTYPES.items()}
     steps = pl.DataFrame(
         [
             _print_row(
                 _time_step(
-                    known,
+                    fleet,
                     name,
                     batch,
                     is_compiled=compiled,
-                    copy_gb_s=memory,
-                    product_tflop_s=products[name],
+                    copy_gb_s=copy_gb_s,
+                    product_tflop_s=product_tflop_s[name],
                 )
             )
             for name in DTYPES
@@ -90,14 +90,16 @@ def main(
             if on_gpu or not compiled or (name, batch) == ("fp32", batches[-1])
         ]
     )
-    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in products.items())
-    with as_markdown():
-        about = f"{name}: copies {memory:.0f} GB/s; square matrices {rates}."
-        said = f"{about}\n\n{size[0]:,} households, {size[1]} nights.\n\n{loops}\n\n{steps}\n"
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in product_tflop_s.items())
+    report = (
+        f"{device}: copies {copy_gb_s:.0f} GB/s; square matrices {rates}.\n\n"
+        f"{n_households:,} households, {n_nights} nights.\n\n"
+        f"{render_frame(loops)}\n\n{render_frame(steps)}\n"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(said)
-    print(f"{said}\nwritten to {out}")
+    out.write_text(report)
+    print(f"{report}\nwritten to {out}")
 
 
 def _print_row(row: ResultRow) -> ResultRow:
@@ -114,7 +116,7 @@ def _build_training_data(
 
 
 def _time_our_loop(fleet: fleets.Fleet, model: str) -> ResultRow:
-    """An epoch over all nights of the seed's network, or one of the champion's recipe."""
+    """Time epochs over all nights of the seed's network, or one of the champion's recipe."""
     parameters = (
         _seed_parameters(fleet) if model == SEED_MODEL else FitParameters(model=model, max_epochs=1)
     )
@@ -128,7 +130,10 @@ def _time_our_loop(fleet: fleets.Fleet, model: str) -> ResultRow:
 
 
 def _seed_parameters(fleet: fleets.Fleet) -> FitParameters:
-    """All nights an epoch, in batches as large as they allow: a step costs a GPU as much."""
+    """Return all nights an epoch, in batches as large as `MIN_STEPS_PER_EPOCH` allows.
+
+    A step of so small a network costs a GPU the same whatever its batch.
+    """
     nights = int((fleet.n_readings >= MIN_READINGS).sum())
     return FitParameters(
         model=SEED_MODEL,
@@ -140,24 +145,25 @@ def _seed_parameters(fleet: fleets.Fleet) -> FitParameters:
 
 
 def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
-    """A data loader over a data set, 1,024 at a time, the loss asked each step."""
+    """Time a data loader over a data set, 1,024 at a time, the loss read at each step."""
     network, data = _build_training_data(fleet, FitParameters(model=SEED_MODEL))
 
     def standardize(places: Tensor) -> tuple[Tensor, Tensor]:
         windows = data.windows.gather_windows(places)
-        x = network.readings(compute_log_readings(windows))[:, -1]
-        return x.nan_to_num(), network.conditions(windows.conditions).nan_to_num()
+        x = network.reading_standardizer(compute_log_readings(windows))[:, -1]
+        return x.nan_to_num(), network.condition_standardizer(windows.conditions).nan_to_num()
 
-    x, known_of = standardize(data.train_indices)
-    rest = [part.to(DEVICE) for part in standardize(data.validation_indices)]
+    x, conditions = standardize(data.train_indices)
+    validation = [part.to(DEVICE) for part in standardize(data.validation_indices)]
     network.to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
-    def reconstruction_error(x: Tensor, known: Tensor) -> Tensor:
-        return ((network.decode(network.encode(x, known), known) - x) ** 2).mean()
+    def reconstruction_error(x: Tensor, conditions: Tensor) -> Tensor:
+        predicted = network.decode(network.encode(x, conditions), conditions)
+        return ((predicted - x) ** 2).mean()
 
     def train() -> None:
-        loader = DataLoader(TensorDataset(x, known_of), batch_size=SEED_BATCH_SIZE, shuffle=True)
+        loader = DataLoader(TensorDataset(x, conditions), batch_size=SEED_BATCH_SIZE, shuffle=True)
         for _ in range(SEED_EPOCHS):
             for batch in loader:
                 loss = reconstruction_error(*(part.to(DEVICE) for part in batch))
@@ -172,7 +178,7 @@ def _time_seed_loop(fleet: fleets.Fleet) -> ResultRow:
             f"seed's loop, {SEED_MODEL}",
             SEED_EPOCHS * len(x),
             seconds,
-            reconstruction_error(*rest).item(),
+            reconstruction_error(*validation).item(),
         )
 
 
@@ -198,15 +204,16 @@ def _time_step(
     copy_gb_s: float,
     product_tflop_s: float,
 ) -> ResultRow:
-    """The champion's step alone: gather, corrupt, forward, backward, optimizer."""
+    """Time the champion's step alone: gather, corrupt, forward, backward, optimizer."""
     parameters = FitParameters(model=DEFAULT_MODEL, batch_size=batch_size)
     network, data = _build_training_data(fleet, parameters)
     data.windows.move_to_device(DEVICE)
     network.to(DEVICE)
     optimizer = torch.optim.AdamW(network.parameters(), fused=precision != "fp16")
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
-    if is_compiled:  # what comes before draws other operations each step
-        network._heads = torch.compile(network._heads)
+    if is_compiled:
+        # Corruptions and features before the heads are other operations at each step.
+        network._apply_heads = torch.compile(network._apply_heads)
     mixed = torch.autocast(DEVICE.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
     batches = _iter_random_batches(data, batch_size)
 
@@ -246,7 +253,7 @@ def _iter_random_batches(data: TrainingDataModule, batch_size: int) -> Iterator[
 
 
 class _MemoryTraffic(TorchDispatchMode):
-    """What all operations read and write, each by itself."""
+    """Counts what all operations read and write, as if nothing were cached between them."""
 
     moved_gb = 0.0
 
