@@ -120,16 +120,27 @@ def test_night_that_was_there_before_is_its_own_nearest_neighbor() -> None:
 def test_profile_within_an_adjacent_half_hours_range_does_not_exceed() -> None:
     history = torch.full((1, HISTORY_NIGHTS, 48), 0.2)
     history[:, :, 20] = 1.0
-    early, far = history[:, :1].roll(-1, 2), history[:, :1].roll(-3, 2)
+    early, far = history[:, :1].roll(-1, 2), history[:, :1].roll(-2, 2)
     found = compute(history, torch.cat((early, far), dim=1), torch.tensor([LEVEL_KWH]))
     above = half_hour(found, "above_maximum")
     assert above[0, 0].max() == 0
-    assert above[0, 1].argmax() == 17
+    assert above[0, 1].argmax() == 18
     assert night(found, "exceedances.above_maximum_maximum").tolist() == [
-        [0.0, pytest.approx(above[0, 1, 17].item())]
+        [0.0, pytest.approx(above[0, 1, 18].item())]
     ]
     assert night(found, "exceedances.above_maximum_maximum_quarter_2")[0, 1] > 0
     assert night(found, "exceedances.above_maximum_maximum_quarter_3")[0, 1] == 0
+
+
+def test_reading_seen_once_before_exceeds_the_usual_but_not_the_maximum() -> None:
+    history = torch.full((1, HISTORY_NIGHTS, 48), 0.2)
+    history[:, -1, 5] = 2.0
+    night_kwh = torch.full((1, 1, 48), 0.2)
+    night_kwh[:, :, 5] = 1.5
+    found = compute(history, night_kwh, torch.tensor([LEVEL_KWH]))
+    assert half_hour(found, "above_maximum").max() == 0
+    assert half_hour(found, "above_q90")[0, 0].argmax() == 5
+    assert half_hour(found, "above_q90").max() > 0
 
 
 def test_shifted_profile_correlates_with_the_mean_at_its_shift() -> None:
