@@ -96,16 +96,6 @@ class Fleet:
         )
 
 
-@dataclass(frozen=True)
-class ScaledFleet:
-    """A fleet in units of each household's own level."""
-
-    log_readings: NDArray[np.float32]
-    """`[H, D, 48]` log(1 + kWh / level), NaN where missing."""
-    level_kwh: NDArray[np.float32]
-    """`[H, D]` kWh per half-hour that is usual for the household before this night."""
-
-
 def build_fleet(
     household_nights: Iterable[pl.DataFrame],
     nights: list[date],
@@ -148,12 +138,6 @@ def _scatter_readings(
     h = within.get_column("household_id").cast(pl.Enum(household_ids)).to_physical().to_numpy()
     d = (within.get_column("night") - nights[0]).dt.total_days().to_numpy()
     kwh[h, d] = readings_as_array(within).to_numpy()
-
-
-def scale_fleet(fleet: Fleet, min_readings: int) -> ScaledFleet:
-    """Return log(1 + kWh / level) of all readings, and the levels."""
-    level_kwh = usual_levels_kwh(fleet, min_readings)
-    return ScaledFleet(np.log1p(fleet.kwh / level_kwh[:, :, None]), level_kwh)
 
 
 def usual_levels_kwh(

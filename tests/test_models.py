@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from ml.fleet import scale_fleet
+from ml.fleet import usual_levels_kwh
 from ml.models import MODEL_NAMES, NETWORK_MODULES, import_network_class
 from ml.models.base import ForecastingNetwork, Network, Windows, nan_mean_square
 from ml.models.transformer import build_positional_encoding
@@ -232,7 +232,7 @@ def test_window_holds_night_and_its_context_nights(
     known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
     places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
     taken = FleetWindows(known, lead_nights, MIN_READINGS).gather_windows(places)
-    level = scale_fleet(known, MIN_READINGS).level_kwh
+    level = usual_levels_kwh(known, MIN_READINGS)
     assert taken.kwh.shape == (len(picks), lead_nights + 1, 48)
     for row, (h, d) in enumerate(zip(*np.divmod(places.numpy(), nights), strict=True)):
         before = np.full((lead_nights, 48), np.nan)

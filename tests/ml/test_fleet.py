@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.fleet import LEVEL_NIGHTS, build_fleet, count_usable_nights, scale_fleet, usual_levels_kwh
+from ml.fleet import LEVEL_NIGHTS, build_fleet, count_usable_nights, usual_levels_kwh
 from tests import fleets
 
 
@@ -39,33 +39,32 @@ def test_undelivered_profile_has_no_readings() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(night=st.integers(30, 44), seed=st.integers(0, 99))
-def test_bulk_scaling_equals_single_night_scaling(night: int, seed: int) -> None:
+def test_bulk_levels_equal_single_night_levels(night: int, seed: int) -> None:
     readings = fleets.simulate_readings_kwh(4, 45, seed)
     readings[np.random.default_rng(seed).random(readings.shape) < 0.1] = np.nan
-    bulk = scale_fleet(fleets.build_fleet(readings), min_readings=36)
+    bulk = usual_levels_kwh(fleets.build_fleet(readings), min_readings=36)
     start = night - LEVEL_NIGHTS
     past = fleets.build_fleet(
         readings[:, start : night + 1], fleets.FIRST_NIGHT + timedelta(days=start)
     )
-    one = scale_fleet(past, min_readings=36)
-    np.testing.assert_array_equal(one.log_readings[:, -1], bulk.log_readings[:, night])
-    np.testing.assert_array_equal(one.level_kwh[:, -1], bulk.level_kwh[:, night])
+    one = usual_levels_kwh(past, min_readings=36)
+    np.testing.assert_array_equal(one[:, -1], bulk[:, night])
 
 
 def test_usual_level_excludes_the_night_itself() -> None:
     readings = fleets.simulate_readings_kwh(2, 40)
     loud = readings.copy()
     loud[:, 39] *= 50
-    quiet_level = scale_fleet(fleets.build_fleet(readings), min_readings=36).level_kwh[:, 39]
-    loud_level = scale_fleet(fleets.build_fleet(loud), min_readings=36).level_kwh[:, 39]
-    np.testing.assert_array_equal(quiet_level, loud_level)
+    level = usual_levels_kwh(fleets.build_fleet(readings), min_readings=36)
+    level_before_loud_night = usual_levels_kwh(fleets.build_fleet(loud), min_readings=36)
+    np.testing.assert_array_equal(level[:, 39], level_before_loud_night[:, 39])
 
 
-def test_scaled_readings_do_not_depend_on_household_level() -> None:
+def test_usual_level_follows_the_household_level() -> None:
     readings = fleets.simulate_readings_kwh(2, 40)
-    units = scale_fleet(fleets.build_fleet(readings), min_readings=36)
-    tenfold = scale_fleet(fleets.build_fleet(readings * 10), min_readings=36)
-    np.testing.assert_allclose(units.log_readings, tenfold.log_readings, rtol=1e-5)
+    level = usual_levels_kwh(fleets.build_fleet(readings), min_readings=36)
+    tenfold = usual_levels_kwh(fleets.build_fleet(readings * 10), min_readings=36)
+    np.testing.assert_allclose(10 * level, tenfold, rtol=1e-5)
 
 
 def test_usual_level_is_never_below_its_minimum() -> None:
