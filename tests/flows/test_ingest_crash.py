@@ -16,7 +16,7 @@ import pytest
 from tasks import storage
 from tests.deliveries import build_rows, hash_files, ingest_sources, write_csv
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The steps of the flow without Prefect's seconds of import; if asked, the nth rename kills.
 CHILD = """
 import os, signal, sys
