@@ -23,6 +23,7 @@ from ml.evaluation.promotion import (
     decide_promotion,
 )
 from ml.fleet import Fleet
+from ml.scoring.detector import OtherInputsError
 from ml.scoring.tables import first_night_needed
 from ml.training.fit import (
     FitResult,
@@ -189,13 +190,20 @@ def compare_with_champion(fitted: FittedDetector, *, is_requested: bool) -> Prom
     champion = registry.find_champion_version()
     if champion is None:
         return decide_promotion(None, None, is_requested=is_requested)
+    try:
+        champion_detector = load_detector(paths.model_dir(champion.version))
+    except OtherInputsError as refusal:
+        # Made by a release with other conditions or features: a new version must replace it.
+        return decide_promotion(
+            None, champion.version, is_requested=is_requested, champion_refusal=str(refusal)
+        )
     min_readings = get_settings().min_readings
     begin = max(first_night_needed(fitted.first_calibration_night), storage.read_night_range()[0])
     fleet = select_held_out_households(load_fleet(begin, fitted.last_night, only_reporting=True))
     nights = slice(fleet.nights.index(fitted.first_calibration_night), len(fleet.nights))
     superiority = compare_detectors(
         load_detector(paths.training_dir(fitted.key)),
-        load_detector(paths.model_dir(champion.version)),
+        champion_detector,
         build_promotion_trial(fleet, nights, min_readings),
     )
     return decide_promotion(superiority, champion.version, is_requested=is_requested)

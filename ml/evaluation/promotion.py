@@ -96,14 +96,19 @@ def decide_promotion(
     champion_version: str | None,
     *,
     is_requested: bool,
+    champion_refusal: str | None = None,
     config: PromotionConfig = DEFAULT_PROMOTION_CONFIG,
 ) -> PromotionDecision:
     """Return whether a version becomes the champion, and why.
 
-    `superiority` as of `compare_detectors`, None if there is no champion: then any version is
-    better. None is promoted unless promotion `is_requested`.
+    `superiority` as of `compare_detectors`, None if there is no champion to compare with: then any
+    version is better. `champion_refusal` says why this release cannot score with the champion.
+    None is promoted unless promotion `is_requested`.
     """
-    if superiority is None:
+    if champion_refusal is not None:
+        is_better = True
+        why = f"the champion cannot score any more, {champion_refusal}"
+    elif superiority is None:
         is_better = True
         why = "there was no champion"
     else:

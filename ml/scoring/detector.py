@@ -57,6 +57,10 @@ FIRST_RELEASE_CONFIG: Final = frozenset({"calibration_size", "learnt_size"})
 """Fields of a release 0.1.0 configuration that nothing needs: the tensors have these sizes."""
 
 
+class OtherInputsError(UserError):
+    """A detector was made for other inputs than this release gives, so it cannot score."""
+
+
 class DetectorConfig(BaseModel):
     """All that is needed to rebuild a detector before its tensors are loaded.
 
@@ -99,7 +103,7 @@ class Detector(nn.Module):
     All figures are parameters or buffers and travel along; all settings are in `config`.
 
     Raises:
-        UserError: the network wants other conditions, features or context nights than this
+        OtherInputsError: the network wants other conditions, features or context nights than this
             release gives it.
     """
 
@@ -197,7 +201,7 @@ def refuse_other_inputs(
     """Raise if a detector was made for other inputs than this release gives it.
 
     Raises:
-        UserError: which conditions or features differ, or that scoring loads too few nights.
+        OtherInputsError: which conditions or features differ, or that scoring loads too few nights.
     """
     stored: dict[str, tuple[str, ...]] = {"condition": config.conditions}
     given: dict[str, tuple[str, ...]] = {"condition": CONDITIONS}
@@ -207,9 +211,9 @@ def refuse_other_inputs(
     for kind in sorted(stored.keys() | given.keys()):
         difference = _describe_difference(kind, stored.get(kind, ()), given.get(kind, ()))
         if difference:
-            raise UserError(f"{difference}: retrain with `meterwatch train`")
+            raise OtherInputsError(f"{difference}: retrain with `meterwatch train`")
     if context_nights > MAX_CONTEXT_NIGHTS:
-        raise UserError(
+        raise OtherInputsError(
             f"the model {config.model} needs {context_nights} context nights, scoring loads "
             f"{MAX_CONTEXT_NIGHTS}: raise MAX_CONTEXT_NIGHTS in ml/scoring/config.py"
         )

@@ -1,5 +1,6 @@
 """What is registered comes back bit for bit, unpickled, and also when MLflow is down."""
 
+import json
 import logging
 import shutil
 import socket
@@ -107,6 +108,23 @@ def test_champion_alias_stays_with_better_version(trained_home: Path) -> None:
     version = registry.find_champion_version()
     assert version is not None
     assert version.version == "1"
+
+
+def test_champion_that_this_release_refuses_is_replaced_by_a_new_version(
+    trained_home: Path,
+) -> None:
+    config_file = paths.model_dir("1") / "config.json"
+    config = json.loads(config_file.read_text())
+    config["conditions"][0] = "is_payday"
+    config_file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="other condition inputs"):
+        registry.load_champion()
+
+    receipt = train.fn(TrainParameters(model=fleets.TEST_MODEL, max_epochs=1, seed=1))
+
+    assert receipt.is_promoted
+    assert "the champion cannot score any more, the model was trained on other" in receipt.line()
+    assert registry.load_champion()[1] == receipt.version
 
 
 def test_version_is_not_promoted_unless_requested(trained_home: Path) -> None:

@@ -33,6 +33,13 @@ def test_first_version_is_promoted() -> None:
     assert decision.why == "there was no champion"
 
 
+def test_version_replaces_a_champion_that_cannot_score() -> None:
+    decision = decide_promotion(None, "3", is_requested=True, champion_refusal="other inputs")
+    assert decision.is_promoted
+    assert decision.champion_version == "3"
+    assert decision.why == "the champion cannot score any more, other inputs"
+
+
 def test_better_version_is_not_promoted_unless_requested() -> None:
     decision = decide_promotion(1.0, "3", is_requested=False)
     assert not decision.is_promoted
