@@ -89,8 +89,8 @@ def compute_price_signals(nights: list[date], tariffs: pl.DataFrame) -> NDArray[
     )
     means = tariffs.group_by(night=pl.col("ts_utc").dt.date()).agg(signal=signal.mean())
     frame = pl.DataFrame({"night": nights}, schema={"night": pl.Date})
-    joined = frame.join(means, on="night", how="left", maintain_order="left")
-    return joined["signal"].fill_null(0.0).to_numpy().astype(np.float32)
+    with_signal = frame.join(means, on="night", how="left", maintain_order="left")
+    return with_signal["signal"].fill_null(0.0).to_numpy().astype(np.float32)
 
 
 def assign_condition_groups(households: pl.DataFrame) -> NDArray[np.int64]:

@@ -167,14 +167,14 @@ def prepare_benchmark(fleet: Fleet, config: BenchmarkConfig) -> BenchmarkData:
         UserError: too few nights on either side, or no household to learn from or to hold out.
     """
     first_test_night = _find_first_test_night(fleet.nights, config.until)
-    is_apart = is_held_out(fleet.household_ids)
-    held_out = np.flatnonzero(is_apart)
-    if not len(held_out) or is_apart.all():
-        raise UserError(f"the benchmark needs more than {len(is_apart)} households")
+    held_out_mask = is_held_out(fleet.household_ids)
+    held_out = np.flatnonzero(held_out_mask)
+    if not len(held_out) or held_out_mask.all():
+        raise UserError(f"the benchmark needs more than {len(held_out_mask)} households")
     copies_for_target = int(np.clip(TARGET_ROWS // len(held_out), 1, len(KIND_NAMES)))
     n_copies = config.copies or copies_for_target
     rows = repeat_households(held_out, n_copies)
-    training = _select_evenly(np.flatnonzero(~is_apart), len(rows))
+    training = _select_evenly(np.flatnonzero(~held_out_mask), len(rows))
     recent = fleet.select_nights(max(0, first_test_night - PRETEST_NIGHTS - WARMUP_NIGHTS))
     start = recent.nights.index(fleet.nights[first_test_night])
     test_nights = slice(start, len(recent.nights))

@@ -64,8 +64,8 @@ def explain_anomalies(
         actual_kwh, expected_kwh, context_kwh, min_readings, config
     )
     rule_index = _find_first_rule(nights)
-    shown = _score_half_hours_by_rule(nights, rule_index, half_hour_scores)
-    start, end = find_deviating_spans(shown, config.min_half_hour_score)
+    half_hour_scores_of_reason = _score_half_hours_by_rule(nights, rule_index, half_hour_scores)
+    start, end = find_deviating_spans(half_hour_scores_of_reason, config.min_half_hour_score)
     midnight = pl.col("night").cast(pl.Datetime("us"))
     half_hour = pl.duration(minutes=HALF_HOUR_MINUTES)
     return flagged.drop("actual_kwh", "expected_kwh").with_columns(

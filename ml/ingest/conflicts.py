@@ -165,9 +165,9 @@ def _select_winning_readings(
     ranks = np.full(kwh.shape, LAKE_RANK, dtype=np.int32)
     for each in placed_readings:
         # Nearly all household-nights are of one delivery alone: copied without comparison.
-        alone = each.positions[~each.is_shared]
-        kwh[alone] = each.kwh[~each.is_shared]
-        ranks[alone] = each.delivery_rank
+        unshared = each.positions[~each.is_shared]
+        kwh[unshared] = each.kwh[~each.is_shared]
+        ranks[unshared] = each.delivery_rank
         shared = each.positions[each.is_shared]
         delivered = each.kwh[each.is_shared]
         # A part of the same delivery came before: only a larger reading wins. A missing earlier

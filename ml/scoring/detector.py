@@ -204,12 +204,12 @@ def refuse_other_inputs(
         OtherInputsError: which conditions or features differ, or that scoring loads too few nights.
     """
     stored: dict[str, tuple[str, ...]] = {"condition": config.conditions}
-    given: dict[str, tuple[str, ...]] = {"condition": CONDITIONS}
+    current: dict[str, tuple[str, ...]] = {"condition": CONDITIONS}
     if config.features is not None:
         stored |= config.features
-        given |= feature_names
-    for kind in sorted(stored.keys() | given.keys()):
-        difference = _describe_difference(kind, stored.get(kind, ()), given.get(kind, ()))
+        current |= feature_names
+    for kind in sorted(stored.keys() | current.keys()):
+        difference = _describe_difference(kind, stored.get(kind, ()), current.get(kind, ()))
         if difference:
             raise OtherInputsError(f"{difference}: retrain with `meterwatch train`")
     if context_nights > MAX_CONTEXT_NIGHTS:
@@ -219,9 +219,11 @@ def refuse_other_inputs(
         )
 
 
-def _describe_difference(kind: str, stored: tuple[str, ...], given: tuple[str, ...]) -> str | None:
+def _describe_difference(
+    kind: str, stored: tuple[str, ...], current: tuple[str, ...]
+) -> str | None:
     """Return in words where two lists of input names first differ, None if they are equal."""
-    for place, (trained_on, now) in enumerate(zip_longest(stored, given), start=1):
+    for place, (trained_on, now) in enumerate(zip_longest(stored, current), start=1):
         if trained_on != now:
             return (
                 f"the model was trained on other {kind} inputs than this release computes: "

@@ -290,8 +290,8 @@ def _lose_consumption(profiles: ProfileBatch) -> Tensor:
     """
     block, _ = profiles.draw_block(4)
     zero = torch.zeros_like(profiles.level)
-    kept = profiles.choose_randomly(0.6, zero, profiles.draw_uniform(0, 0.4))
-    left = torch.where(block, profiles.kwh * kept, profiles.kwh)
+    share_left = profiles.choose_randomly(0.6, zero, profiles.draw_uniform(0, 0.4))
+    left = torch.where(block, profiles.kwh * share_left, profiles.kwh)
     lost = (profiles.kwh - left).sum(dim=2, keepdim=True)
     back = profiles.choose_randomly(0.3, lost * profiles.draw_uniform(0.3, 1.2), zero)
     # A random half-hour outside the stretch (inside, where it takes the whole day).

@@ -146,10 +146,10 @@ def compute_history_features(
     (`impute_history`); missing half-hours of the nights are NaN and count as the median. The nights
     follow directly on the history, one after another, which sets their weekdays.
     """
-    past = _summarize_history(to_log_readings(history, level, config), dtype)
+    summary = _summarize_history(to_log_readings(history, level, config), dtype)
     is_observed = ~nights.isnan()
-    x = torch.where(is_observed, to_log_readings(nights, level, config), past.median)
-    profiles = torch.cat((past.log_readings, x), dim=1)
+    x = torch.where(is_observed, to_log_readings(nights, level, config), summary.median)
+    profiles = torch.cat((summary.log_readings, x), dim=1)
     sorted_profiles = sort_last_dim(profiles)
     vectors = [
         _build_profile_vectors(view, dtype)
@@ -157,16 +157,18 @@ def compute_history_features(
     ]
     distances = [_compute_distances(view, config) for view in vectors]
     fine, coarse = distances[:2]
-    neighbors = _blend_neighbors(fine, past.log_readings, config.half_hour_bandwidth, dtype)
-    coarse_neighbors = _blend_neighbors(coarse, past.log_readings, config.coarse_bandwidth, dtype)
-    exceedances = _compute_exceedances(past, x, neighbors, config, dtype)
+    neighbors = _blend_neighbors(fine, summary.log_readings, config.half_hour_bandwidth, dtype)
+    coarse_neighbors = _blend_neighbors(
+        coarse, summary.log_readings, config.coarse_bandwidth, dtype
+    )
+    exceedances = _compute_exceedances(summary, x, neighbors, config, dtype)
     repeats = _compute_repeats(nights, config)
 
     half_hours: dict[str, Tensor] = {
-        **_compare_half_hours(past, x, config),
+        **_compare_half_hours(summary, x, config),
         "minus_half_hour_neighbors": x - neighbors,
         "minus_coarse_neighbors": x - coarse_neighbors,
-        "minus_same_weekdays": x - _average_same_weekdays(past, x),
+        "minus_same_weekdays": x - _average_same_weekdays(summary, x),
         "above_maximum": exceedances["above_maximum"],
         "below_minimum": exceedances["below_minimum"],
         "above_q90": exceedances["above_q90"],
@@ -175,9 +177,9 @@ def compute_history_features(
         "is_observed": is_observed.to(x.dtype),
     }
     household: dict[str, Tensor] = {
-        "recent_minus_older_mean": past.recent_moments.mean - past.older_moments.mean,
-        "usual_deviation": past.all_moments.deviation,
-        "q90_minus_q10": past.quantiles[:, -2] - past.quantiles[:, 1],
+        "recent_minus_older_mean": summary.recent_moments.mean - summary.older_moments.mean,
+        "usual_deviation": summary.all_moments.deviation,
+        "q90_minus_q10": summary.quantiles[:, -2] - summary.quantiles[:, 1],
     }
     half_hours |= {name: value[:, None].expand_as(x) for name, value in household.items()}
 
@@ -186,16 +188,16 @@ def compute_history_features(
         for name, view, distance in zip(PROFILE_VIEWS, vectors, distances, strict=True)
     } | {
         "profile": _compute_profile_statistics(
-            profiles, sorted_profiles, past.all_moments, config, dtype
+            profiles, sorted_profiles, summary.all_moments, config, dtype
         ),
         "repeats": _compute_repeat_features(history, repeats, config),
-        "alignment": _compute_alignment(past.all_moments.mean, x, config, dtype),
+        "alignment": _compute_alignment(summary.all_moments.mean, x, config, dtype),
         "observed": is_observed.to(x.dtype).mean(dim=2, keepdim=True),
         "exceedances": _pool_exceedances(exceedances, config),
     }
     night = _concatenate_blocks(blocks, dtype).clamp(-config.limit, config.limit)
     half_hour = _stack_named(half_hours, HALF_HOUR_FEATURES, dtype)
-    return HistoryFeatures(past.median.expand_as(x), half_hour, night)
+    return HistoryFeatures(summary.median.expand_as(x), half_hour, night)
 
 
 def to_log_readings(kwh: Tensor, level: Tensor, config: HistoryFeatureConfig) -> Tensor:

@@ -211,10 +211,10 @@ class HistoryNetwork(Network):
     def _compute_window_features(self, windows: Windows) -> tuple[HistoryFeatures, Tensor]:
         """Return the features of the last night, and the level `[B]` of its history in kWh."""
         config = self.feature_config
-        history = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1]
-        level = usual_level_kwh(history, config)
-        complete = impute_history(history, level, config)
-        return compute_history_features(complete, windows.kwh[:, -1:], level, config), level
+        history_kwh = windows.kwh[:, -HISTORY_NIGHTS - 1 : -1]
+        level = usual_level_kwh(history_kwh, config)
+        imputed_history = impute_history(history_kwh, level, config)
+        return compute_history_features(imputed_history, windows.kwh[:, -1:], level, config), level
 
     def _apply_heads(
         self, features: HistoryFeatures, conditions: Tensor

@@ -104,15 +104,15 @@ def test_same_weekdays_are_whole_weeks_before_each_night() -> None:
 
 def test_night_that_was_there_before_is_its_own_nearest_neighbor() -> None:
     history, _, level = simulate_history()
-    known = compute(history, history[:, 5:6], level)
+    repeated = compute(history, history[:, 5:6], level)
     new = compute(history, history[:, 5:6].flip(2) * 2, level)
     for view in ("half_hours", "90_minutes", "6_hours", "sorted", "steps"):
         name = f"neighbors_{view}.distance_rank_1"
-        assert (night(known, name) < 1e-4).all(), view
-        assert (night(new, name) > night(known, name)).all(), view
-    assert half_hour(known, "minus_half_hour_neighbors").abs().mean() < 0.2
+        assert (night(repeated, name) < 1e-4).all(), view
+        assert (night(new, name) > night(repeated, name)).all(), view
+    assert half_hour(repeated, "minus_half_hour_neighbors").abs().mean() < 0.2
     torch.testing.assert_close(
-        night(known, "neighbors_sorted.distance_rank_1"),
+        night(repeated, "neighbors_sorted.distance_rank_1"),
         night(compute(history, history[:, 5:6].flip(2), level), "neighbors_sorted.distance_rank_1"),
     )
 

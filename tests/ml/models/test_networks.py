@@ -34,8 +34,8 @@ every_model = pytest.mark.parametrize("model", MODEL_NAMES)
 
 def build_network(model: str) -> Network:
     """A network in double precision that has learned nothing but its scales."""
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
-    return fleets.build_untrained_detector(known, model).network.double().eval()
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+    return fleets.build_untrained_detector(fleet, model).network.double().eval()
 
 
 def build_windows(network: Network, n_nights: int = 6, seed: int = 0) -> Windows:
@@ -134,18 +134,18 @@ def test_training_steps_lower_the_loss(model: str) -> None:
 
 @every_model
 def test_model_trains_scores_and_loads_from_disk(model: str, tmp_path: Path) -> None:
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
     quick = FitParameters(model=model, max_epochs=1, batch_size=32, epoch_size=64)
-    fitted = train_and_calibrate(known, quick, MIN_READINGS, str(tmp_path / "fit")).detector
+    fitted = train_and_calibrate(fleet, quick, MIN_READINGS, str(tmp_path / "fit")).detector
     save_detector(fitted, tmp_path)
     loaded = load_detector(tmp_path)
     assert loaded.config == fitted.config
     assert have_equal_weights(loaded.state_dict(), fitted.state_dict())
-    night = score_fleet(loaded, known, MIN_READINGS)
+    night = score_fleet(loaded, fleet, MIN_READINGS)
     assert np.isfinite(night.score).all()
     assert ((night.p_value > 0) & (night.p_value <= 1)).all()
     none = np.zeros(NIGHTS, dtype=bool)
-    assert np.isnan(loaded.compute_log_odds(known, none, MIN_READINGS)).all()
+    assert np.isnan(loaded.compute_log_odds(fleet, none, MIN_READINGS)).all()
 
 
 def test_custom_network_sizes_survive_serialization() -> None:
@@ -199,13 +199,14 @@ def test_forecast_does_not_depend_on_forecast_half_hours() -> None:
     readings = torch.randn(1, 4, 48, dtype=torch.float64)
     other = readings.clone()
     other[:, -1, 36:] += 1
-    known = torch.zeros(1, 15)
+    conditions = torch.zeros(1, 15)
     assert torch.equal(
-        network.predict_standardized(readings, known), network.predict_standardized(other, known)
+        network.predict_standardized(readings, conditions),
+        network.predict_standardized(other, conditions),
     )
     other[:, -1, 30] += 1
-    changed = network.predict_standardized(readings, known) != network.predict_standardized(
-        other, known
+    changed = network.predict_standardized(readings, conditions) != network.predict_standardized(
+        other, conditions
     )
     assert changed[0].tolist() == [False] * 36 + [True] * 12
 
@@ -220,25 +221,25 @@ def test_positional_encoding_has_falling_frequencies() -> None:
 
 @given(
     nights=st.integers(1, 6),
-    lead_nights=st.integers(0, 8),
+    context_nights=st.integers(0, 8),
     picks=st.lists(st.integers(0, 10**6), max_size=8),
 )
 @settings(max_examples=40, deadline=None)
 def test_window_holds_night_and_its_context_nights(
-    nights: int, lead_nights: int, picks: list[int]
+    nights: int, context_nights: int, picks: list[int]
 ) -> None:
     """One gather over all households: none may see the nights of its neighbour."""
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(3, nights))
-    known = replace(known, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(3, nights))
+    fleet = replace(fleet, conditions=np.random.default_rng(0).random((3, nights, 15), np.float32))
     places = torch.tensor([pick % (3 * nights) for pick in picks], dtype=torch.long)
-    taken = FleetWindows(known, lead_nights, MIN_READINGS).gather_windows(places)
-    level = usual_levels_kwh(known, MIN_READINGS)
-    assert taken.kwh.shape == (len(picks), lead_nights + 1, 48)
+    taken = FleetWindows(fleet, context_nights, MIN_READINGS).gather_windows(places)
+    level = usual_levels_kwh(fleet, MIN_READINGS)
+    assert taken.kwh.shape == (len(picks), context_nights + 1, 48)
     for row, (h, d) in enumerate(zip(*np.divmod(places.numpy(), nights), strict=True)):
-        before = np.full((lead_nights, 48), np.nan)
-        past = np.concatenate((before, known.kwh[h, : d + 1]))[-lead_nights - 1 :]
+        before = np.full((context_nights, 48), np.nan)
+        past = np.concatenate((before, fleet.kwh[h, : d + 1]))[-context_nights - 1 :]
         np.testing.assert_array_equal(taken.kwh[row], past)
-        np.testing.assert_array_equal(taken.conditions[row], known.conditions[h, d])
+        np.testing.assert_array_equal(taken.conditions[row], fleet.conditions[h, d])
         assert taken.level[row].item() == level[h, d]
 
 

@@ -37,8 +37,8 @@ def build_window(readings_kwh: np.ndarray, first_night: int, last_night: int) ->
 def score_range(
     detector: Detector, readings_kwh: np.ndarray, first_night: int, last_night: int
 ) -> pl.DataFrame:
-    known = build_window(readings_kwh, first_night, last_night)
-    return score_nights(detector, known, known.nights[WARMUP_NIGHTS], **SCORING_OPTIONS).scores
+    fleet = build_window(readings_kwh, first_night, last_night)
+    return score_nights(detector, fleet, fleet.nights[WARMUP_NIGHTS], **SCORING_OPTIONS).scores
 
 
 @pytest.mark.seed_fault
@@ -67,17 +67,17 @@ def test_scores_of_a_range_equal_scores_of_each_night(
 
 
 def test_scores_do_not_depend_on_household_order(detector: Detector, readings: np.ndarray) -> None:
-    known = build_window(readings, WARMUP_NIGHTS, N_NIGHTS - 1)
+    fleet = build_window(readings, WARMUP_NIGHTS, N_NIGHTS - 1)
     order = np.random.default_rng(1).permutation(N_HOUSEHOLDS)
     shuffled = Fleet(
-        [known.household_ids[i] for i in order],
-        known.nights,
-        known.kwh[order],
-        known.condition_group[order],
-        known.conditions,
+        [fleet.household_ids[i] for i in order],
+        fleet.nights,
+        fleet.kwh[order],
+        fleet.condition_group[order],
+        fleet.conditions,
     )
-    first = known.nights[WARMUP_NIGHTS]
-    table = score_nights(detector, known, first, **SCORING_OPTIONS)
+    first = fleet.nights[WARMUP_NIGHTS]
+    table = score_nights(detector, fleet, first, **SCORING_OPTIONS)
     other = score_nights(detector, shuffled, first, **SCORING_OPTIONS)
     assert table.scores.equals(other.scores)
     assert table.anomalies.equals(other.anomalies)
@@ -161,8 +161,8 @@ def test_flags_respect_the_alert_budget_and_have_profiles(
 ) -> None:
     odd = readings.copy()
     odd[3, -1] *= 8
-    known = build_window(odd, N_NIGHTS - 1, N_NIGHTS - 1)
-    tables = score_nights(detector, known, known.nights[-1], **SCORING_OPTIONS)
+    fleet = build_window(odd, N_NIGHTS - 1, N_NIGHTS - 1)
+    tables = score_nights(detector, fleet, fleet.nights[-1], **SCORING_OPTIONS)
     flagged, anomalies = tables.scores.filter("is_anomaly"), tables.anomalies
     assert len(flagged) <= 3
     assert flagged["household_id"].to_list() == anomalies["household_id"].to_list()
@@ -170,11 +170,11 @@ def test_flags_respect_the_alert_budget_and_have_profiles(
     row = anomalies.row(by_predicate=pl.col("household_id") == "MAC000003", named=True)
     np.testing.assert_allclose(row["actual_kwh"], odd[3, -1])
     assert row["excess_kwh"] > 0
-    assert known.nights[-1] <= row["start_utc"].date() < row["end_utc"].date() + timedelta(days=1)
+    assert fleet.nights[-1] <= row["start_utc"].date() < row["end_utc"].date() + timedelta(days=1)
 
 
 def test_seed_network_has_the_expected_parameters(detector: Detector) -> None:
     # 63 x 8 + 8 + 8 x 2 + 2 + 17 x 8 + 8 + 8 x 48 + 48 = 1,106
     assert sum(weight.numel() for weight in detector.network.parameters()) == 1106
-    x, known = torch.zeros(3, 48), torch.zeros(3, 15)
-    assert detector.network.encode(x, known).shape == (3, 2)
+    x, conditions = torch.zeros(3, 48), torch.zeros(3, 15)
+    assert detector.network.encode(x, conditions).shape == (3, 2)

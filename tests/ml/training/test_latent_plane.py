@@ -20,9 +20,9 @@ def test_latent_does_not_depend_on_batch(model: str) -> None:
     """The latent of a night is the same whatever shares its batch, gaps or not."""
     kwh = fleets.simulate_readings_kwh(1, NIGHTS)
     kwh[0, -2, 4:9] = np.nan
-    known = fleets.build_fleet(kwh)
-    network = fleets.build_untrained_detector(known, model).network.double().eval()
-    windows = fleets.build_windows(known, network.context_nights)
+    fleet = fleets.build_fleet(kwh)
+    network = fleets.build_untrained_detector(fleet, model).network.double().eval()
+    windows = fleets.build_windows(fleet, network.context_nights)
     batch = type(windows)(*(part[-5:].double() for part in windows))
     among = network.compute_latent(batch)
     alone = network.compute_latent(type(batch)(*(part[3:4] for part in batch)))
@@ -35,11 +35,11 @@ def test_latent_does_not_depend_on_batch(model: str) -> None:
 def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
     kwh = fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS)
     kwh[1, 7] = np.nan
-    known = fleets.build_fleet(kwh)
-    known.conditions[0, :, CONDITIONS.index("affluence")] = -1
-    known.conditions[1, :, CONDITIONS.index("affluence")] = 1
-    network = fleets.build_untrained_detector(known, model).network
-    shown = compute_latent_plane(network, known, MIN_READINGS)
+    fleet = fleets.build_fleet(kwh)
+    fleet.conditions[0, :, CONDITIONS.index("affluence")] = -1
+    fleet.conditions[1, :, CONDITIONS.index("affluence")] = 1
+    network = fleets.build_untrained_detector(fleet, model).network
+    shown = compute_latent_plane(network, fleet, MIN_READINGS)
     assert shown.points.shape == (HOUSEHOLDS * NIGHTS - 1, 2)
     first = [fleets.FIRST_NIGHT + timedelta(days=day) for day in range(NIGHTS)]
     assert shown.nights == [*first, *first[:7], *first[8:], *first]
@@ -51,10 +51,10 @@ def test_latent_points_keep_nights_and_acorn_groups(model: str) -> None:
 
 def test_latent_plane_keeps_directions_of_largest_variance() -> None:
     """Two of the points' own directions explain as much as any two can."""
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
-    network = fleets.build_untrained_detector(known, "batchnorm_autoencoder").network.eval()
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(HOUSEHOLDS, NIGHTS))
+    network = fleets.build_untrained_detector(fleet, "batchnorm_autoencoder").network.eval()
     with torch.inference_mode():
-        latent = network.compute_latent(fleets.build_windows(known, 0)).double().numpy()
+        latent = network.compute_latent(fleets.build_windows(fleet, 0)).double().numpy()
     variances = np.linalg.eigvalsh(np.cov(latent.T))[::-1]
-    points = compute_latent_plane(network, known, MIN_READINGS).points
+    points = compute_latent_plane(network, fleet, MIN_READINGS).points
     np.testing.assert_allclose(points.var(axis=0, ddof=1), variances[:2], rtol=1e-3)

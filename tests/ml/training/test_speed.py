@@ -21,9 +21,9 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure_model(model: str) -> tuple[torch.nn.Module, pl.DataFrame]:
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
-    network = fleets.build_untrained_detector(known, model).network
-    windows = FleetWindows(known, network.context_nights, min_readings=36)
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
+    network = fleets.build_untrained_detector(fleet, model).network
+    windows = FleetWindows(fleet, network.context_nights, min_readings=36)
     return network, speed.measure_training_speed(network, windows, torch.arange(100, 105))
 
 
@@ -52,12 +52,12 @@ def test_mixed_precision_saves_fewer_tensors(briefly: None) -> None:
 def test_measuring_changes_neither_weights_nor_random_state(briefly: None) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    known = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
-    network = fleets.build_untrained_detector(known).network.eval()
+    fleet = fleets.build_fleet(fleets.simulate_readings_kwh(2, 60))
+    network = fleets.build_untrained_detector(fleet).network.eval()
     before = copy.deepcopy(network.state_dict())
     torch.set_rng_state(state)
     speed.measure_training_speed(
-        network, FleetWindows(known, 0, min_readings=36), torch.arange(100)
+        network, FleetWindows(fleet, 0, min_readings=36), torch.arange(100)
     )
     assert have_equal_weights(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
