@@ -10,7 +10,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from ml.arrays import BoolArray, FloatArray, median_and_mad, rolling_windows
-from ml.fleet import LEVEL_NIGHTS, Fleet
+from ml.fleet import Fleet
 from ml.models.base import ScoreKind
 from ml.schemas import HALF_HOURS
 from ml.scoring.alerts import alert_threshold, compute_alert_curve, compute_alert_p_values
@@ -275,8 +275,7 @@ class Calibration(nn.Module):
         is_missing = is_scored.any(axis=0) & ~np.isfinite(surprisal).any(axis=0)
         if is_missing.any():
             start = int(is_missing.argmax())
-            # The rules and the cold-start penalty look this far back.
-            before = max(0, start - max(LEVEL_NIGHTS, self.config.established_nights))
+            before = max(0, start - self.config.surprisal_lookback_nights)
             recent = fleet.select_nights(before)
             computed = self.compute_surprisal(deviation[:, before:], recent, min_readings)
             surprisal[:, start:] = computed[:, start - before :]

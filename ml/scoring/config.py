@@ -241,6 +241,11 @@ class ScoringConfig(BaseModel):
     calibration: CalibrationConfig = CalibrationConfig()
 
     @property
+    def surprisal_lookback_nights(self) -> int:
+        """Nights before a night that its surprisal looks back at: the rules' habit, cold start."""
+        return max(self.rules.habit_nights, self.established_nights)
+
+    @property
     def calibration_warmup_nights(self) -> int:
         """Nights before a night whose surprisal its flag, and whether it opens an episode, rest on.
 

@@ -113,12 +113,13 @@ class Detector(nn.Module):
         super().__init__()
         network_class = import_network_class(config.model)
         self.network = network_class(config.network)
-        self.config = config.model_copy(update={"features": self.network.feature_names()})
+        feature_names = self.network.feature_names()
+        refuse_other_inputs(config, feature_names, network_class.context_nights)
+        self.config = config.model_copy(update={"features": feature_names})
         self.calibration = Calibration(
             config.scoring, network_class.score_kind, n_reference_scores, n_training_households
         )
         self.exported_program: NetworkFunction | None = None
-        refuse_other_inputs(config, self.network.feature_names(), network_class.context_nights)
 
     @classmethod
     def from_state(cls, config: DetectorConfig, state: Mapping[str, Tensor]) -> "Detector":

@@ -10,7 +10,7 @@ import polars as pl
 from ml.arrays import BoolArray, FloatArray, pad_left
 from ml.episodes import find_episode_starts
 from ml.explain.reasons import explain_anomalies, select_context_nights
-from ml.fleet import LEVEL_NIGHTS, Fleet, count_usable_nights
+from ml.fleet import Fleet, count_usable_nights
 from ml.schemas import Anomalies, Nights, Scores
 from ml.scoring.calibration import CalibratedScores
 from ml.scoring.config import MAX_CONTEXT_NIGHTS, ScoringConfig
@@ -71,10 +71,9 @@ class _Span:
 
 def first_night_needed(first: date, detector: Detector | None = None) -> date:
     """Return the first night that must be loaded to score `first`: by this detector, or by any."""
-    warmup_nights = WARMUP_NIGHTS - MAX_CONTEXT_NIGHTS
-    if detector is not None:
-        warmup_nights = _log_odds_warmup_nights(detector)
-    return first - timedelta(days=warmup_nights + MAX_CONTEXT_NIGHTS)
+    if detector is None:
+        return first - timedelta(days=WARMUP_NIGHTS)
+    return first - timedelta(days=_log_odds_warmup_nights(detector) + MAX_CONTEXT_NIGHTS)
 
 
 def score_fleet(detector: Detector, fleet: Fleet, min_readings: int) -> FleetScores:
@@ -115,7 +114,8 @@ def score_nights(
     output = detector.run_network(fleet, slice(skip, None), min_readings)
     log_odds = _complete_log_odds(detector, fleet, output.log_odds, cached, min_readings)
     # Nights that were loaded only as network context have no log odds: they are cut off.
-    start = max(0, skip - _error_warmup_nights(detector) - LEVEL_NIGHTS)
+    n_before = _error_warmup_nights(detector) + detector.config.scoring.surprisal_lookback_nights
+    start = max(0, skip - n_before)
     recent = fleet.select_nights(start)
     recent_log_odds = log_odds[:, start:]
     recent_surprisal = None
